@@ -1,0 +1,56 @@
+"""Ask a trained network a question: compose -> validate -> load -> one analysis -> save (python analyze.py --help)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from train import REFUSALS, console, run_command
+from zfscope.analyses.evaluate import evaluate
+from zfscope.checkpoints import load_network, run_config
+from zfscope.config import AnalyzeConfig, DataConfig, check
+from zfscope.data.datamodule import ImageData, open_data
+from zfscope.runs import lock, remove_unused, write_results
+from zfscope.tables import results_table
+
+ANALYSES = {"evaluate": evaluate}
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
+def main(values: DictConfig) -> None:
+    """One analysis of one checkpoint."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        config = check(AnalyzeConfig, OmegaConf.to_container(values, resolve=True, throw_on_missing=True))
+        with lock(folder):
+            analyze(config, folder)
+    except REFUSALS:
+        remove_unused(folder)
+        raise
+
+
+def analyze(config: AnalyzeConfig, folder: Path) -> None:
+    """Load the network and its data, run the analysis, save and print what it found."""
+    network = load_network(config.checkpoint)
+    run = run_config(config.checkpoint)
+    given = {name: value for name, value in config.data.items() if value is not None}
+    preprocessing = network.preprocessing
+    sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
+    data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given})
+    data = ImageData(open_data(data_config), data_config, preprocessing)
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    found = ANALYSES[config.analysis.name](network, data, config.analysis, device)
+    paper = run.get("paper", {})
+    metrics = {name: {"value": value, "unit": "%", "paper": paper.get(name)} for name, value in found.items()}
+    write_results(folder, metrics, {"checkpoint": str(config.checkpoint), "data": data_config.name})
+    console.print(results_table(metrics, str(config.checkpoint)))
+    console.print(f"saved in {folder}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,45 @@
+"""Pictures of a layer's filters while a network trains. Source: Zeiler & Fergus (2014), Fig. 6."""
+
+from collections.abc import Sequence
+
+import lightning
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+from zfscope.callbacks.panel import show
+from zfscope.callbacks.when import When, epoch_number
+from zfscope.figures import filter_sheet
+from zfscope.layers import conv_layers
+
+
+class FilterImages(lightning.Callback):
+    """Draw a conv layer's filters after each validation: one scale, the RMS of each; panel ``filter_images/<layer>``.
+
+    Args:
+        layer: Name of the conv layer; None for the first one.
+        when: Every n-th epoch, or a list of epochs counted from 1.
+
+    Raises:
+        ValueError: If ``when`` names no epochs; before training, if there is no such layer.
+    """
+
+    def __init__(self, layer: str | None = None, when: int | Sequence[int] = 1) -> None:
+        self.layer, self.when = layer, When(when)
+        self._found: tuple[str, nn.Conv2d] | None = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Find the layer, and refuse a name that is none."""
+        layers = conv_layers(pl_module)
+        name = self.layer if self.layer is not None else next(iter(layers), None)
+        if name not in layers:
+            raise ValueError(f"FilterImages: no conv layer {name!r}; the conv layers are {', '.join(layers) or 'none'}")
+        self._found = name, layers[name]
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw and show."""
+        epoch = epoch_number(trainer)
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fitting or not trainer.is_global_zero or epoch not in self.when:
+            return
+        name, layer = self._found
+        show(trainer, f"filter_images/{name}", filter_sheet(layer.weight, title=f"{name}, epoch {epoch}"))

@@ -1,0 +1,57 @@
+"""Keep the RMS of conv filters within a radius while a network trains.
+
+Source: Zeiler & Fergus (2014), Sec. 3: without it a few first-layer filters dominate.
+"""
+
+import lightning
+from torch import Tensor, nn
+
+from zfscope.layers import conv_layers, rescale_filters_
+
+
+class FilterRenorm(lightning.Callback):
+    """After each optimiser step, rescale every conv filter whose RMS exceeds the radius.
+
+    Logs each epoch ``filter_renorm/<layer>``: how many of the layer's filters were rescaled at least once. Frozen layers
+    are left as they are.
+
+    Args:
+        radius: Largest RMS of a filter, above 0. The paper's 0.1 belongs to inputs in about [-128, 128].
+
+    Raises:
+        ValueError: If ``radius`` is not above 0, or the model has no conv layer.
+    """
+
+    def __init__(self, radius: float = 0.1) -> None:
+        if not radius > 0:
+            raise ValueError(f"filter_rms={radius} must be above 0 (the paper's is 0.1); null turns it off")
+        self.radius = radius
+        self._layers: dict[str, nn.Conv2d] = {}
+        self._above: dict[str, Tensor] = {}
+        self._step = 0
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Find the conv layers."""
+        self._layers = conv_layers(pl_module)
+        if not self._layers:
+            raise ValueError("FilterRenorm needs a model with conv layers; take it out of the callbacks")
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start counting anew."""
+        self._step = trainer.global_step
+        self._above = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Rescale if the optimiser made a step; while gradients accumulate it makes none."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        for name, layer in self._layers.items():
+            if layer.weight.requires_grad:
+                above = rescale_filters_(layer.weight, self.radius)
+                self._above[name] = self._above[name] | above if name in self._above else above
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log how many filters were rescaled."""
+        for name, above in self._above.items():
+            pl_module.log(f"filter_renorm/{name}", above.sum().float())

@@ -1,0 +1,39 @@
+"""How a run shows that it is alive: a bar in a terminal, one line an epoch in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import lightning
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+
+def build_progress() -> Callback:
+    """A rich bar with ETA and the current error where someone watches; plain lines where output goes to a file."""
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines()
+
+
+class EpochLines(Callback):
+    """One line an epoch: errors, loss, speed, and how long the rest will take."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self._since, self._first = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the line."""
+        if not trainer.is_global_zero:
+            return
+        done = trainer.current_epoch + 1
+        seconds = time.monotonic() - self._since
+        total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        left = "" if total is None else f", {(total - done) * seconds / (done - self._first) / 60:.1f} min left"
+        metrics = trainer.callback_metrics
+        shown = [
+            f"{name} {float(metrics[name]):.{digits}f}"
+            for name, digits in (("train/loss", 3), ("train/top1_error", 1), ("val/loss", 3), ("val/top1_error", 1))
+            if name in metrics
+        ]
+        epoch = f"{done}" if total is None else f"{done}/{total}"
+        print(f"epoch {epoch}: {', '.join(shown)}, {seconds / 60:.1f} min{left}", flush=True)

@@ -1,0 +1,35 @@
+"""Which epochs are looked at. Epochs are counted from 1, as people do; Lightning's ``current_epoch`` counts from 0."""
+
+from collections.abc import Iterable
+
+import lightning
+
+
+def epoch_number(trainer: lightning.Trainer) -> int:
+    """Give the epoch that is running, counted from 1."""
+    return trainer.current_epoch + 1
+
+
+class When:
+    """The epochs that something is done in.
+
+    Args:
+        epochs: A number n for every n-th epoch (1 is each), or the epochs themselves, counted from 1, such as
+            ``[1, 2, 5, 10, 20, 30, 40, 64]`` (Fig. 4).
+
+    Raises:
+        ValueError: If an epoch is no whole number from 1 up, or there is none.
+    """
+
+    def __init__(self, epochs: int | Iterable[int] = 1) -> None:
+        self._every = isinstance(epochs, int)
+        self._epochs = frozenset([epochs] if isinstance(epochs, int) else epochs)
+        wrong = [each for each in self._epochs if isinstance(each, bool) or not isinstance(each, int) or each < 1]
+        if wrong or not self._epochs:
+            raise ValueError(
+                f"when={epochs!r} must be a whole number n (every n-th epoch) or a list of epochs, all 1 or more"
+            )
+
+    def __contains__(self, epoch: int) -> bool:
+        """Whether ``epoch``, counted from 1, is one of them."""
+        return epoch % min(self._epochs) == 0 if self._every else epoch in self._epochs

@@ -1,0 +1,214 @@
+"""Data sets by name, the order in which images come, and the loaders that a Trainer wants.
+
+The order of a run's batches is a function of (seed, number of the batch), nothing is stored, and so a run
+that goes on in the middle of an epoch meets exactly the images that it would have met.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from zfscope.config import DataConfig
+from zfscope.data.elpv import open_elpv
+from zfscope.data.fashion_mnist import open_fashion_mnist
+from zfscope.data.folders import open_caltech, open_folder
+from zfscope.data.imagenet import open_imagenet
+from zfscope.data.imageset import ArrayImages, ImageSet, Splits
+from zfscope.data.phantom import open_phantom
+from zfscope.data.statistics import Statistics
+from zfscope.data.transforms import CanvasTransform, CentreTransform, TrainTransform
+from zfscope.data.voc import open_voc
+from zfscope.preprocessing import Preprocessing
+
+
+def open_data(config: DataConfig) -> Splits:
+    """Open the data set that ``conf/data`` names.
+
+    Raises:
+        ValueError: If a folder is needed and none is given, or what lies there makes no data set.
+        FileNotFoundError: If it is not there, with where it looked and how to get it.
+    """
+    needs_root = {"folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"}
+    if config.name in needs_root and config.root is None:
+        raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
+    shares = {"val_fraction": config.val_fraction, "seed": config.split_seed}
+    match config.name:
+        case "phantom":
+            return open_phantom(Path(config.cache) / "phantom", config.split_seed)
+        case "elpv":
+            return open_elpv(config.resize, **shares)
+        case "imagenet":
+            return open_imagenet(config.root)
+        case "caltech101" | "caltech256":
+            return open_caltech(
+                config.root,
+                config.name,
+                clutter=config.clutter,
+                download=config.download,
+                test_fraction=config.test_fraction,
+                **shares,
+            )
+        case "voc2012":
+            return open_voc(config.root, download=config.download)
+        case "fashion_mnist":
+            return open_fashion_mnist(config.root, download=config.download, **shares)
+        case _:
+            return open_folder(config.root, **shares)
+
+
+class Examples(Dataset):
+    """Images with labels and positions: ``(image (3, H, W), label, index)``; keys are ``(epoch, index)``."""
+
+    def __init__(self, images: ImageSet, transform: Callable[..., Tensor], canvas: int) -> None:
+        self.images, self.transform, self.canvas = images, transform, canvas
+        self.labels = torch.from_numpy(images.labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        epoch, index = key
+        image = self.images.read(index, short_side=self.canvas)
+        random = isinstance(self.transform, TrainTransform)
+        view = self.transform(image, epoch, index) if random else self.transform(image)
+        return view, self.labels[index], index
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Shuffled batches of ``(epoch, index)``, from wherever the run stands.
+
+    Args:
+        size: Number of training images.
+        batch_size: Images in a batch, on each rank.
+        seed: Of the run.
+        position: Tells how many batches the run has behind it; asked at each start of an epoch.
+        rank: This process.
+        world_size: Number of processes; each takes its own part of every batch.
+        only: Go round the first few batches only, to overfit them; 0 takes all.
+
+    Raises:
+        ValueError: If a batch is larger than the data.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], int],
+        rank: int = 0,
+        world_size: int = 1,
+        only: int = 0,
+    ) -> None:
+        if batch_size * world_size > size:
+            raise ValueError(
+                f"data.batch_size={batch_size} on {world_size} device(s) is larger than the {size} training images; "
+                "use a smaller data.batch_size"
+            )
+        self.size, self.batch_size, self.seed, self.position = size, batch_size, seed, position
+        self.rank, self.world_size, self.only = rank, world_size, only
+
+    def __len__(self) -> int:
+        """Batches in an epoch; images that do not fill the last one have their turn in another epoch."""
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start = self.position()
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for number in range(start, start + len(self)):
+            if self.only:
+                number %= self.only
+            if number // len(self) != epoch:
+                epoch = number // len(self)
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            first = ((number % len(self)) * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+
+
+class ImageData(lightning.LightningDataModule):
+    """Loaders over the parts of a data set; batches are ``(image (N, 3, H, W), label, index)``.
+
+    Args:
+        splits: Training, validation and test images.
+        config: Batch size, workers, augmentation.
+        preprocessing: As the network wants its images.
+        seed: Of the run.
+        statistics: Needed for ``augment.pca_colour``.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        config: DataConfig,
+        preprocessing: Preprocessing,
+        seed: int = 0,
+        statistics: Statistics | None = None,
+    ) -> None:
+        super().__init__()
+        self.splits, self.config, self.preprocessing, self.seed = splits, config, preprocessing, seed
+        self.directions = statistics.colour_directions() if statistics is not None else None
+        if config.batch_size > len(splits.train):
+            TrainBatches(len(splits.train), config.batch_size, seed, lambda: 0)
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that load; with ``auto`` none for small arrays in memory, else up to eight."""
+        return workers_for(self.splits.train, self.config)
+
+    def train_dataloader(self) -> DataLoader:
+        """Random views of the training images."""
+        trainer, config = self.trainer, self.config
+        transform = TrainTransform(self.preprocessing, config.augment, self.seed, self.directions)
+        overfit = trainer.overfit_batches
+        batches = TrainBatches(
+            len(self.splits.train),
+            config.batch_size,
+            self.seed,
+            position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        batches.only = overfit if isinstance(overfit, int) else int(overfit * len(batches))
+        return DataLoader(
+            Examples(self.splits.train, transform, self.preprocessing.resize),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """The middle crop of the validation images, in order; each rank takes its own, none is repeated."""
+        return self.loader(self.splits.val, CentreTransform(self.preprocessing))
+
+    def loader(self, images: ImageSet, transform: Callable[..., Tensor], batch_size: int | None = None) -> DataLoader:
+        """Images in order under a transform without random choices."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            Examples(images, transform, self.preprocessing.resize),
+            batch_size=batch_size or self.config.batch_size,
+            sampler=[(0, index) for index in range(rank, len(images), world_size)],
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def canvases(self, images: ImageSet, batch_size: int) -> DataLoader:
+        """Whole canvases in order, for evaluation with one and ten crops."""
+        return self.loader(images, CanvasTransform(self.preprocessing), batch_size)
+
+
+def workers_for(images: ImageSet, config: DataConfig) -> int:
+    """Processes that decode images: ``auto`` needs none for arrays in memory, else up to eight."""
+    if config.num_workers != "auto":
+        return config.num_workers
+    light = isinstance(images, ArrayImages) and config.augment.policy == "standard"
+    return 0 if light else min(8, os.cpu_count() or 1)

@@ -1,0 +1,422 @@
+"""Labelled images that are read one at a time: from files, or from an array in memory or on disk.
+
+Every data set of this package is a function that returns `Splits` of these. What `read` returns is always 8-bit RGB,
+whatever lies in the file, under one policy for the odd cases that real folders hold (see `FileImages.read`).
+
+Source: the paper says nothing about reading files; all policies here are our choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 50  # 1x5000 px with its short side at 256 would be 256 x 1,280,000
+BACKGROUND = (128, 128, 128)  # behind transparent pixels: near the mean image, so it says next to nothing to a network
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(OSError):
+    """An image that cannot be used; the message is one line with path, cause and way out."""
+
+    # One message, no further arguments: a DataLoader builds the exception of its worker anew from one string.
+
+
+class ImageSet:
+    """Labelled images that are read one at a time; base class of `FileImages` and `ArrayImages`.
+
+    Attributes:
+        classes: Class names; a label is a position in it.
+        labels: ``(N,)`` int64, or ``(N, K)`` float32 of 0 and 1 where an image may have several labels.
+    """
+
+    def __init__(self, labels: np.ndarray, classes: Sequence[str]):
+        self.classes = tuple(classes)
+        labels = np.asarray(labels)
+        if labels.ndim == 1 and labels.dtype.kind in "iu":
+            fits = not len(labels) or (labels.min() >= 0 and labels.max() < len(self.classes))
+            self.labels = labels.astype(np.int64, copy=False)
+        elif labels.ndim == 2:
+            fits = labels.shape[1] == len(self.classes) and bool(np.isin(labels, (0, 1)).all())
+            self.labels = labels.astype(np.float32, copy=False)
+        else:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"labels for {len(self.classes)} classes must be (N,) integers from 0 to {len(self.classes) - 1}, or "
+                f"(N, {len(self.classes)}) of 0 and 1, but came as {labels.dtype} of shape {labels.shape}; "
+                "give one label or row per image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, short_side: int | None = None) -> Image.Image:
+        """Image number ``index`` as 8-bit RGB; ``short_side`` says that no more pixels than that are needed there."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message: a path, or ``phantom/test/17``."""
+        raise NotImplementedError
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """The images at these positions (integers, or a mask of N booleans), in this order."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest that changes when names, order, labels, classes or (see each class) contents do."""
+        raise NotImplementedError
+
+
+class FileImages(ImageSet):
+    """Labelled image files.
+
+    Paths are kept as one numpy array of bytes relative to ``root``: 1.3 million of them take about 40 MB, and pickle
+    to a worker as one block.
+
+    Args:
+        paths: The files, relative to ``root`` or below it.
+        labels: ``(N,)`` integers, or ``(N, K)`` of 0 and 1.
+        classes: Class names.
+        root: The folder that names are relative to; by default the deepest folder that holds all files.
+
+    Raises:
+        ValueError: If the numbers of paths and labels differ or the labels do not fit the classes.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike] | np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        root: str | os.PathLike | None = None,
+    ):
+        super().__init__(labels, classes)
+        if len(paths) != len(self.labels):
+            raise ValueError(f"{len(paths)} paths but {len(self.labels)} labels: give one label per path")
+        if isinstance(paths, np.ndarray) and paths.dtype.kind == "S" and root is not None:
+            self.root, self._names = os.fspath(root), paths
+            return
+        names = [os.fspath(path) for path in paths]
+        if root is None:
+            root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if names else ""
+            names = [os.path.abspath(name) for name in names]
+        self.root = os.fspath(root)
+        prefix = os.path.join(self.root, "")
+        self._names = np.array([os.fsencode(name.removeprefix(prefix)) for name in names], dtype=np.bytes_)
+
+    def path(self, index: int) -> Path:
+        """The file of image ``index``."""
+        return Path(self.root, os.fsdecode(self._names[index]))
+
+    def name(self, index: int) -> str:
+        """The path, in one line."""
+        return printable(self.path(index))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> FileImages:
+        """These files, under the same root."""
+        rows = _positions(indices, len(self))
+        return FileImages(self._names[rows], self.labels[rows], self.classes, self.root)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of names relative to the root, file sizes, labels and classes: a moved folder keeps its own."""
+        sizes = np.array([_size(os.path.join(os.fsencode(self.root), name)) for name in self._names], dtype="<i8")
+        return _digest(b"\0".join(self._names.tolist()), sizes.tobytes(), _described(self))
+
+    def read(self, index: int, short_side: int | None = None) -> Image.Image:
+        """Decode one file to 8-bit RGB.
+
+        Grey is repeated, CMYK converted, 16-bit values divided by 257; transparent pixels lie on grey 128; the EXIF
+        orientation is applied; of an animated image the first frame is taken, with a warning. Refused: more than 50
+        megapixels (before decoding), sides more than 50 : 1, 32-bit pixels whose range is not known.
+
+        Args:
+            index: Position in this set.
+            short_side: Pixels that the caller will need along the short side. A JPEG is then decoded at 1/2, 1/4 or 1/8
+                of its size where that is still no smaller than this; other formats are decoded whole.
+
+        Raises:
+            UnreadableImage: If the file is missing, empty, truncated, no image, or refused as above.
+        """
+        path = self.path(index)
+        try:
+            state = os.stat(path)
+            if not stat.S_ISREG(state.st_mode):  # opening a FIFO would wait for ever
+                raise _Refused("it is not a regular file")
+            if state.st_size == 0:
+                raise _Refused("it is empty (0 bytes)")
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_size(*image.size)
+                if short_side is not None:
+                    image.draft(None, (short_side, short_side))
+                if image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
+                    warnings.warn("animated images: only the first frame of each is read", stacklevel=2)
+                orientation = _orientation(image)
+                image = _to_rgb(image)
+            return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
+            raise UnreadableImage(
+                f"cannot read the image {printable(path)}: {_cause(path, error)}; replace the file or remove it"
+            ) from error
+
+
+class ArrayImages(ImageSet):
+    """Labelled images of one size in an array, which may be a memory map; no pixel is copied until it is read.
+
+    Args:
+        images: ``(N, H, W, 3)`` or, grey, ``(N, H, W)``; uint8, 0 to 255.
+        labels: ``(N,)`` integers, or ``(N, K)`` of 0 and 1.
+        classes: Class names.
+        prefix: Start of the names: image 17 is ``{prefix}/17``.
+
+    Raises:
+        ValueError: If shape or type of ``images`` is another, or the number of labels.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], prefix: str):
+        super().__init__(labels, classes)
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+            raise ValueError(
+                f"images must be uint8 of shape (N, H, W) or (N, H, W, 3), but came as {images.dtype} of shape "
+                f"{images.shape}; convert them"
+            )
+        if len(images) != len(self.labels):
+            raise ValueError(f"{len(images)} images but {len(self.labels)} labels: give one label per image")
+        self.images = images
+        self.prefix = prefix
+        self._rows = np.arange(len(images))
+
+    def read(self, index: int, short_side: int | None = None) -> Image.Image:
+        """A copy of one image, at its full size, grey repeated."""
+        return Image.fromarray(np.asarray(self.images[self._rows[index]])).convert("RGB")
+
+    def name(self, index: int) -> str:
+        """Prefix and position in the whole array, also in a subset."""
+        return f"{self.prefix}/{self._rows[index]}"
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ArrayImages:
+        """These images of the same array; they keep their names."""
+        rows = _positions(indices, len(self))
+        subset = object.__new__(type(self))
+        subset.__dict__.update(self.__dict__)
+        subset.__dict__.pop("fingerprint", None)
+        subset.labels, subset._rows = self.labels[rows], self._rows[rows]
+        return subset
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of names, shape, labels, classes and the pixels of 64 images spread evenly."""
+        some = np.unique(np.linspace(0, max(len(self) - 1, 0), 64).astype(int))[: len(self)]
+        pixels = b"".join(np.ascontiguousarray(self.images[self._rows[i]]).tobytes() for i in some)
+        rows = self._rows.astype("<i8").tobytes()
+        return _digest(self.prefix.encode(), rows, repr(self.images.shape[1:]).encode(), pixels, _described(self))
+
+    def __getstate__(self) -> dict:
+        # numpy pickles a memory map as all its bytes; a spawned worker shall open the file instead. Only a map of a
+        # whole file array qualifies: the offset of a slice of one is still that of its parent.
+        state = dict(self.__dict__)
+        images = self.images
+        if isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap) and images.flags.c_contiguous:
+            state["images"] = None
+            state["mapped"] = {"filename": images.filename, "offset": images.offset, "shape": images.shape}
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        mapped = state.pop("mapped", None)
+        self.__dict__.update(state)
+        if mapped:
+            self.images = np.memmap(dtype=np.uint8, mode="r", **mapped)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a data set, all with the same classes; ``test`` is None where no labels are public."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet | None = None
+
+    def __post_init__(self):
+        for part in ("val", "test"):
+            images = getattr(self, part)
+            if images is not None and images.classes != self.train.classes:
+                raise ValueError(f"train and {part} have different classes: {self.train.classes} and {images.classes}")
+
+
+def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the images that stay, and of the fraction that is carved out of every stratum.
+
+    Args:
+        strata: ``(N,)`` integers, usually the labels.
+        fraction: Share to carve out, 0 <= fraction < 1: of the whole to the nearest image, of each stratum to within
+            one image; above 0, at least one image of a stratum of two or more is carved, and at least one always stays.
+        seed: 0 to 2^32 - 1; with ``strata`` and ``fraction`` it fixes the result, on every machine.
+
+    Returns:
+        Two sorted int64 arrays without a common element, together 0 ... N - 1.
+
+    Raises:
+        ValueError: If ``fraction`` or ``seed`` is outside its range.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"the fraction of images to carve out must be at least 0 and below 1, but is {fraction}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed of a split must be in 0..4294967295, but is {seed}")
+    _, strata, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    shares = fraction * counts
+    carve = np.floor(shares).astype(int)
+    missing = round(shares.sum()) - carve.sum()  # those lost to rounding down go to the largest remainders
+    carve[np.argsort(carve - shares, kind="stable")[:missing]] += 1
+    carve = np.clip(carve, np.minimum(counts - 1, 1 if fraction else 0), counts - 1)
+    # RandomState, because numpy promises never to change its stream; default_rng has no such promise.
+    random = np.random.RandomState(seed)
+    carved = np.zeros(len(strata), dtype=bool)
+    for stratum, count in enumerate(carve):
+        carved[random.permutation(np.flatnonzero(strata == stratum))[:count]] = True
+    return np.flatnonzero(~carved), np.flatnonzero(carved)
+
+
+def find_folder(
+    candidates: Sequence[Path],
+    what: str,
+    how: str,
+    fetch: Callable[[], object] | None = None,
+    holds: Callable[[Path], bool] = Path.is_dir,
+) -> Path:
+    """The first folder that holds a data set.
+
+    Args:
+        candidates: Folders to look at, in this order.
+        what: The data set, for messages.
+        how: How to get it when it is not there, for messages.
+        fetch: Downloads it; called only when no candidate holds it.
+        holds: Whether a folder holds it.
+
+    Raises:
+        FileNotFoundError: If no candidate holds it: where it looked and how to get it.
+        OSError: If the download fails.
+    """
+    for attempt in (None, fetch):
+        if attempt:
+            try:
+                attempt()
+            except (RuntimeError, OSError) as error:  # URLError is an OSError, torchvision raises RuntimeError too
+                raise OSError(f"could not download {what}: {printable(str(error))}; {how}") from error
+        for folder in candidates:
+            if holds(folder):
+                return folder
+    looked = ", ".join(printable(folder) for folder in candidates)
+    raise FileNotFoundError(f"no {what} found; looked in {looked}; {how}")
+
+
+def printable(path: str | os.PathLike) -> str:
+    """A path or name in one line of valid UTF-8: line breaks, control characters and undecodable bytes escaped."""
+    text = os.fspath(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names for a message: the first few, then how many more."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + rest
+
+
+class _Refused(Exception):
+    """A file that our own policy refuses; its text is the cause."""
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _Refused(f"{width}x{height} px is more than {MAX_PIXELS // 1_000_000} megapixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise _Refused(f"{width}x{height} px is longer than {MAX_ASPECT} : 1")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a broken EXIF block is no reason to lose the image
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise _Refused("its 32-bit pixels have no known range; save it with 8 or 16 bits")
+        return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _cause(path: Path, error: Exception) -> str:
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"it is a link to {printable(os.readlink(path))}, which does not exist"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS // 1_000_000} megapixels"
+    if isinstance(error, Image.UnidentifiedImageError):
+        with open(path, "rb") as file:
+            markup = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+        return "it holds HTML or XML, not an image" if markup else "it is no image of a known format, or is damaged"
+    return printable(str(error)) or type(error).__name__
+
+
+def _positions(indices: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+    indices = np.asarray(indices)
+    if indices.dtype == bool:
+        if indices.shape != (length,):
+            raise ValueError(f"a mask of {length} images must have shape ({length},), but has {indices.shape}")
+        return np.flatnonzero(indices)
+    return indices.astype(np.int64)
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _described(images: ImageSet) -> bytes:
+    labels = np.ascontiguousarray(images.labels, dtype=images.labels.dtype.newbyteorder("<"))
+    return repr((images.classes, labels.dtype.str, labels.shape)).encode() + labels.tobytes()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

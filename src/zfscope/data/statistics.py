@@ -1,0 +1,107 @@
+"""What a training set looks like on average: mean image, spread, and how its colours vary.
+
+Computed once from the training images and kept beside the data, then with every checkpoint.
+Source: Zeiler & Fergus (2014), Sec. 3 (per-pixel mean); Krizhevsky et al. (2012), Sec. 4.1 (PCA of RGB).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zfscope.data.imageset import ArrayImages, ImageSet
+from zfscope.preprocessing import Preprocessing, pil_to_tensor, square
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and spread of a training set.
+
+    Attributes:
+        mean: Mean image, ``(3, resize, resize)`` float32, grey levels 0-255.
+        std: Root mean square deviation from it over all pixels and channels, in grey levels.
+        covariance: Of the colours red, green, blue on a scale 0-1, ``(3, 3)``, over all pixels.
+    """
+
+    mean: Tensor
+    std: float
+    covariance: Tensor
+
+    def preprocessing(self, crop: int, input_scale: float | str) -> Preprocessing:
+        """Subtract the mean image and scale; ``"unit"`` gives inputs of unit variance, 1.0 grey levels."""
+        scale = 1.0 / max(self.std, 1e-6) if input_scale == "unit" else float(input_scale)
+        return Preprocessing(self.mean.shape[-1], crop, self.mean, torch.full((3, 1, 1), scale))
+
+    def colour_directions(self) -> np.ndarray:
+        """PCA of the colours: columns are eigenvectors times eigenvalues, ``(3, 3)``, for values 0-255.
+
+        Source: Krizhevsky et al. (2012), Sec. 4.1. Computed on values 0-1 and then scaled by 255; on
+        grey levels themselves it would shift colours by hundreds.
+        """
+        values, vectors = np.linalg.eigh(self.covariance.double().numpy())
+        return (255.0 * vectors * values).astype(np.float32)
+
+
+def statistics_of(
+    images: ImageSet, resize: int, cache: str | Path, *, most: int | None = None, num_workers: int = 0
+) -> Statistics:
+    """Statistics of the training images on their square canvases, from the cache where they are known.
+
+    Args:
+        images: The training set.
+        resize: Side of the canvas, in pixels.
+        cache: Folder for the result, a few hundred kB per training set.
+        most: Read only this many images, spread evenly; None reads all.
+        num_workers: Processes that decode.
+    """
+    count = len(images) if most is None else min(most, len(images))
+    path = Path(cache) / f"statistics_{images.fingerprint[:16]}_{resize}_{count}.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        return Statistics(state["mean"], state["std"], state["covariance"])
+    statistics = _measure(images, resize, np.linspace(0, len(images) - 1, count).round().astype(int), num_workers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(vars(statistics), temporary)
+    os.replace(temporary, path)
+    return statistics
+
+
+class _Canvases(Dataset):
+    def __init__(self, images: ImageSet, resize: int, indices: np.ndarray) -> None:
+        self.images, self.resize, self.indices = images, resize, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Tensor:
+        image = self.images.read(int(self.indices[position]), short_side=self.resize)
+        return pil_to_tensor(square(image, self.resize))
+
+
+def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: int) -> Statistics:
+    loader = DataLoader(_Canvases(images, resize, indices), batch_size=32, num_workers=num_workers)
+    total = torch.zeros(3, resize, resize, dtype=torch.float64)
+    squares = torch.zeros(3, resize, resize, dtype=torch.float64)
+    products = torch.zeros(3, 3, dtype=torch.float64)
+    # Small sets in memory take a second or two; a bar would only flicker.
+    quick = isinstance(images, ArrayImages) or len(indices) < 2000
+    for batch in track(loader, description="Mean image of the training set", disable=quick, transient=True):
+        values = batch.double()
+        total += values.sum(0)
+        squares += (values**2).sum(0)
+        colours = values.transpose(0, 1).flatten(1) / 255
+        products += colours @ colours.T
+    count = len(indices)
+    mean = total / count
+    variance = (squares / count - mean**2).clamp(min=0).mean()
+    colour_mean = mean.flatten(1).mean(1) / 255
+    covariance = products / (count * resize**2) - torch.outer(colour_mean, colour_mean)
+    return Statistics(mean.float(), float(variance.sqrt()), covariance.float())

@@ -1,0 +1,108 @@
+"""Tensors as pictures: contrast on one scale or each on its own, grids of tiles, and tiles crossed out.
+
+A tile is an image ``(C, H, W)`` with C = 1 or 3, uint8 in 0-255 once it can be shown.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def to_tiles(values: Tensor, scale: Literal["common", "each"] = "common", limit: float | None = None) -> Tensor:
+    """Turn signed values into tiles: 0 is mid grey, the largest magnitude black or white.
+
+    Args:
+        values: Any range, shape ``(N, C, H, W)``; NaN and infinity become mid grey, and do not set the scale.
+        scale: ``common``: one scale for all, so that a dominating tile and dead ones show (Fig. 6); ``each``: every
+            tile uses the full contrast (as Fig. 4).
+        limit: The magnitude shown black or white, instead of the largest one.
+
+    Returns:
+        uint8 tiles, shape ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: If ``values`` has another shape or ``scale`` is unknown.
+    """
+    _check_tiles(values)
+    if scale not in ("common", "each"):
+        raise ValueError(f"scale must be 'common' or 'each', but is {scale!r}")
+    values = torch.nan_to_num(values.detach().float().cpu(), 0.0, 0.0, 0.0)
+    if limit is None:
+        limits = values.abs().amax(dim=(1, 2, 3), keepdim=True) if len(values) else values.new_ones(1)
+        limits = limits.amax() if scale == "common" else limits
+    else:
+        limits = torch.tensor(float(limit))
+    shares = (values / limits.clamp_min(torch.finfo(torch.float32).tiny)).clamp(-1, 1)
+    return (127.5 + 127.5 * shares).round().to(torch.uint8)
+
+
+def enlarge(tiles: Tensor, at_least: int) -> Tensor:
+    """Repeat pixels, the same whole number of times each way, until the shorter side has ``at_least`` pixels."""
+    _check_tiles(tiles)
+    times = math.ceil(at_least / max(1, min(tiles.shape[2:])))
+    return tiles.repeat_interleave(times, 2).repeat_interleave(times, 3)
+
+
+def cross_out(tiles: Tensor, which: Tensor) -> Tensor:
+    """Draw a black cross over the tiles that hold nothing to see.
+
+    Args:
+        tiles: uint8, shape ``(N, C, H, W)``.
+        which: bool, shape ``(N,)``.
+
+    Returns:
+        A copy with the crosses.
+    """
+    _check_tiles(tiles)
+    height, width = tiles.shape[2:]
+    rows = torch.arange(height)
+    columns = (rows * (width - 1) / max(1, height - 1)).round().long()
+    crossed = tiles.clone()
+    for column in (columns, width - 1 - columns):
+        crossed[:, :, rows, column] = torch.where(which.cpu()[:, None, None], 0, crossed[:, :, rows, column])
+    return crossed
+
+
+def grid(tiles: Tensor, columns: int, pad: int | tuple[int, int] = 2, background: int = 255) -> Tensor:
+    """Lay out tiles row by row.
+
+    Args:
+        tiles: uint8, shape ``(N, C, H, W)``.
+        columns: Tiles in a row, at least 1.
+        pad: Pixels after each tile, ``(below, right)`` or the same for both, and once at the top and the left.
+        background: Grey value between the tiles, 0-255.
+
+    Returns:
+        One picture, uint8, shape ``(C, rows * (H + below) + below, columns * (W + right) + right)``.
+
+    Raises:
+        ValueError: If ``tiles`` has another shape or ``columns`` is below 1.
+    """
+    _check_tiles(tiles)
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, but is {columns}")
+    below, right = (pad, pad) if isinstance(pad, int) else pad
+    count, channels, height, width = tiles.shape
+    rows = math.ceil(count / columns)
+    cells = F.pad(tiles, (0, right, 0, below), value=background)
+    cells = torch.cat([cells, cells.new_full((rows * columns - count, *cells.shape[1:]), background)])
+    cells = cells.view(rows, columns, channels, height + below, width + right).permute(2, 0, 3, 1, 4)
+    picture = cells.reshape(channels, rows * (height + below), columns * (width + right))
+    return F.pad(picture, (right, 0, below, 0), value=background)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Turn one uint8 tile or grid, shape ``(1 or 3, H, W)``, into an RGB picture."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.dtype != torch.uint8:
+        raise ValueError(f"a picture is uint8 (1 or 3, H, W), but came as {image.dtype} {tuple(image.shape)}")
+    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def _check_tiles(tiles: Tensor) -> None:
+    """Refuse what is no batch of tiles."""
+    if tiles.ndim != 4 or tiles.shape[1] not in (1, 3):
+        raise ValueError(f"tiles have shape (N, 1 or 3, H, W), but came with {tuple(tiles.shape)}")

@@ -1,0 +1,393 @@
+"""Convnets as chains of named layers, and the trace that one forward pass leaves.
+
+A layer is conv -> ReLU -> [max pool] -> [contrast norm]; AlexNet's norm stands before its pool.
+Source: Zeiler & Fergus (2014), Fig. 3; paddings follow from its map sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zfscope.config import ContrastConfig, ConvLayer, DenseLayer, InitConfig, ModelConfig, PoolConfig, check, nearest
+from zfscope.geometry import Step, map_sizes
+from zfscope.layers import ContrastNorm
+from zfscope.preprocessing import Preprocessing
+
+
+@dataclass
+class Trace:
+    """What one forward pass leaves behind for looking.
+
+    Attributes:
+        images: The network inputs, ``(N, 3, H, W)``.
+        maps: Feature maps by layer: after the pool where there is one, else after the ReLU
+            ``(N, C, h, w)``; fc6, fc7 after their ReLU ``(N, units)``; fc8: the logits.
+        switches: For a layer that pools, where each maximum was: the flat index
+            ``row * W + column`` in the map below the pool, ``(N, C, h, w)``.
+        logits: ``(N, num_classes)``.
+    """
+
+    images: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    switches: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+
+class Network(nn.Module):
+    """A classifier with named layers that tools can look into.
+
+    Attributes:
+        layers: The names, in order.
+        classes: The classes' names, if known.
+        preprocessing: How its images are prepared, if known.
+    """
+
+    layers: tuple[str, ...]
+
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        if num_classes < 1 or image_size < 1:
+            raise ValueError(f"num_classes and image_size must be 1 or more, but are {num_classes} and {image_size}")
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.classes: tuple[str, ...] | None = None
+        self.preprocessing: Preprocessing | None = None
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the images once and keep what looking needs."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor, layer: str) -> Tensor:
+        """The feature maps of one layer, as in ``Trace.maps``.
+
+        Args:
+            images: Preprocessed images, ``(N, 3, H, W)``.
+            layer: A name from ``layers``.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        self.check_layer(layer)
+        return self.trace(images).maps[layer]
+
+    def preprocess(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
+        """The input ``(3, crop, crop)`` for one image: PIL, uint8 array (H, W, 3) or uint8 tensor (3, H, W)."""
+        return self._preprocessing()(image)
+
+    def unpreprocess(self, inputs: Tensor) -> Tensor:
+        """Inputs ``(…, 3, crop, crop)`` back as images, float 0-255."""
+        return self._preprocessing().unpreprocess(inputs)
+
+    def check_layer(self, layer: str) -> None:
+        """Refuse a name that is no layer, with the list of those that are."""
+        if layer not in self.layers:
+            raise ValueError(f"no layer {layer!r}; the layers are {', '.join(self.layers)}")
+
+    def _preprocessing(self) -> Preprocessing:
+        if self.preprocessing is None:
+            raise ValueError("this network has no preprocessing yet; load_network sets it from a checkpoint")
+        return self.preprocessing
+
+
+class ConvNet(Network):
+    """A chain of named layers, each an ``nn.Sequential`` of conv, relu, pool and norm by name.
+
+    Args:
+        layers: Specification of each layer by name, bottom to top; the last is the classes' layer.
+        num_classes: Units of the last layer.
+        image_size: Height and width of the input, in pixels; the first dense layer is sized by it.
+        contrast: Constants of the contrast normalisation.
+        init: How the weights start.
+
+    Raises:
+        ValueError: If a kernel is larger than its map (with the sizes on the way up), groups do not
+            divide the maps, or the chain has no dense layer at its end.
+
+    Source: Zeiler & Fergus (2014), Sec. 3 and Fig. 3.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, ConvLayer | DenseLayer],
+        *,
+        num_classes: int,
+        image_size: int,
+        contrast: ContrastConfig | None = None,
+        init: InitConfig | None = None,
+    ) -> None:
+        super().__init__(num_classes, image_size)
+        contrast, init = contrast or ContrastConfig(), init or InitConfig()
+        names = list(layers)
+        if not names or not isinstance(layers[names[-1]], DenseLayer):
+            raise ValueError("a network ends in a dense layer whose units are the classes, such as fc8")
+        self.layers = tuple(names)
+        self.spec = dict(layers)
+        self.sizes = dict(zip(self._step_names(), map_sizes(list(self.all_steps()), image_size), strict=True))
+
+        channels = 3
+        flat: int | None = None
+        for name, spec in layers.items():
+            if isinstance(spec, ConvLayer):
+                if flat is not None:
+                    raise ValueError(f"{name} filters maps, but a dense layer stands below it")
+                module = _conv_layer(name, spec, channels, contrast)
+                channels = spec.maps
+            else:
+                if flat is None:
+                    flat = channels * (self._top_size() ** 2)
+                last = name == names[-1]
+                units = num_classes if last else spec.units
+                if units is None:
+                    raise ValueError(f"{name}.units is missing; only the last layer takes the classes' number")
+                module = _dense_layer(flat, units, spec.dropout, last)
+                flat = units
+            self.add_module(name, module)
+        self.initialise(init)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
+        self._check_images(images)
+        maps = images
+        for name in self.layers:
+            maps = self._enter(name, maps)
+            maps = getattr(self, name)(maps)
+        return maps
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the images once and keep feature maps, switches and logits (see ``Trace``)."""
+        return self._trace_to(images, self.layers[-1])
+
+    def features(self, images: Tensor, layer: str) -> Tensor:
+        """The feature maps of one layer, as in ``Trace.maps``; nothing above it is computed."""
+        self.check_layer(layer)
+        return self._trace_to(images, layer).maps[layer]
+
+    def steps(self, layer: str) -> list[Step]:
+        """The filterings and poolings up to a layer's feature map; a dense layer sees whole maps.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        self.check_layer(layer)
+        steps = []
+        for step in self.all_steps():
+            if self.layers.index(step.layer) > self.layers.index(layer):
+                break
+            steps.append(step)
+        if isinstance(self.spec[layer], DenseLayer):
+            steps.append(Step(layer, "conv", self._top_size(), 1))
+        return steps
+
+    def all_steps(self) -> Iterator[Step]:
+        """The filterings and poolings of the whole chain, from the pixels up."""
+        for name, spec in self.spec.items():
+            if isinstance(spec, ConvLayer):
+                yield Step(name, "conv", spec.kernel_size, spec.stride, spec.padding)
+                if spec.pool is not None:
+                    yield Step(name, "pool", spec.pool.kernel_size, spec.pool.stride, 0, spec.pool.ceil_mode)
+
+    def initialise(self, init: InitConfig) -> None:
+        """Draw all weights anew, from torch's generator; biases become 0.
+
+        Source: Zeiler & Fergus (2014), Sec. 3: weights "10^-2" (read as N(0, 0.01^2)), biases 0.
+        At the small fan-in of a small network 0.01 vanishes: He et al. (2015), N(0, 2 / fan in).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan_in = module.weight[0].numel()
+                std = init.std if init.scheme == "normal" else math.sqrt(2.0 / fan_in)
+                nn.init.normal_(module.weight, 0.0, std)
+                nn.init.zeros_(module.bias)
+
+    def _trace_to(self, images: Tensor, top: str) -> Trace:
+        self._check_images(images)
+        trace = Trace(images)
+        maps = images
+        for name in self.layers:
+            maps = self._enter(name, maps)
+            for part, module in getattr(self, name).named_children():
+                if part == "pool":
+                    maps, trace.switches[name] = F.max_pool2d(
+                        maps, module.kernel_size, module.stride, ceil_mode=module.ceil_mode, return_indices=True
+                    )
+                else:
+                    maps = module(maps)
+                if part in ("relu", "pool", "linear"):
+                    trace.maps[name] = maps
+            if name == top:
+                break
+        if top == self.layers[-1]:
+            trace.logits = maps
+        return trace
+
+    def _enter(self, name: str, maps: Tensor) -> Tensor:
+        return maps.flatten(1) if isinstance(self.spec[name], DenseLayer) and maps.ndim > 2 else maps
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (3, self.image_size, self.image_size)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(f"images must be (N, {', '.join(map(str, expected))}), but they are {tuple(images.shape)}")
+
+    def _step_names(self) -> list[tuple[str, str]]:
+        return [(step.layer, step.kind) for step in self.all_steps()]
+
+    def _top_size(self) -> int:
+        return list(self.sizes.values())[-1] if self.sizes else self.image_size
+
+
+class TimmNetwork(Network):
+    """A timm model by name; its layers are the stages that timm names, traced by hooks.
+
+    Args:
+        name: A name that ``timm.list_models()`` knows.
+        num_classes: Number of classes.
+        image_size: Height and width of the input, in pixels.
+        layers: Names of submodules to look into; default: timm's stages and the classifier.
+
+    Raises:
+        ValueError: If timm has no such model, or the model no such submodule.
+    """
+
+    def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
+        super().__init__(num_classes, image_size)
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
+        pretrained = timm.get_pretrained_cfg(name)
+        sized = pretrained is not None and pretrained.fixed_input_size
+        self.body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
+        modules = dict(self.body.named_modules())
+        if layers is None:
+            stages = [str(info["module"]) for info in getattr(self.body, "feature_info", [])]
+            head = next((key for key, module in modules.items() if module is self.body.get_classifier()), None)
+            layers = tuple(key for key in [*stages, head] if key in modules)
+        for layer in layers:
+            if layer not in modules:
+                raise ValueError(f"{name} has no submodule {layer!r}; {nearest(layer, [key for key in modules if key])}")
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
+        return self.body(images)
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the images once and keep the outputs of the named submodules; switches stay empty."""
+        trace = Trace(images)
+        modules = dict(self.body.named_modules())
+        hooks = [
+            modules[layer].register_forward_hook(
+                lambda _module, _inputs, output, layer=layer: trace.maps.__setitem__(layer, output)
+            )
+            for layer in self.layers
+        ]
+        try:
+            trace.logits = self(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return trace
+
+
+def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, image_size: int) -> Network:
+    """Build the network that ``conf/model`` describes, with fresh weights from torch's generator.
+
+    Args:
+        config: The ``model`` group: as composed by Hydra, as a dict, or checked.
+        num_classes: Number of classes.
+        image_size: Height and width of the network's input, in pixels.
+
+    Returns:
+        A network in training mode.
+
+    Raises:
+        ValueError: For an unknown key, an impossible value or a kernel larger than its map.
+    """
+    if not isinstance(config, ModelConfig):
+        config = check(ModelConfig, config)
+    if config.source == "timm":
+        return TimmNetwork(config.name, num_classes, image_size, config.layers)
+    chain = torchvision_chain(config.name) if config.source == "torchvision" else config.chain
+    return ConvNet(
+        chain, num_classes=num_classes, image_size=image_size, contrast=config.contrast, init=config.init
+    )
+
+
+def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
+    """torchvision's AlexNet or a VGG, read off its modules as a chain of named layers.
+
+    VGG's layers are ``conv1_1``, ``conv1_2``, … by block. torchvision's adaptive average pool is the
+    identity at 224 px and is left out; its dropout stands before a layer, ours after the one below.
+
+    Args:
+        name: ``alexnet``, ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19``.
+
+    Raises:
+        ValueError: For any other name.
+    """
+    names = ["alexnet", "vgg11", "vgg13", "vgg16", "vgg19"]
+    if name not in names:
+        raise ValueError(f"torchvision's {name!r} is no chain of conv, ReLU and pool; those are {', '.join(names)}")
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+    chain: dict[str, ConvLayer | DenseLayer] = {}
+    block, number = 1, 0
+    for module in model.features:
+        if isinstance(module, nn.Conv2d):
+            number += 1
+            layer = f"conv{number}" if name == "alexnet" else f"conv{block}_{number}"
+            chain[layer] = ConvLayer(
+                maps=module.out_channels,
+                kernel_size=module.kernel_size[0],
+                stride=module.stride[0],
+                padding=module.padding[0],
+                groups=module.groups,
+            )
+        elif isinstance(module, nn.MaxPool2d):
+            layer = list(chain)[-1]
+            pool = PoolConfig(kernel_size=module.kernel_size, stride=module.stride, ceil_mode=module.ceil_mode)
+            chain[layer] = chain[layer].model_copy(update={"pool": pool})
+            if name != "alexnet":
+                block, number = block + 1, 0
+    chain["fc6"] = DenseLayer(units=4096, dropout=0.5)
+    chain["fc7"] = DenseLayer(units=4096, dropout=0.5)
+    chain["fc8"] = DenseLayer()
+    return chain
+
+
+def _conv_layer(name: str, spec: ConvLayer, channels: int, contrast: ContrastConfig) -> nn.Sequential:
+    if channels % spec.groups or spec.maps % spec.groups:
+        raise ValueError(
+            f"{name}.groups={spec.groups} must divide the {channels} maps below and the {spec.maps} maps of {name}"
+        )
+    layer = nn.Sequential()
+    layer.add_module(
+        "conv", nn.Conv2d(channels, spec.maps, spec.kernel_size, spec.stride, spec.padding, groups=spec.groups)
+    )
+    layer.add_module("relu", nn.ReLU())
+    norm = ContrastNorm(contrast.size, contrast.alpha, contrast.beta, contrast.k)
+    if spec.norm == "before_pool":
+        layer.add_module("norm", norm)
+    if spec.pool is not None:
+        layer.add_module("pool", nn.MaxPool2d(spec.pool.kernel_size, spec.pool.stride, ceil_mode=spec.pool.ceil_mode))
+    if spec.norm == "after_pool":
+        layer.add_module("norm", norm)
+    return layer
+
+
+def _dense_layer(inputs: int, units: int, dropout: float, last: bool) -> nn.Sequential:
+    layer = nn.Sequential()
+    layer.add_module("linear", nn.Linear(inputs, units))
+    if not last:
+        layer.add_module("relu", nn.ReLU())
+        layer.add_module("dropout", nn.Dropout(dropout))
+    return layer

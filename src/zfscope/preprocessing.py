@@ -1,0 +1,134 @@
+"""From an image to a network's input and back: resize, square, subtract the mean, scale, crop.
+
+Source: Zeiler & Fergus (2014), Sec. 3: short side to 256, centre 256x256, minus the per-pixel mean,
+sub-crops of 224x224. A network carries its own preprocessing, so members of an ensemble may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a network wants its images.
+
+    Attributes:
+        resize: Side of the square canvas, in pixels: the short side is resized to it, the middle kept.
+        crop: Side of the network's input, in pixels, cut from the canvas.
+        mean: What is subtracted, in grey levels 0-255: per pixel, ``(3, resize, resize)``, or per
+            channel, ``(3, 1, 1)``.
+        scale: What the differences are multiplied by, ``(3, 1, 1)``: 1 is the paper's (values within
+            about ±128).
+    """
+
+    resize: int
+    crop: int
+    mean: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        side = self.mean.shape[-1]
+        if self.mean.shape not in {(3, 1, 1), (3, self.resize, self.resize)}:
+            raise ValueError(
+                f"the mean image must be (3, 1, 1) or (3, {self.resize}, {self.resize}), but it is "
+                f"{tuple(self.mean.shape)}; a mean of {side} px belongs to resize={side}"
+            )
+        if self.scale.shape != (3, 1, 1) or not bool((self.scale > 0).all()):
+            raise ValueError(f"scale must be three positive numbers (3, 1, 1), but it is {self.scale.tolist()}")
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop must lie between 1 and resize={self.resize}, but it is {self.crop}")
+
+    def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
+        """The network's input, ``(3, crop, crop)`` float32, from the middle of an image (see ``canvas``)."""
+        return centre_crop(self.normalise(self.canvas(image)), self.crop)
+
+    def canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
+        """The image on its square canvas, ``(3, resize, resize)`` uint8.
+
+        Args:
+            image: A PIL image, a uint8 array ``(H, W, 3)`` or a uint8 tensor ``(3, H, W)``.
+
+        Raises:
+            TypeError: If it is none of these.
+        """
+        return pil_to_tensor(square(as_pil(image), self.resize))
+
+    def normalise(self, canvas: Tensor) -> Tensor:
+        """Subtract the mean and scale: grey levels ``(…, 3, resize, resize)`` to float32 of the same shape."""
+        return (canvas.float() - self.mean) * self.scale
+
+    def unpreprocess(self, inputs: Tensor) -> Tensor:
+        """Network inputs ``(…, 3, crop, crop)`` back as images, float, 0-255 clamped (centre crops)."""
+        mean = self.mean if self.mean.shape[-1] == 1 else centre_crop(self.mean, self.crop)
+        return (inputs / self.scale.to(inputs) + mean.to(inputs)).clamp(0, 255)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers only, for a checkpoint."""
+        return {"resize": self.resize, "crop": self.crop, "mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of ``state``."""
+        return cls(int(state["resize"]), int(state["crop"]), state["mean"].float(), state["scale"].float())
+
+
+def as_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    """An RGB PIL image from one of the three kinds that ``Preprocessing.canvas`` takes."""
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(image)
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
+        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    shape, kind = getattr(image, "shape", None), getattr(image, "dtype", type(image).__name__)
+    raise TypeError(
+        "an image must be a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), "
+        f"but it is {kind} {tuple(shape) if shape is not None else ''}".rstrip()
+    )
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The short side resized to ``side`` (bilinear, antialiased), then the middle square."""
+    if image.size == (side, side):
+        return image
+    width, height = image.size
+    if min(width, height) != side:
+        ratio = side / min(width, height)
+        width, height = max(side, round(width * ratio)), max(side, round(height * ratio))
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def pil_to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 ``(3, H, W)``."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def centre_crop(images: Tensor, side: int) -> Tensor:
+    """The middle ``side x side`` of images ``(…, H, W)``, as torchvision's CenterCrop takes it."""
+    return F.center_crop(images, [side, side])
+
+
+def ten_crops(canvases: Tensor, side: int) -> Tensor:
+    """Four corners and the centre of each image, and their mirror images.
+
+    Args:
+        canvases: Normalised images, ``(N, 3, H, W)``.
+        side: Side of a crop, in pixels.
+
+    Returns:
+        ``(10, N, 3, side, side)``, in the order of ``torchvision.transforms.TenCrop``.
+
+    Source: Zeiler & Fergus (2014), Sec. 3.
+    """
+    return torch.stack(F.ten_crop(canvases, [side, side]))

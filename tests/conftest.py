@@ -1,0 +1,47 @@
+"""What tests share: composed configs, a tiny data set that can be learned, tiny class folders."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+ROOT = Path(__file__).parents[1]
+
+
+def composed(*overrides: str, name: str = "train") -> dict:
+    """A config as Hydra composes it from conf/, resolved, as plain containers."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+
+
+def tiny_images(count: int, side: int = 24, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with one bright colour channel by class: ``(N, side, side, 3)`` uint8 and labels; easy to learn."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = random.integers(0, 120, size=(count, side, side, 3), dtype=np.uint8)
+    images[np.arange(count), :, :, labels % 3] += 100
+    return images, labels
+
+
+def write_folders(root: Path, parts: dict[str, int], classes: tuple[str, ...] = ("cat", "dog", "owl"), side: int = 40):
+    """Class folders of JPEG files, ``root/part/class/0.jpg`` …, as ImageNet is laid out."""
+    for part, count in parts.items():
+        images, labels = tiny_images(count * len(classes), side, len(classes))
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            folder = root / part / classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number}.jpg")
+    return root
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A small data set laid out as class folders: 8 training and 4 validation images in each of three classes."""
+    return write_folders(tmp_path / "images", {"train": 8, "val": 4})

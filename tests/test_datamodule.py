@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from conftest import composed, tiny_images
+from lightning.pytorch import Trainer
+
+from zfscope.config import DataConfig, check
+from zfscope.data.datamodule import ImageData, TrainBatches, open_data, workers_for
+from zfscope.data.imageset import ArrayImages, Splits
+from zfscope.preprocessing import Preprocessing
+
+
+def batches(size=23, batch_size=4, seed=0, position=0, **options):
+    return list(TrainBatches(size, batch_size, seed, lambda: position, **options))
+
+
+def test_an_epoch_holds_each_image_at_most_once_and_all_but_the_last_few():
+    order = [index for batch in batches() for _, index in batch]
+
+    assert len(order) == len(set(order)) == 20
+    assert set(order) <= set(range(23))
+
+
+def test_epochs_and_seeds_have_their_own_order_and_repeat_it():
+    assert batches() == batches()
+    assert batches(position=5) != batches()
+    assert batches(seed=1) != batches()
+    assert {epoch for batch in batches(position=5) for epoch, _ in batch} == {1}
+
+
+def test_a_run_that_goes_on_in_the_middle_meets_the_batches_that_are_left():
+    whole = batches() + batches(position=5)
+
+    rest = batches(position=3)
+
+    assert rest == whole[3:8]
+
+
+def test_ranks_share_each_batch_between_them():
+    alone = batches(size=24, batch_size=4)
+    first, second = (batches(size=24, batch_size=2, rank=rank, world_size=2) for rank in (0, 1))
+
+    assert [one + two for one, two in zip(first, second, strict=True)] == alone
+
+
+def test_overfitting_goes_round_the_first_batches_only():
+    first = batches(only=2)
+
+    assert first == [first[0], first[1]] * 2 + [first[0]]
+    assert batches(only=2, position=5)[0] == first[1]
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match=r"data\.batch_size=30 on 1 device\(s\) is larger than the 23 training images"):
+        TrainBatches(23, 30, 0, lambda: 0)
+
+
+def data_of(num_workers=0, count=30):
+    images, labels = tiny_images(count)
+    data = ArrayImages(images, labels, ("red", "green", "blue"), "tiny")
+    config = check(DataConfig, {**composed()["data"], "resize": 24, "crop": 20, "batch_size": 8})
+    config = config.model_copy(update={"num_workers": num_workers})
+    prepare = Preprocessing(24, 20, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
+    module = ImageData(Splits(data, data, data), config, prepare, seed=3)
+    module.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
+    return module
+
+
+def test_the_number_of_workers_changes_nothing():
+    alone, helped = (list(data_of(workers).train_dataloader()) for workers in (0, 2))
+
+    assert len(alone) == len(helped) == 3
+    for one, other in zip(alone, helped, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_validation_sees_every_image_once_in_order():
+    indices = torch.cat([index for _, _, index in data_of(count=29).val_dataloader()])
+
+    assert indices.tolist() == list(range(29))
+
+
+def test_a_batch_is_image_label_and_index():
+    module = data_of()
+
+    image, label, index = next(iter(module.train_dataloader()))
+
+    assert image.shape == (8, 3, 20, 20)
+    assert image.dtype == torch.float32
+    np.testing.assert_array_equal(label.numpy(), module.splits.train.labels[index.numpy()])
+
+
+def test_small_arrays_need_no_workers_and_files_do(folders):
+    files = open_data(check(DataConfig, composed("data=folder", f"data.root={folders}")["data"]))
+    config = check(DataConfig, composed()["data"])
+
+    assert workers_for(files.train, config) > 0
+    assert data_of("auto").num_workers == 0
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"])
+def test_a_data_set_of_files_needs_its_root(name):
+    with pytest.raises(ValueError, match=rf"data={name} needs data\.root=DIR"):
+        open_data(check(DataConfig, composed(f"data={name}")["data"]))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    config = check(DataConfig, composed("data=folder", f"data.root={tmp_path / 'nowhere'}")["data"])
+
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        open_data(config)
