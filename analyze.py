@@ -10,7 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from train import REFUSALS, console, run_command
+from train import CONF, REFUSALS, console, refuse, run_command
 from zfscope.analyses.evaluate import evaluate
 from zfscope.checkpoints import load_network, run_config
 from zfscope.config import AnalyzeConfig, DataConfig, check
@@ -21,7 +21,7 @@ from zfscope.tables import results_table
 ANALYSES = {"evaluate": evaluate}
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
+@hydra.main(version_base="1.3", config_path=CONF, config_name="analyze")
 def main(values: DictConfig) -> None:
     """One analysis of one checkpoint."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -29,9 +29,9 @@ def main(values: DictConfig) -> None:
         config = check(AnalyzeConfig, OmegaConf.to_container(values, resolve=True, throw_on_missing=True))
         with lock(folder):
             analyze(config, folder)
-    except REFUSALS:
+    except REFUSALS as error:
         remove_unused(folder)
-        raise
+        refuse(error)
 
 
 def analyze(config: AnalyzeConfig, folder: Path) -> None:
@@ -53,4 +53,4 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, "analyze"))

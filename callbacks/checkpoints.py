@@ -19,7 +19,9 @@ class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt``: the lowest value of ``monitor``; among equals the earliest."""
 
     def __init__(self, folder: str | Path, monitor: str) -> None:
-        super().__init__(folder, "best", monitor, mode="min", auto_insert_metric_name=False, enable_version_counter=False)
+        super().__init__(
+            folder, "best", monitor, mode="min", auto_insert_metric_name=False, enable_version_counter=False
+        )
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -12,8 +12,8 @@ from zfscope.layers import conv_layers, rescale_filters_
 class FilterRenorm(lightning.Callback):
     """After each optimiser step, rescale every conv filter whose RMS exceeds the radius.
 
-    Logs each epoch ``filter_renorm/<layer>``: how many of the layer's filters were rescaled at least once. Frozen layers
-    are left as they are.
+    Logs each epoch ``filter_renorm/<layer>``: how many of its filters were rescaled at least once. Frozen layers are
+    left as they are.
 
     Args:
         radius: Largest RMS of a filter, above 0. The paper's 0.1 belongs to inputs in about [-128, 128].

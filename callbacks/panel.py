@@ -13,11 +13,11 @@ from PIL import Image
 from zfscope.callbacks.when import epoch_number
 
 MOST_IMAGES = 49  # W&B shows fewer than 50 images of a key at one step
-LARGE = 2**20  # bytes of a PNG above which W&B gets a JPEG: a tenth of the size
+LARGE = 2**20  # pixels above which W&B gets a JPEG: of grids of photographs a tenth of a PNG's size, and fast
 
 
 def show(trainer: lightning.Trainer, key: str, figures: Image.Image | Mapping[str, Image.Image]) -> list[Path]:
-    """Write figures to ``<run folder>/figures/<key>/epoch_NNN[_<name>].png`` and send them to the loggers under one key.
+    """Write figures to ``<run folder>/figures/<key>/epoch_NNN[_<name>].png``; send them to the loggers under one key.
 
     A file that cannot be written or a logger that fails is told in a warning; the training goes on.
 
@@ -53,7 +53,9 @@ def show(trainer: lightning.Trainer, key: str, figures: Image.Image | Mapping[st
         try:
             _send(logger, trainer, key, figures)
         except Exception as error:  # whatever a server or its client does must not end a training of days
-            rank_zero_warn(f"{key}: {type(logger).__name__} did not take the picture ({error}); its file is in {folder}")
+            rank_zero_warn(
+                f"{key}: {type(logger).__name__} did not take the picture ({error}); its file is in {folder}"
+            )
     return [path for path in paths.values() if path.is_file()]
 
 
@@ -76,8 +78,8 @@ def _send(logger: Logger, trainer: lightning.Trainer, key: str, figures: Mapping
 
 
 def _file_type(figure: Image.Image) -> str:
-    """Give ``jpg`` for what would make a large PNG, such as grids of photographs."""
-    return "jpg" if figure.width * figure.height * 3 > LARGE * 2 else "png"
+    """Give the file type for W&B; the run folder has PNG always."""
+    return "jpg" if figure.width * figure.height > LARGE else "png"
 
 
 def _plain(name: str) -> str:

@@ -17,7 +17,7 @@ def random_maps(*shape, dtype=torch.float64, scale=20.0):
     return scale * torch.randn(*shape, dtype=dtype, generator=generator)
 
 
-@pytest.fixture(params=[2**18, 40], ids=["one_block", "many_blocks"])
+@pytest.fixture(params=[2**19, 40], ids=["one_block", "many_blocks"])
 def block(request, monkeypatch):
     monkeypatch.setattr(layers, "_BLOCK_CPU", request.param)
 

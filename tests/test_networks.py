@@ -197,7 +197,7 @@ def test_removing_the_classes_layer_is_refused():
 def test_fc6_is_sized_by_the_image(image_size):
     network = build_network(model("model=zfnet_mini"), 3, image_size)
 
-    assert network.fc6.linear.in_features == 96 * sizes(network)[-1] ** 2
+    assert network.fc6.linear.in_features == 64 * sizes(network)[-1] ** 2
     assert network(torch.zeros(1, 3, image_size, image_size)).shape == (1, 3)
 
 
@@ -207,7 +207,7 @@ def test_kernel_larger_than_its_map_is_refused_with_the_sizes_on_the_way_up():
 
 
 def test_groups_that_do_not_divide_the_maps_are_refused():
-    with pytest.raises(ValueError, match=r"conv2.groups=5 must divide the 48 maps below and the 96 maps of conv2"):
+    with pytest.raises(ValueError, match=r"conv2.groups=5 must divide the 32 maps below and the 64 maps of conv2"):
         build_network(model("model.conv2.groups=5"), 10, 112)
 
 
@@ -441,6 +441,23 @@ def test_timm_model_is_traced_stage_by_stage():
     assert trace.switches == {}
     assert torch.equal(network.features(images, "layer2"), trace.maps["layer2"])
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@torch.no_grad()
+def test_timm_s_maps_are_not_overwritten_by_what_comes_after():
+    torch.manual_seed(0)
+    network = TimmNetwork("resnet18", 3, 64, ("layer1.0.conv1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    block = network.body.layer1[0]
+
+    maps = network.trace(images).maps
+
+    # Each is followed by something that works in place: a ReLU, a ReLU, a sum with the shortcut.
+    below = network.body.maxpool(network.body.act1(network.body.bn1(network.body.conv1(images))))
+    torch.testing.assert_close(maps["layer1.0.conv1"], block.conv1(below))
+    torch.testing.assert_close(maps["layer1.0.bn1"], block.bn1(block.conv1(below)))
+    torch.testing.assert_close(maps["layer1.0.bn2"], block.bn2(block.conv2(block.bn1(block.conv1(below)).relu())))
+    torch.testing.assert_close(maps["layer1.0"], (maps["layer1.0.bn2"] + below).relu())
 
 
 def test_timm_s_hooks_are_gone_after_a_failure():

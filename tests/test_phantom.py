@@ -5,7 +5,15 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
+from conftest import composed
+from PIL import Image
+from skimage.feature import hog
+from sklearn.linear_model import RidgeClassifier
+from sklearn.svm import LinearSVC
+from torch.nn import functional as F
 
+from zfscope import build_network
 from zfscope.data import phantom
 from zfscope.data.phantom import CLASSES, draw, open_phantom
 
@@ -246,3 +254,106 @@ def test_sizes_that_are_no_three_numbers_are_refused_before_a_folder_is_made(tmp
     with pytest.raises(ValueError, match=r"three numbers of images, 1 or more each, not \(60, 0, 40\)"):
         open_phantom(tmp_path / "cache", sizes=(60, 0, 40))
     assert not (tmp_path / "cache").exists()
+
+
+# How hard it is. The bounds of the whole set are slow to check; the small ones catch a class that gives itself away.
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return open_phantom(tmp_path_factory.mktemp("few"), sizes=(200, 10, 100))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return open_phantom(tmp_path_factory.mktemp("whole"), sizes=(6000, 10, 1000))
+
+
+def pixel_accuracy(splits):
+    def pixels(images):
+        return np.stack([np.asarray(image) for image in map(half_size, images)]).reshape(len(images), -1) / 64.0 - 2
+
+    def half_size(image):
+        return Image.fromarray(image).reduce(2)
+
+    ridge = RidgeClassifier(alpha=1e4).fit(pixels(splits.train.images), splits.train.labels)
+    return ridge.score(pixels(splits.test.images), splits.test.labels)
+
+
+def hog_accuracy(splits, cell):
+    def gradients(images):
+        return np.stack([of(Image.fromarray(image)) for image in images])
+
+    def of(image):
+        return hog(np.asarray(image.convert("L")), pixels_per_cell=(cell, cell), cells_per_block=(2, 2))
+
+    machine = LinearSVC(C=0.02, tol=0.01, max_iter=200).fit(gradients(splits.train.images), splits.train.labels)
+    return machine.score(gradients(splits.test.images), splits.test.labels)
+
+
+def test_few_images_teach_linear_pixels_and_gradients_little(few):
+    assert pixel_accuracy(few) < 0.3
+    assert hog_accuracy(few, cell=16) < 0.5
+
+
+@pytest.mark.slow
+def test_a_linear_classifier_on_pixels_stays_under_30_percent(whole):
+    assert pixel_accuracy(whole) < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [8, 16])
+def test_gradient_histograms_and_a_linear_machine_stay_under_60_percent(whole, cell):
+    assert hog_accuracy(whole, cell) < 0.6
+
+
+@pytest.mark.slow
+def test_the_mini_network_stays_under_60_percent_when_patches_of_16_pixels_are_shuffled(whole):
+    config = composed("model=zfnet_mini")
+    torch.manual_seed(0)
+    network = build_network(config["model"], len(CLASSES), 112).to(memory_format=torch.channels_last)
+    images, labels = torch.tensor(whole.train.images), torch.tensor(whole.train.labels)
+    mean, std = images[::20].float().mean((0, 1, 2)), images[::20].float().std()
+    steps = 25 * len(images) // 64
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.03, total_steps=steps, cycle_momentum=False)
+
+    def inputs(batch):
+        row, column = torch.randint(0, 17, (2,)).tolist()
+        crops = shuffled(batch)[:, row : row + 112, column : column + 112]
+        return ((crops.float() - mean) / std).permute(0, 3, 1, 2)
+
+    for _ in range(steps):
+        some = torch.randint(0, len(images), (64,))
+        loss = F.cross_entropy(network(inputs(images[some])), labels[some])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+
+    network.eval()
+    with torch.no_grad():
+        said = torch.cat([network(inputs(batch)).argmax(1) for batch in torch.tensor(whole.test.images).split(100)])
+    assert (said == torch.tensor(whole.test.labels)).float().mean() < 0.6
+
+
+def shuffled(images):
+    """Each image's 64 patches of 16x16 pixels in an order of its own."""
+    count = len(images)
+    patches = images.reshape(count, 8, 16, 8, 16, 3).transpose(2, 3).reshape(count, 64, 16, 16, 3)
+    order = torch.rand(count, 64).argsort(dim=1)
+    patches = patches[torch.arange(count)[:, None], order]
+    return patches.reshape(count, 8, 8, 16, 16, 3).transpose(2, 3).reshape(count, 128, 128, 3)
+
+
+def test_shuffling_moves_patches_and_keeps_their_pixels():
+    images = torch.arange(2 * 128 * 128 * 3).reshape(2, 128, 128, 3)
+
+    moved = shuffled(images)
+
+    assert not torch.equal(moved, images)
+    for before, after in zip(images, moved, strict=True):
+        corners = {before[16 * r, 16 * c, 0].item(): before[16 * r :, 16 * c :][:16, :16] for r, c in np.ndindex(8, 8)}
+        for r, c in np.ndindex(8, 8):
+            patch = after[16 * r :, 16 * c :][:16, :16]
+            assert torch.equal(patch, corners.pop(patch[0, 0, 0].item()))

@@ -233,7 +233,9 @@ def test_mean_of_another_shape_is_refused(mean, message):
         Preprocessing(40, 32, torch.zeros(mean), torch.ones(3, 1, 1))
 
 
-@pytest.mark.parametrize("scale", [torch.zeros(3, 1, 1), -torch.ones(3, 1, 1), torch.ones(3), torch.full((3, 1, 1), torch.nan)])
+@pytest.mark.parametrize(
+    "scale", [torch.zeros(3, 1, 1), -torch.ones(3, 1, 1), torch.ones(3), torch.full((3, 1, 1), torch.nan)]
+)
 def test_scale_that_is_not_three_positive_numbers_is_refused(scale):
     with pytest.raises(ValueError, match=r"scale must be three positive numbers \(3, 1, 1\)"):
         Preprocessing(40, 32, torch.zeros(3, 1, 1), scale)

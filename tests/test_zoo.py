@@ -1,10 +1,13 @@
+import pickle
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 import torch
 import torchvision
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import nn
 
@@ -14,6 +17,7 @@ from zfscope.config import ModelConfig, check
 from zfscope.networks import build_network
 from zfscope.zoo import (
     ZOO,
+    check_fits,
     convert_pytorchcv,
     convert_torchvision,
     imagenet_preprocessing,
@@ -92,7 +96,7 @@ def test_converted_network_comes_back_from_a_checkpoint_with_logits_preprocessin
     network.classes = ("goldfish", "tench", "toaster")
     path = tmp_path / "zfnet.ckpt"
 
-    save_network(network, zoo_config("zoo/zfnet"), path)
+    save_network(network, {"model": zoo_config("zoo/zfnet")}, path)
     loaded = load_network(path)
     path.unlink()  # 0.2 GB
 
@@ -185,6 +189,20 @@ def test_foreign_names_become_ours_by_order_and_our_own_stay():
     assert list(rename_weights(theirs, nn.Linear(2, 2))) == list(theirs)
 
 
+@pytest.mark.parametrize("name", list(ZOO))
+def test_a_network_that_would_compute_something_else_is_told_the_overrides_that_fit(name):
+    conf = str(Path(__file__).parents[1] / "conf")
+
+    def built(*overrides):
+        with initialize_config_dir(conf, version_base="1.3"), torch.device("meta"):
+            return build_network(compose("train", overrides=list(overrides)).model, 5, 224)
+
+    with pytest.raises(ValueError, match=f"weights={name} were trained .*: conv1.*; use model=") as refusal:
+        check_fits(built("model=zfnet"), name)
+
+    check_fits(built(*str(refusal.value).partition("; use ")[2].split()), name)
+
+
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
@@ -215,13 +233,34 @@ def test_without_network_one_line_names_the_file_and_the_offline_way(name, file,
     assert str(tmp_path) in line
 
 
-def test_a_download_that_is_no_weights_is_the_same_line(no_network, monkeypatch, tmp_path):
-    stray = tmp_path / "stray.pth"
-    stray.write_bytes(b"<html>login</html>")
-    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(stray))
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("pwned"),)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>login</html>", pickle.dumps(Payload(), 2), b""], ids=["page", "payload", "empty"]
+)
+def test_a_download_that_is_no_weights_is_the_same_line(content, no_network, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stray.pth").write_bytes(content)
+    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
 
     with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
         open_zoo("zoo/zfnet")
+
+    assert not Path("pwned").exists()
+
+
+def test_a_payload_in_torch_s_format_is_not_run(no_network, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features.stage1.unit1.conv.weight": Payload()}, "stray.pth")
+    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
+
+    with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
+        open_zoo("zoo/zfnet")
+
+    assert not Path("pwned").exists()
 
 
 def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monkeypatch, tmp_path):
@@ -262,8 +301,7 @@ def test_missing_package_tells_how_to_install_it(monkeypatch):
 
 
 def test_fresh_weights_need_no_network(no_network):
-    with torch.device("meta"):  # no time for drawing 61 million weights
-        network = open_zoo("torchvision/alexnet", pretrained=False)
+    network = open_zoo("torchvision/alexnet", pretrained=False)
 
-    assert network.sizes["conv5", "pool"] == 6
+    assert network.conv1.conv.weight.std() > 0
     assert network.preprocessing.crop == 224

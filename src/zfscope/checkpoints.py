@@ -18,7 +18,7 @@ from torch import Tensor
 from zfscope.config import plain
 from zfscope.networks import Network, build_network
 from zfscope.preprocessing import Preprocessing
-from zfscope.zoo import is_zoo_name, open_zoo
+from zfscope.zoo import check_fits, is_zoo_name, open_zoo, rename_weights
 
 FORMAT = 1
 
@@ -88,18 +88,27 @@ def network_of(checkpoint: Mapping[str, Any], path: str | Path) -> Network:
         raise ValueError(
             f"{path} is no checkpoint of this project: it has no 'zfscope' entry; bare weights go to weights={path}"
         )
-    if state["format"] > FORMAT:
-        raise ValueError(f"{path} has format {state['format']}, newer than {FORMAT}; update this project to read it")
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
-        network = build_network(state["model"], state["num_classes"], state["image_size"])
+    version = state.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(f"{path} has format {version}, newer than {FORMAT}; update this project to read it")
     weights = {
         name.removeprefix("network."): tensor
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith("network.")
     }
-    load_weights(network, weights, path)
-    network.classes = tuple(state["classes"]) if state["classes"] else None
-    network.preprocessing = Preprocessing.from_state(state["preprocessing"]) if state["preprocessing"] else None
+    try:
+        with torch.device("meta"):  # without memory first: a damaged size must not ask for terabytes
+            sizeless = build_network(state["model"], state["num_classes"], state["image_size"])
+        preprocessing = Preprocessing.from_state(state["preprocessing"]) if state["preprocessing"] else None
+        classes = tuple(state["classes"]) if state["classes"] else None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(f"{path} does not tell how to build its network ({cause}); use another checkpoint") from None
+    check_weights(sizeless, weights, path)
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
+        network = build_network(state["model"], state["num_classes"], state["image_size"])
+    network.load_state_dict(weights)
+    network.classes, network.preprocessing = classes, preprocessing
     return network
 
 
@@ -129,29 +138,49 @@ def start_from(network: Network, source: str) -> list[str]:
         ValueError: If any other weight is missing or has another shape.
     """
     if is_zoo_name(source):
+        check_fits(network, source)
         known = open_zoo(source)
         weights, preprocessing = known.state_dict(), known.preprocessing
     else:
         content = read_checkpoint(find_checkpoint(source))
+        state = content.get("zfscope")
         weights = content.get("state_dict", content)
-        weights = {name.removeprefix("network."): value for name, value in weights.items()}
-        state = content.get("zfscope", {}).get("preprocessing")
-        preprocessing = Preprocessing.from_state(state) if state else None
+        if isinstance(state, Mapping):  # ours: other parts of the LightningModule may stand beside the network
+            weights = {
+                name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")
+            }
+        if not all(isinstance(name, str) for name in weights):
+            raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
+        weights = rename_weights(weights, network)
+        known_state = state.get("preprocessing") if isinstance(state, Mapping) else None
+        preprocessing = Preprocessing.from_state(known_state) if known_state else None
     own = network.state_dict()
-    last = network.layers[-1]
     fresh = [
         name
         for name in own
-        if f".{last}." in f".{name}" and name in weights and weights[name].shape != own[name].shape
+        if name.startswith(network.classes_layer)
+        and isinstance(weights.get(name), Tensor)
+        and weights[name].shape != own[name].shape
     ]
     load_weights(network, {**weights, **{name: own[name] for name in fresh}}, source)
-    if preprocessing is not None and preprocessing.crop == network.image_size:
+    if preprocessing is not None:
+        if preprocessing.crop != network.image_size:
+            raise ValueError(
+                f"{source} was trained on crops of {preprocessing.crop} px; use data.resize={preprocessing.resize} "
+                f"data.crop={preprocessing.crop}"
+            )
         network.preprocessing = preprocessing
     return fresh
 
 
 def load_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Put weights into a network of the same names and shapes.
+    """Put weights into a network of the same names and shapes (see ``check_weights``)."""
+    check_weights(network, weights, path)
+    network.load_state_dict(dict(weights))
+
+
+def check_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that are not all of this network's, or not finite.
 
     Raises:
         ValueError: Naming the first tensor that is missing, too many, of another shape or not finite.
@@ -160,6 +189,8 @@ def load_weights(network: Network, weights: Mapping[str, Tensor], path: str | Pa
     for name, tensor in own.items():
         if name not in weights:
             raise ValueError(f"{path} has no weights for {name}; it holds another network")
+        if not isinstance(weights[name], Tensor):
+            raise ValueError(f"{path}: {name} is a {type(weights[name]).__name__}, not a tensor; it holds no weights")
         if tuple(weights[name].shape) != tuple(tensor.shape):
             raise ValueError(
                 f"{path}: {name} has shape {tuple(weights[name].shape)}, but this network's is {tuple(tensor.shape)}; "
@@ -170,7 +201,6 @@ def load_weights(network: Network, weights: Mapping[str, Tensor], path: str | Pa
     unknown = sorted(set(weights) - set(own))
     if unknown:
         raise ValueError(f"{path} holds {unknown[0]}, which this network has not; it holds another network")
-    network.load_state_dict(dict(weights))
 
 
 def find_checkpoint(source: str | Path) -> Path:
@@ -224,9 +254,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            # torch stores; what is packed could grow without bounds.
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path} is no checkpoint, or is cut off ({error}); use another one of the run") from None
+    if packed:
+        raise ValueError(f"{path} is no checkpoint: {packed[0]} in it is compressed, which torch never does")
     if damaged is not None:
         raise ValueError(f"{path} is damaged at {damaged} (checksum); use another checkpoint of the run")
     try:

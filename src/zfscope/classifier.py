@@ -57,6 +57,7 @@ class Classifier(lightning.LightningModule):
                 scores["top5_error"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
+        self._images, self._since, self._until = 0, 0.0, 0.0
         self.mixup = None
         if optim.mixup is not None:
             self.mixup = timm.data.Mixup(
@@ -97,6 +98,10 @@ class Classifier(lightning.LightningModule):
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
         return loss
+
+    def on_train_start(self) -> None:
+        """Start counting images and seconds; a run that goes on in the middle of an epoch starts none."""
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Start counting images and seconds."""

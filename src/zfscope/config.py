@@ -133,9 +133,7 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """Where the images are and how they become a batch."""
 
-    name: Literal[
-        "phantom", "elpv", "folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"
-    ]
+    name: Literal["phantom", "elpv", "folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"]
     root: str | None = None
     cache: str = "data_cache"
     resize: Count = 256
@@ -143,7 +141,7 @@ class DataConfig(Strict):
     batch_size: Count = 128
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     download: bool = False
     clutter: bool = False
@@ -153,7 +151,9 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _crop_fits(self) -> DataConfig:
         if self.crop > self.resize:
-            raise ValueError(f"crop={self.crop} is larger than resize={self.resize}; crops are cut from the resized image")
+            raise ValueError(
+                f"crop={self.crop} is larger than resize={self.resize}; crops are cut from the resized image"
+            )
         return self
 
 
@@ -248,10 +248,11 @@ class CheckpointsConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    """The error of the best checkpoint after training."""
+    """The error of the best (or the last) checkpoint after training."""
 
     enabled: bool = True
     ten_crops: bool = True
+    checkpoint: Literal["best", "last"] = "best"
 
 
 class TrainConfig(Strict):

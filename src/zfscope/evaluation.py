@@ -65,9 +65,7 @@ def predict(
         labels.append(label)
         positions.append(position)
     order = torch.cat(positions).argsort()
-    return Predictions(
-        {kind: torch.cat(parts)[order] for kind, parts in found.items()}, torch.cat(labels)[order]
-    )
+    return Predictions({kind: torch.cat(parts)[order] for kind, parts in found.items()}, torch.cat(labels)[order])
 
 
 def error_metrics(predictions: Predictions, part: str) -> dict[str, float]:

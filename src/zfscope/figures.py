@@ -21,8 +21,8 @@ def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> 
         title: Written above.
 
     Returns:
-        A picture. The label of a dead filter (below 1 % of the median RMS) is red; a filter with NaN or infinity is crossed
-        out.
+        A picture. The label of a dead filter (below 1 % of the median RMS) is red; a filter with NaN or infinity is
+        crossed out.
 
     Raises:
         ValueError: If ``weight`` is no set of filters or ``rms`` has another length.

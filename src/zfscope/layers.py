@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Values in one block, per thread: small enough for a block's work arrays to stay in cache, where the speed comes from.
-_BLOCK_CPU = 2**18
+_BLOCK_CPU = 2**19
 _BLOCK_GPU = 2**24  # bounds the extra memory instead
 
 
@@ -118,9 +118,11 @@ def rescale_filters_(weight: Tensor, radius: float) -> Tensor:
 
 
 def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Find the conv layers of any model, in its order, by name: ``conv1`` where that says which, else the module's path."""
+    """Find the conv layers of any model by name: ``conv1`` where that is said once, else the module's path."""
     paths = {
-        path.replace("_orig_mod.", ""): module for path, module in model.named_modules() if isinstance(module, nn.Conv2d)
+        path.replace("_orig_mod.", ""): module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
     }
     short = {path: next((part for part in path.split(".") if re.fullmatch(r"conv\d\w*", part)), path) for path in paths}
     taken = Counter(short.values())

@@ -89,6 +89,11 @@ class Network(nn.Module):
         """Inputs ``(…, 3, crop, crop)`` back as images, float 0-255."""
         return self._preprocessing().unpreprocess(inputs)
 
+    @property
+    def classes_layer(self) -> str:
+        """How the names of the parameters of the classes' layer begin: the ones that another data set has anew."""
+        return f"{self.layers[-1]}."
+
     def check_layer(self, layer: str) -> None:
         """Refuse a name that is no layer, with the list of those that are."""
         if layer not in self.layers:
@@ -269,12 +274,20 @@ class TimmNetwork(Network):
         modules = dict(self.body.named_modules())
         if layers is None:
             stages = [str(info["module"]) for info in getattr(self.body, "feature_info", [])]
-            head = next((key for key, module in modules.items() if module is self.body.get_classifier()), None)
+            head = self.classes_layer.removeprefix("body.").rstrip(".")
             layers = tuple(key for key in [*stages, head] if key in modules)
         for layer in layers:
             if layer not in modules:
-                raise ValueError(f"{name} has no submodule {layer!r}; {nearest(layer, [key for key in modules if key])}")
+                raise ValueError(
+                    f"{name} has no submodule {layer!r}; {nearest(layer, [key for key in modules if key])}"
+                )
         self.layers = tuple(layers)
+
+    @property
+    def classes_layer(self) -> str:
+        """How the names of the parameters of timm's classifier begin."""
+        head = next(key for key, module in self.body.named_modules() if module is self.body.get_classifier())
+        return f"body.{head}."
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
@@ -284,10 +297,14 @@ class TimmNetwork(Network):
         """Run the images once and keep the outputs of the named submodules; switches stay empty."""
         trace = Trace(images)
         modules = dict(self.body.named_modules())
+
+        def keep(layer: str, output: Any) -> Any:
+            trace.maps[layer] = output
+            # The model goes on with a copy: many of timm's overwrite in place (ReLU, += shortcut) what was kept here.
+            return output.clone() if isinstance(output, Tensor) else output
+
         hooks = [
-            modules[layer].register_forward_hook(
-                lambda _module, _inputs, output, layer=layer: trace.maps.__setitem__(layer, output)
-            )
+            modules[layer].register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
             for layer in self.layers
         ]
         try:
@@ -317,13 +334,11 @@ def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, ima
     if config.source == "timm":
         return TimmNetwork(config.name, num_classes, image_size, config.layers)
     chain = torchvision_chain(config.name) if config.source == "torchvision" else config.chain
-    return ConvNet(
-        chain, num_classes=num_classes, image_size=image_size, contrast=config.contrast, init=config.init
-    )
+    return ConvNet(chain, num_classes=num_classes, image_size=image_size, contrast=config.contrast, init=config.init)
 
 
 def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
-    """torchvision's AlexNet or a VGG, read off its modules as a chain of named layers.
+    """Torchvision's AlexNet or a VGG, read off its modules as a chain of named layers.
 
     VGG's layers are ``conv1_1``, ``conv1_2``, … by block. torchvision's adaptive average pool is the
     identity at 224 px and is left out; its dropout stands before a layer, ours after the one below.

@@ -42,8 +42,10 @@ class Preprocessing:
                 f"the mean image must be (3, 1, 1) or (3, {self.resize}, {self.resize}), but it is "
                 f"{tuple(self.mean.shape)}; a mean of {side} px belongs to resize={side}"
             )
-        if self.scale.shape != (3, 1, 1) or not bool((self.scale > 0).all()):
+        if self.scale.shape != (3, 1, 1) or not bool((self.scale > 0).all() & self.scale.isfinite().all()):
             raise ValueError(f"scale must be three positive numbers (3, 1, 1), but it is {self.scale.tolist()}")
+        if not bool(self.mean.isfinite().all()):
+            raise ValueError("the mean image holds NaN or infinity; compute it anew")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop must lie between 1 and resize={self.resize}, but it is {self.crop}")
 
@@ -64,7 +66,7 @@ class Preprocessing:
 
     def normalise(self, canvas: Tensor) -> Tensor:
         """Subtract the mean and scale: grey levels ``(…, 3, resize, resize)`` to float32 of the same shape."""
-        return (canvas.float() - self.mean) * self.scale
+        return (canvas.float() - self.mean.to(canvas.device)) * self.scale.to(canvas.device)
 
     def unpreprocess(self, inputs: Tensor) -> Tensor:
         """Network inputs ``(…, 3, crop, crop)`` back as images, float, 0-255 clamped (centre crops)."""

@@ -84,7 +84,9 @@ def lock(folder: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"another process works in {folder}; wait for it or choose another hydra.run.dir") from None
+            raise ValueError(
+                f"another process works in {folder}; wait for it or choose another hydra.run.dir"
+            ) from None
         try:
             yield
         finally:

@@ -10,11 +10,8 @@ from __future__ import annotations
 import copy
 import os
 import textwrap
-import zipfile
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,7 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 from zfscope.config import ConvLayer, nearest
-from zfscope.networks import ConvNet, build_network
+from zfscope.networks import ConvNet, Network, build_network
 from zfscope.preprocessing import Preprocessing
 
 NUM_CLASSES = 1000
@@ -32,9 +29,6 @@ RESIZE = 256
 # standard deviation 0.229, 0.224, 0.225 on 0-1); pytorchcv's ImageNet recipe has the same, and 256 px as 224 / 0.875.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-
-# A refused connection, an error page (RuntimeError), a wrong checksum (RuntimeError, ValueError), half a file.
-_FAILED_DOWNLOAD = (OSError, RuntimeError, ValueError, HTTPException, zipfile.BadZipFile, UnpicklingError)
 
 
 def _zfnet(name: str, maps: Sequence[int]) -> dict[str, Any]:
@@ -78,7 +72,7 @@ def is_zoo_name(source: str | Path) -> bool:
 
 
 def zoo_config(name: str) -> dict[str, Any]:
-    """The ``model`` group that public weights fit; what ``checkpoints.save_network`` wants beside the network.
+    """The ``model`` group of the network that public weights belong to, as ``checkpoints.save_network`` keeps it.
 
     Args:
         name: One of ``ZOO``.
@@ -158,6 +152,31 @@ def convert_torchvision(model: nn.Module, num_classes: int = NUM_CLASSES, image_
     return _convert(model, "torchvision/", num_classes, image_size)
 
 
+def check_fits(network: Network, name: str) -> None:
+    """Refuse a network that would compute something else with public weights than the one they were trained in.
+
+    Dropout, the number of classes and what follows from the size of the image may differ.
+
+    Args:
+        network: What is to start from these weights.
+        name: One of ``ZOO``.
+
+    Raises:
+        ValueError: For the first layer that differs, with the overrides of a network that fits.
+    """
+    trained = _unfilled(zoo_config(name), NUM_CLASSES, IMAGE_SIZE).spec
+    spec = network.spec if isinstance(network, ConvNet) else {}
+    for layer in [*trained, *spec]:
+        chains = (spec, trained)
+        here, there = (chain[layer].model_dump(exclude={"dropout"}) if layer in chain else {} for chain in chains)
+        if here != there:
+            key = next(key for key in {**there, **here} if here.get(key) != there.get(key))
+            raise ValueError(
+                f"weights={name} were trained in another network: {layer}.{key} is {there.get(key)} there, "
+                f"{here.get(key)} here; use {_overrides(name)}"
+            )
+
+
 def rename_weights(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Weights with pytorchcv's or torchvision's names under those of our network, by their order from the pixels up.
 
@@ -173,6 +192,16 @@ def rename_weights(weights: Mapping[str, Tensor], network: nn.Module) -> dict[st
     if not (foreign and isinstance(network, ConvNet) and len(own) == len(weights)):
         return dict(weights)
     return dict(zip(own, weights.values(), strict=True))
+
+
+def _overrides(name: str) -> str:
+    model = ZOO[name]["name"]
+    if ZOO[name]["source"] == "torchvision":
+        return f"model=torchvision model.name={model}"
+    own = {"zfnet": "zfnet", "zfnetb": "zfnet_wide"}[model]
+    order = "model.conv1.norm=before_pool model.conv2.norm=before_pool"
+    # The paper's radius belongs to inputs of about -128 ... 128, which these filters have never seen.
+    return f"model={own} {order} model.input_scale=unit model.filter_rms=null"
 
 
 def _convert(model: nn.Module, zoo: str, num_classes: int, image_size: int) -> ConvNet:
@@ -217,7 +246,7 @@ def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
     try:
         # pytorchcv's own loading would unpickle whatever the file holds.
         return torch.load(get_model_file(model, str(folder)), map_location="cpu", weights_only=True)
-    except _FAILED_DOWNLOAD as error:
+    except Exception as error:  # no connection, an error page, a wrong checksum, half a file: each its own kind
         raise _no_weights(name, url, "unpacked ", folder, error) from error
 
 
@@ -225,7 +254,7 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
     entry = _torchvision_entry(name)
     try:
         return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-    except _FAILED_DOWNLOAD as error:
+    except Exception as error:  # likewise
         raise _no_weights(name, entry.url, "", Path(torch.hub.get_dir(), "checkpoints"), error) from error
 
 

@@ -48,5 +48,6 @@ def check_classes(network: Network, classes: tuple[str, ...]) -> None:
         )
     missing, new = set(network.classes) - set(classes), set(classes) - set(network.classes)
     raise ValueError(
-        f"the data set's classes are not the network's: it lacks {listed(sorted(missing))}, it adds {listed(sorted(new))}"
+        f"the data set's classes are not the network's: it lacks {listed(sorted(missing))}, "
+        f"it adds {listed(sorted(new))}"
     )

@@ -61,7 +61,7 @@ def open_data(config: DataConfig) -> Splits:
         case "fashion_mnist":
             return open_fashion_mnist(config.root, download=config.download, **shares)
         case _:
-            return open_folder(config.root, **shares)
+            return open_folder(config.root, test_fraction=config.test_fraction, **shares)
 
 
 class Examples(Dataset):

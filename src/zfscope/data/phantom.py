@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from zfscope.data.imageset import ArrayImages, Splits
 
-VERSION = 3  # part of the cached files' names: raise it with every change that alters a pixel
+VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
 SIZE = 128
 SPLITS = ("train", "val", "test")
 CLASSES = ("face", "dog", "cat", "owl", "rabbit", "fish", "car", "bicycle", "clock", "flower")
@@ -145,7 +145,7 @@ def draw(seed: int, split: str, index: int) -> Sample:
     canvas = _Canvas(_background(random))
     for _ in range(random.integers(1, 4)):
         _scatter(canvas, random)
-    radius = random.uniform(28, 53)
+    radius = random.uniform(25, 53)
     parts = _turned(_BUILDERS[CLASSES[label]](random), random.normal(0, 0.22), random)
     parts = _placed_inside(parts, radius, random)
     canvas.begin_object()
@@ -233,7 +233,7 @@ def _background(random: np.random.Generator) -> Image.Image:
 def _scatter(canvas: _Canvas, random: np.random.Generator) -> None:
     """Draw the parts of some object, of any class, but each at a place and angle of its own."""
     parts = _BUILDERS[CLASSES[random.integers(len(CLASSES))]](random)
-    radius = random.uniform(28, 53)
+    radius = random.uniform(25, 53)
     names = list(parts)
     for which in random.permutation(len(names)):
         part = parts[names[which]]
@@ -247,11 +247,11 @@ def _occlude(canvas: _Canvas, random: np.random.Generator, parts: dict[str, Part
     canvas.begin_occluders()
     corners = np.concatenate([points for part in parts.values() for points, _ in part])
     low, high = corners.min(axis=0), corners.max(axis=0)
-    for _ in range(random.integers(0, 4)):
+    for _ in range(random.integers(0, 5)):
         others = _BUILDERS[CLASSES[random.integers(len(CLASSES))]](random)
         part = others[list(others)[random.integers(len(others))]]
         extent = max(np.ptp(points, axis=0).max() for points, _ in part)
-        size = float((high - low).max()) * random.uniform(0.15, 0.35) / extent
+        size = float((high - low).max()) * random.uniform(0.15, 0.38) / extent
         place = low + (high - low) * random.random(2)
         canvas.add(_moved(part, -_middle(part), size, random.uniform(-np.pi, np.pi), place))
 

@@ -1,0 +1,12 @@
+"""When to look during training, and where the pictures go; the only room that knows W&B.
+
+Any ``lightning.Trainer`` of any LightningModule takes these callbacks: ``Trainer(callbacks=[FilterImages()])``.
+"""
+
+from zfscope.callbacks.filter_images import FilterImages
+from zfscope.callbacks.filter_renorm import FilterRenorm
+from zfscope.callbacks.loggers import build_logger, finish
+from zfscope.callbacks.panel import show
+from zfscope.callbacks.when import When
+
+__all__ = ["FilterImages", "FilterRenorm", "When", "build_logger", "finish", "show"]

@@ -1,0 +1,187 @@
+"""Where metrics go: W&B (offline unless asked), CSV files, TensorBoard or nowhere."""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+KINDS = ("wandb", "csv", "tensorboard", "none")
+PER_STEP = ("train/loss",)  # everything else has the epoch as its axis
+BEST_IS_LEAST = ("val/loss", *(f"{part}/top{k}_error" for part in ("train", "val", "test") for k in (1, 5)))
+SECRET = re.compile(r"api_?key|token|secret|passw(or)?d|credential", re.IGNORECASE)
+REDACTED = "(redacted)"
+INIT_SECONDS, FINISH_SECONDS = 15, 120  # W&B's own: 90, and for ever
+
+
+def build_logger(
+    kind: str,
+    run_folder: str | Path,
+    *,
+    name: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    mode: str = "offline",
+    project: str = "zfscope",
+    run_id: str | None = None,
+    entity: str | None = None,
+    log_model: bool | str = False,
+) -> Logger | bool:
+    """Make the logger of one run, apart from any other run of this process; close it with ``finish``.
+
+    Args:
+        kind: ``wandb``, ``csv``, ``tensorboard`` or ``none``.
+        run_folder: Everything is written below it.
+        name: The run's name in W&B.
+        group: Runs of one sweep share it.
+        tags: Of the run in W&B.
+        config: What the run was started with; nested groups become dotted keys. Secrets are redacted, and the git
+            commit of the working folder is added.
+        mode: ``offline`` or ``online`` (W&B). Without a key or a server an online run warns and goes on offline.
+        project: In W&B.
+        run_id: In W&B; the same one continues a run. A ``wandb agent`` gives its own.
+        entity: User or team in W&B.
+        log_model: True or ``all``: checkpoints become artifacts (W&B, online).
+
+    Returns:
+        A Lightning logger, or False for ``none``: what ``Trainer(logger=...)`` takes.
+
+    Raises:
+        ValueError: If ``kind`` or ``mode`` is unknown.
+        ModuleNotFoundError: If TensorBoard is asked for and not installed.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"logger={kind} is unknown; the loggers are {', '.join(KINDS)}")
+    if mode not in ("offline", "online"):
+        raise ValueError(f"logger.mode={mode} must be offline or online; logger=none logs nowhere")
+    if kind == "none":
+        return False
+    values = redact(flatten(config or {}))
+    commit = _git_commit()
+    if commit:
+        values["git.commit"] = commit
+    if kind == "wandb":
+        about = {"name": name, "group": group, "project": project, "entity": entity, "id": run_id}
+        tags = sorted({_redact_tag(tag)[:64] for tag in tags if tag})  # W&B refuses longer ones
+        return _wandb_logger(Path(run_folder), mode, log_model, {**about, "tags": tags, "config": values})
+    if kind == "csv":
+        logger: Logger = CSVLogger(run_folder, name="csv")
+    else:
+        logger = TensorBoardLogger(run_folder, name="tensorboard", default_hp_metric=False)
+    logger.log_hyperparams(values)
+    return logger
+
+
+def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
+    """Close the logger of a run, in a ``finally``, so that the next run of the process is its own.
+
+    Args:
+        logger: What ``build_logger`` returned.
+        exit_code: 0 if the run went well; W&B shows it as finished, else as failed.
+
+    Returns:
+        The command that sends an offline W&B run to the server, else None.
+    """
+    if not isinstance(logger, WandbLogger) or rank_zero_only.rank != 0:
+        return None
+    run = logger.experiment
+    offline, folder = run.offline, run.settings.sync_dir
+    try:
+        run.finish(exit_code=exit_code)
+    except Exception as error:  # must hide neither the result of the run nor the exception that ended it
+        rank_zero_warn(f"W&B did not close the run in {folder}: {error}")
+    return f"wandb sync {shlex.quote(str(folder))}" if offline else None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested groups into dotted keys: ``{"model": {"conv1": None}}`` into ``{"model.conv1": None}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def redact(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace values whose key speaks of a secret, or that hold the value of such an environment variable."""
+    held = _secrets_held()
+    return {
+        key: REDACTED
+        if value is not None and (SECRET.search(key) or any(secret in str(value) for secret in held))
+        else value
+        for key, value in config.items()
+    }
+
+
+def _redact_tag(tag: str) -> str:
+    """Redact the value of a ``key=value`` tag."""
+    key, equals, value = tag.partition("=")
+    return f"{key}={redact({key: value})[key]}" if equals else tag
+
+
+def _secrets_held() -> list[str]:
+    """List the secrets that ``${oc.env:...}`` could have put into a config; very short ones would match by chance."""
+    return [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
+
+
+def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[str, Any]) -> WandbLogger:
+    """Start a W&B run of its own and wrap it."""
+    if "WANDB_SWEEP_ID" in os.environ:
+        about["id"] = None  # the agent has given the run its id
+    if rank_zero_only.rank != 0:
+        return WandbLogger(save_dir=folder, **about)  # a stand-in: Lightning gives other ranks no run
+    run = _start_wandb(folder, mode, about)
+    if log_model and run.offline:
+        rank_zero_warn("logger.log_model needs an online run; the checkpoints stay in the run folder only")
+    run.define_metric("epoch")
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="epoch")
+    for name in PER_STEP:
+        run.define_metric(name, step_metric="trainer/global_step")
+    for name in BEST_IS_LEAST:
+        run.define_metric(name, step_metric="epoch", summary="min")
+    return WandbLogger(
+        save_dir=folder,
+        name=about["name"],
+        project=about["project"],
+        version=run.id,
+        offline=run.offline,
+        log_model=False if run.offline else log_model,
+        experiment=run,
+    )
+
+
+def _start_wandb(folder: Path, mode: str, about: dict[str, Any]) -> Any:
+    """Start a W&B run; where an online one cannot start in time, an offline one."""
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"init_timeout": INIT_SECONDS, "login_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    # ``create_new``: a run that another job of this process left open must not swallow this one's metrics.
+    options = {**about, "dir": str(folder), "resume": "allow", "reinit": "create_new"}
+    if mode == "online":
+        try:
+            return wandb.init(**options, mode="online", settings=wandb.Settings(**settings))
+        except (wandb.errors.Error, OSError) as error:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+            rank_zero_warn(
+                f"W&B is not within reach ({cause}); this run is logged offline, `wandb sync` sends it later"
+            )
+    return wandb.init(**options, mode="offline", settings=wandb.Settings(**settings, silent=True))
+
+
+def _git_commit() -> str | None:
+    """Give the commit of the working folder, if it is under git."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,252 @@
+"""Whole runs of the two commands, in a folder of their own, on a tiny data set."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_folders
+from PIL import Image
+
+sys.path.insert(0, str(ROOT))
+import analyze
+import train
+from zfscope import load_network
+
+TINY = [
+    "data=folder",
+    "data.resize=32",
+    "data.crop=28",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "logger=none",
+    "device=cpu",
+    "model.conv1.maps=8",
+    "model.conv2.maps=8",
+    "model.conv2.stride=1",
+    "model.conv2.padding=2",
+    "model.conv3.maps=8",
+    "model.conv4.maps=8",
+    "model.conv5.maps=8",
+    "model.fc6.units=16",
+    "model.fc7.units=16",
+    "trainer.max_epochs=2",
+]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Type a command: ``command("train", overrides…) -> (exit code, stdout, stderr)``, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *overrides):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        job, config_name = (train.run_training, "train") if name == "train" else (analyze.main, "analyze")
+        try:
+            code = train.run_command(job, config_name) or 0
+        except SystemExit as stop:
+            code = stop.code
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def tiny(folders):
+    return [*TINY, f"data.root={folders}", f"data.cache={folders.parent / 'cache'}"]
+
+
+def runs(folder):
+    return sorted(path.parent for path in folder.glob("outputs/**/checkpoints"))
+
+
+def test_a_run_leaves_checkpoints_results_and_pictures(command, tiny, tmp_path):
+    code, out, _ = command("train", *tiny, "++paper={val/top1_error:38.4}")
+
+    (folder,) = runs(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert code == 0
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "epoch_001.ckpt",
+        "epoch_002.ckpt",
+        "last.ckpt",
+    ]
+    assert (folder / "figures/filter_images/conv1/epoch_002.png").is_file()
+    assert results["state"] == "finished"
+    assert results["metrics"]["val/top1_error"]["unit"] == "%"
+    assert results["metrics"]["val/top1_error"]["paper"] == 38.4
+    assert 0 <= results["metrics"]["val/top1_error_ten_crops"]["value"] <= 100
+    assert results["conditions"]["images"] == {"train": 24, "val": 12}
+    assert results["conditions"]["map_sizes"][0] == 12
+    assert "receptive field" in out
+    network = load_network(folder)
+    assert network.classes == ("cat", "dog", "owl")
+    assert not network.training
+
+
+def test_analyze_finds_the_error_that_training_found(command, tiny, tmp_path):
+    command("train", *tiny)
+    (folder,) = runs(tmp_path)
+    trained = json.loads((folder / "results.json").read_text())["metrics"]
+
+    code, out, _ = command("analyze", "analysis=evaluate", f"checkpoint={folder}", "device=cpu")
+
+    (analysed,) = (tmp_path / "outputs/analyses").glob("*/results.json")
+    found = json.loads(analysed.read_text())["metrics"]
+    assert code == 0
+    for name in ("val/top1_error", "val/top1_error_ten_crops", "val/macro_f1"):
+        assert found[name]["value"] == trained[name]["value"]
+
+
+def test_the_validation_error_is_that_of_the_best_checkpoint_by_hand(command, tiny, tmp_path, folders):
+    command("train", *tiny)
+    (folder,) = runs(tmp_path)
+    error = json.loads((folder / "results.json").read_text())["metrics"]["val/top1_error"]["value"]
+
+    network = load_network(folder)
+    wrong = []
+    with torch.no_grad():
+        for path in (folders / "val").rglob("*.jpg"):
+            logits = network(network.preprocess(Image.open(path))[None])
+            wrong.append(network.classes[int(logits.argmax())] != path.parent.name)
+
+    assert error == pytest.approx(100 * np.mean(wrong))
+
+
+def test_a_run_goes_on_in_its_folder(command, tiny, tmp_path):
+    command("train", *tiny, "trainer.max_epochs=4", "hydra.run.dir=outputs/whole")
+    command("train", *tiny, "hydra.run.dir=outputs/run")
+    identity = (tmp_path / "outputs/run/.hydra/run_id").read_text()
+
+    code, _, _ = command("train", "resume=outputs/run", "trainer.max_epochs=4")
+
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["run", "whole"]
+    assert (tmp_path / "outputs/run/.hydra/run_id").read_text() == identity
+    assert json.loads((tmp_path / "outputs/run/results.json").read_text())["conditions"]["epochs"] == 4
+    assert (tmp_path / "outputs/run/figures/filter_images/conv1/epoch_004.png").is_file()
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_with_a_table(command, tiny, tmp_path):
+    code, out, _ = command(
+        "train", "-m", *tiny, "trainer.max_epochs=1", "evaluate.enabled=false", "model.conv1.kernel_size=5,99,7"
+    )
+
+    (sweep,) = (tmp_path / "outputs/sweeps").iterdir()
+    states = [json.loads((sweep / str(job) / "results.json").read_text()) for job in range(3)]
+    assert code == 1
+    assert [state["state"] for state in states] == ["finished", "failed", "finished"]
+    assert "99x99 kernel of conv1 is larger than its map of 28x28" in states[1]["cause"]
+    assert "3 jobs" in out
+    assert states[0]["conditions"]["overrides"][-1] == "model.conv1.kernel_size=5"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=0.1", r"optim\.lrr: there is no key 'lrr'; did you mean lr\?"),
+        ("modle=zfnet", r"modle.*did you mean.*model"),
+        ("model=zfnett", r"zfnett.*zfnet"),
+        ("optim.lr=abc", r"optim\.lr='abc'"),
+        ("optim.lr=-3", r"optim\.lr=-3.*greater than 0"),
+        ("optim.lr=1e400", r"optim\.lr=inf.*finite"),
+        ("+optim.typo=1", r"optim\.typo=1: there is no such key"),
+        ("model.conv1.stride=0", r"model\.conv1\.stride=0"),
+        ("model.conv5.kernel_size=40", r"40x40 kernel of conv5 is larger than its map.*conv4 \d+"),
+        ("data.root=nowhere", r"nowhere"),
+        ("data.batch_size=1000", r"data\.batch_size=1000.*larger than the 24 training images"),
+        ("+trainer.max_stepz=3", r"trainer\.max_stepz.*did you mean max_steps"),
+        ("+trainer.callbacks=[]", r"trainer\.callbacks is set by this project"),
+        ("callbacks.filter_images._target_=os.system", r"os\.system.*trust"),
+        ("trainer.max_epochs=-5", r"trainer\.max_epochs=-5"),
+        ("weights=nothing.ckpt", r"no checkpoint at nothing\.ckpt"),
+        ("name=${oc.env:ZFSCOPE_NOT_SET}", r"ZFSCOPE_NOT_SET"),
+        ("resume=outputs/none", r"resume=outputs/none: no run there"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing_behind(command, tiny, tmp_path, override, message):
+    code, _, err = command("train", *tiny, override)
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert re.search(message, err), err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(command, tiny, tmp_path, folders):
+    broken = next((folders / "train" / "dog").iterdir())
+    broken.write_bytes(broken.read_bytes()[:300])
+
+    code, _, err = command("train", *tiny, "data.num_workers=2")
+
+    assert code == 2
+    assert str(broken) in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])
+def test_every_debug_preset_runs(command, tiny, preset):
+    fewer = [each for each in tiny if not each.startswith(("trainer.max_epochs", "logger"))]
+
+    code, out, err = command("train", *fewer, f"debug={preset}", *(["trainer.max_epochs=2"] * (preset == "overfit")))
+
+    assert code == 0, err
+
+
+def test_any_timm_model_trains(command, tiny):
+    fewer = [each for each in tiny if not each.startswith("model.")]
+
+    code, _, err = command(
+        "train", *fewer, "model=timm", "model.name=resnet18", "trainer.max_epochs=1", "evaluate.ten_crops=false"
+    )
+
+    assert code == 0, err
+
+
+def test_analyze_refuses_other_classes(command, tiny, tmp_path):
+    command("train", *tiny, "trainer.max_epochs=1")
+    (folder,) = runs(tmp_path)
+    others = write_folders(tmp_path / "others", {"train": 4, "val": 4}, classes=("cat", "dog", "pig"))
+
+    code, _, err = command("analyze", f"checkpoint={folder}", f"data.root={others}")
+
+    assert code == 2
+    assert "it lacks owl, it adds pig" in err
+    assert not (tmp_path / "outputs/analyses").exists()
+
+
+def test_analyze_names_the_checkpoints_that_are_there(command, tiny, tmp_path):
+    command("train", *tiny, "trainer.max_epochs=1", "hydra.run.dir=outputs/run")
+
+    code, _, err = command("analyze", "checkpoint=outputs/run/epoch_077")
+
+    assert code == 2
+    assert "no checkpoint at outputs/run/epoch_077; there are" in err
+    assert "best.ckpt" in err
+
+
+def test_a_second_run_in_a_busy_folder_is_refused(command, tiny, tmp_path):
+    from zfscope.runs import lock
+
+    (tmp_path / "busy").mkdir()
+    with lock(tmp_path / "busy"):
+        code, _, err = command("train", *tiny, "hydra.run.dir=busy")
+
+    assert code == 2
+    assert "another process works in" in err
+
+
+def test_help_explains_the_groups_and_shows_examples():
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, timeout=120
+    )
+
+    assert answer.returncode == 0
+    for words in ("model: ", "zfnet_mini", "python train.py -m model/stem=", "experiment=elpv"):
+        assert words in answer.stdout
