@@ -130,6 +130,7 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
             **{**device_options(config.device), **config.trainer.model_dump(exclude_none=True)},
             callbacks=build_callbacks(config, best, folder),
             logger=logger,
+            enable_progress_bar=sys.stdout.isatty(),
             plugins=[CheckpointFiles()],
             default_root_dir=folder,
         )

@@ -34,6 +34,13 @@ def test_every_analysis_composes_and_is_valid(name):
     check(AnalyzeConfig, composed(f"analysis={name}", "checkpoint=RUN", name="analyze"))
 
 
+def test_what_an_experiment_says_goes_before_the_defaults():
+    assert composed("experiment=zoo_zfnet", "data.root=DIR")["weights"] == "zoo/zfnet"
+    assert composed("experiment=elpv")["evaluate"]["checkpoint"] == "last"
+    assert composed("experiment=table3_zfnet")["paper"]["val/top5_error_ten_crops"] == 16.5
+    assert not composed("debug=fast")["evaluate"]["enabled"]
+
+
 def test_every_config_file_opens_with_the_command_that_uses_it():
     for path in (ROOT / "conf").rglob("*.yaml"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]

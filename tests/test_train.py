@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,15 @@ def command(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def tiny(folders):
     return [*TINY, f"data.root={folders}", f"data.cache={folders.parent / 'cache'}"]
+
+
+def read_back(run, *options):
+    """What W&B's own tool finds in an offline run: its summary, or its records."""
+    tool = Path(sys.executable).with_name("wandb")
+    answer = subprocess.run(
+        [tool, "leet", "inspect", "--json", *options, run], capture_output=True, text=True, check=True, timeout=60
+    )
+    return json.loads(answer.stdout) if options else [json.loads(line) for line in answer.stdout.splitlines()]
 
 
 def runs(folder):
@@ -144,6 +154,34 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_ends_with_a_table(command, t
     assert "99x99 kernel of conv1 is larger than its map of 28x28" in states[1]["cause"]
     assert "3 jobs" in out
     assert states[0]["conditions"]["overrides"][-1] == "model.conv1.kernel_size=5"
+
+
+def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_back(command, tiny, tmp_path):
+    own = [each for each in tiny if not each.startswith(("model.", "logger", "data.resize", "data.crop"))]
+    stems = ["7x7s2", "7x7s4", "11x11s2", "11x11s4"]
+
+    code, out, _ = command("train", "-m", *own, "data.resize=72", "data.crop=64", f"model/stem={','.join(stems)}")
+
+    (sweep,) = (tmp_path / "outputs/sweeps").iterdir()
+    assert code == 0
+    for job, stem in enumerate(stems):
+        (run,) = (sweep / str(job) / "wandb").glob("offline-run-*")
+        summary, records = read_back(run, "--summary"), read_back(run)
+        history = [record["history"]["item"] for record in records if record["type"] == "history"]
+        assert stem in out
+        group = next(record["run"]["run_group"] for record in records if record["type"] == "run")
+        assert group == sweep.name
+        assert f"model/stem={stem}" in summary["tags"]
+        assert (summary["state"], summary["exit_code"]) == ("finished", 0)
+        kernel, stride = map(int, re.match(r"(\d+)x\d+s(\d)", stem).groups())
+        assert summary["config"]["model.conv1.kernel_size"] == kernel
+        assert summary["config"]["model.conv1.stride"] == stride
+        epochs = [row["epoch"] for row in history if "val/top1_error" in row]
+        assert epochs == [0, 1]
+        pictures = [row for row in history if "filter_images/conv1.filenames" in row]
+        assert len(pictures) == 2
+        assert len(list((run / "files/media/images/filter_images").glob("conv1_*.png"))) == 2
+        assert f"wandb sync {sweep}/{job}/wandb/{run.name}".split("/")[-1] in out.replace("\n", "")
 
 
 @pytest.mark.parametrize(
