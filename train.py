@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,7 +67,7 @@ def main(values: DictConfig) -> float:
     try:
         config = check(TrainConfig, OmegaConf.to_container(values, resolve=True))
         group = config.group or (Path(job.sweep.dir).name if in_sweep else None)
-        with lock(folder):
+        with lock(folder) if rank_zero_only.rank == 0 else nullcontext():  # DDP's other ranks share its folder
             return train(config, folder, overrides, group)
     except REFUSALS as error:
         if not in_sweep:
@@ -111,8 +113,17 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
     console.print(network_table(network))
 
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
+    # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
+    trainer = lightning.Trainer(
+        **{**device_options(config.device), **config.trainer.model_dump(exclude_none=True)},
+        callbacks=build_callbacks(config, best, folder),
+        logger=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        plugins=[CheckpointFiles()],
+        default_root_dir=folder,
+    )
     logger = build_logger(
-        config.logger.name,
+        config.logger.name if not trainer.fast_dev_run else "none",
         folder,
         name=config.name or run_name(overrides, config),
         group=group,
@@ -124,17 +135,11 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
         entity=config.logger.entity,
         log_model=config.logger.log_model,
     )
+    trainer.loggers = [logger] if logger else []
     code, since = 1, time.monotonic()
     try:
-        trainer = lightning.Trainer(
-            **{**device_options(config.device), **config.trainer.model_dump(exclude_none=True)},
-            callbacks=build_callbacks(config, best, folder),
-            logger=logger,
-            enable_progress_bar=sys.stdout.isatty(),
-            plugins=[CheckpointFiles()],
-            default_root_dir=folder,
-        )
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+        seconds = time.monotonic() - since
         metrics = measured(config, folder, trainer, best, data)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             conditions = {
@@ -145,7 +150,7 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
                 "epochs": trainer.current_epoch,
                 "map_sizes": map_sizes_of(network),
                 "parameters": parameters_of(network),
-                "seconds": round(time.monotonic() - since, 1),
+                "seconds": round(seconds, 1),  # of training with its validations and pictures
             }
             write_results(folder, metrics, conditions)
             console.print(results_table(metrics, str(folder)))

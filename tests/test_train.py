@@ -199,6 +199,7 @@ def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_b
         ("data.root=nowhere", r"nowhere"),
         ("data.batch_size=1000", r"data\.batch_size=1000.*larger than the 24 training images"),
         ("+trainer.max_stepz=3", r"trainer\.max_stepz.*did you mean max_steps"),
+        ("+trainer.precision=7bit", r"7bit"),
         ("+trainer.callbacks=[]", r"trainer\.callbacks is set by this project"),
         ("callbacks.filter_images._target_=os.system", r"os\.system.*trust"),
         ("trainer.max_epochs=-5", r"trainer\.max_epochs=-5"),
