@@ -238,6 +238,25 @@ def test_every_debug_preset_runs(command, tiny, preset):
     assert code == 0, err
 
 
+@pytest.mark.slow
+def test_the_papers_network_trains_at_224_px_on_folders_laid_out_like_imagenet(command, tmp_path):
+    root = write_folders(
+        tmp_path / "imagenet", {"train": 8, "val": 2}, classes=("n01440764", "n01443537", "n01484850"), side=270
+    )
+
+    code, out, err = command(
+        "train", "model=zfnet", "data=folder", f"data.root={root}", "data.batch_size=8", "+trainer.max_steps=3",
+        f"data.cache={tmp_path / 'cache'}", "logger=csv", "device=cpu",
+    )  # fmt: skip
+
+    assert code == 0, err
+    (folder,) = runs(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["conditions"]["map_sizes"] == [110, 55, 26, 13, 13, 13, 13, 6]
+    assert results["conditions"]["parameters"] == 62_357_608 - 997 * 4097
+    assert "val/top1_error_ten_crops" in results["metrics"]
+
+
 def test_any_timm_model_trains(command, tiny):
     fewer = [each for each in tiny if not each.startswith("model.")]
 
