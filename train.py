@@ -54,7 +54,9 @@ SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"
 console = Console()
 # Lightning's hints about devices and products of its maker are no news to anyone.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message=".*(does not have many workers|exists and is not empty|LeafSpec).*")
+warnings.filterwarnings(
+    "ignore", message=".*(does not have many workers|exists and is not empty|LeafSpec|the logging interval).*"
+)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")

@@ -41,7 +41,9 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str) -> Table
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a job: overrides, error, map sizes, parameters, minutes, state with its cause."""
+    """One row a job: what sets it apart, error, map sizes, parameters, minutes, state with its cause."""
+    overrides = [job.get("conditions", {}).get("overrides", []) for job in jobs]
+    shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
     table = Table(title=f"{len(jobs)} jobs")
     table.add_column("job", justify="right")
     table.add_column("overrides", overflow="fold")
@@ -52,12 +54,13 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("state", overflow="fold")
     for number, job in enumerate(jobs):
         conditions, metrics = job.get("conditions", {}), job.get("metrics", {})
-        error = next((metric["value"] for name, metric in metrics.items() if name.endswith("top1_error")), None)
+        known = (metrics.get(f"{part}/top1_error") for part in ("test", "val"))
+        error = next((metric["value"] for metric in known if metric is not None), None)
         parameters, seconds = conditions.get("parameters"), conditions.get("seconds")
         state = job.get("state", "no results")
         table.add_row(
             str(number),
-            " ".join(conditions.get("overrides", [])),
+            " ".join(each for each in overrides[number] if each not in shared),
             "" if error is None else f"{error:.2f}",
             "/".join(map(str, conditions.get("map_sizes", []))),
             "" if parameters is None else f"{parameters:,}",
