@@ -15,7 +15,7 @@ from zfscope.analyses.evaluate import evaluate
 from zfscope.checkpoints import load_network, run_config
 from zfscope.config import AnalyzeConfig, DataConfig, check
 from zfscope.data.datamodule import ImageData, open_data
-from zfscope.runs import lock, remove_unused, write_results
+from zfscope.runs import Busy, lock, remove_unused, write_results
 from zfscope.tables import results_table
 
 ANALYSES = {"evaluate": evaluate}
@@ -30,26 +30,38 @@ def main(values: DictConfig) -> None:
         with lock(folder):
             analyze(config, folder)
     except REFUSALS as error:
-        remove_unused(folder)
+        if not isinstance(error, Busy):
+            remove_unused(folder)
         refuse(error)
 
 
 def analyze(config: AnalyzeConfig, folder: Path) -> None:
     """Load the network and its data, run the analysis, save and print what it found."""
+    device = find_device(config.device)
     network = load_network(config.checkpoint)
     run = run_config(config.checkpoint)
     given = {name: value for name, value in config.data.items() if value is not None}
     preprocessing = network.preprocessing
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
-    data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given})
+    data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given, "batch_size": 1}, "data")
     data = ImageData(open_data(data_config), data_config, preprocessing)
-    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     found = ANALYSES[config.analysis.name](network, data, config.analysis, device)
     paper = run.get("paper", {})
     metrics = {name: {"value": value, "unit": "%", "paper": paper.get(name)} for name, value in found.items()}
     write_results(folder, metrics, {"checkpoint": str(config.checkpoint), "data": data_config.name})
     console.print(results_table(metrics, str(config.checkpoint)))
     console.print(f"saved in {folder}", markup=False)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, the first accelerator there is for ``auto``; refuses one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = name.partition(":")[0]
+    if kind == "auto":
+        return torch.device(next(each for each, available in there.items() if available))
+    if not there[kind]:
+        raise ValueError(f"device={name}: this machine has none; use device=auto or device=cpu")
+    return torch.device(name)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,14 @@ from zfscope.data.datamodule import ImageData, open_data, workers_for
 from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
 from zfscope.networks import build_network
-from zfscope.runs import identity, lock, read_results, remove_unused, write_results
+from zfscope.runs import Busy, identity, lock, read_results, remove_unused, write_results
 from zfscope.tables import map_sizes_of, network_table, parameters_of, results_table, sweep_table
 
 # What a person can mend: told in one line, without a traceback (HYDRA_FULL_ERROR=1 shows it).
-REFUSALS = (ValueError, TypeError, OSError, HydraException, OmegaConfBaseException, MisconfigurationException)
+REFUSALS = (
+    *(ValueError, TypeError, OSError, ImportError),
+    *(HydraException, OmegaConfBaseException, MisconfigurationException),
+)
 # Keywords of the Trainer that this project sets itself.
 OURS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing")
 CONF = str(Path(__file__).parent / "conf")
@@ -68,12 +71,17 @@ def main(values: DictConfig) -> float:
     in_sweep = job.mode == RunMode.MULTIRUN
     try:
         config = check(TrainConfig, OmegaConf.to_container(values, resolve=True))
+        if in_sweep and config.trainer.model_dump().get("strategy") == "ddp":
+            raise ValueError("DDP starts the whole sweep anew on each rank; use +trainer.strategy=ddp_spawn in sweeps")
         group = config.group or (Path(job.sweep.dir).name if in_sweep else None)
         with lock(folder) if rank_zero_only.rank == 0 else nullcontext():  # DDP's other ranks share its folder
             return train(config, folder, overrides, group)
-    except REFUSALS as error:
+    except Exception as error:
         if not in_sweep:
-            remove_unused(folder)
+            if not isinstance(error, REFUSALS):
+                raise
+            if not isinstance(error, Busy):
+                remove_unused(folder)
             refuse(error)
         cause = one_line(error)
         console.print(f"job {job.job.num} failed: {cause}", style="red", markup=False)
@@ -112,12 +120,14 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
     if config.resume:
         last = find_checkpoint(folder / "last")
         check_same_data(last, splits.train.fingerprint)
+        kept = [each for each in overrides if override_key(each) != "resume"]
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(kept))
     console.print(network_table(network))
 
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
     trainer = lightning.Trainer(
-        **{**device_options(config.device), **config.trainer.model_dump(exclude_none=True)},
+        **{**device_options(config.device), **config.trainer.model_dump(exclude_unset=True)},
         callbacks=build_callbacks(config, best, folder),
         logger=False,
         enable_progress_bar=sys.stdout.isatty(),
@@ -193,17 +203,20 @@ def measured(
 
 
 def build_callbacks(config: TrainConfig, best: BestCheckpoint, folder: Path) -> list[Callback]:
-    """Renormalisation first, so that averages and pictures see it; then averages, pictures, checkpoints."""
+    """Renormalisation first, so that averages see it; pictures before averages step back after a validation."""
     callbacks: list[Callback] = [build_progress()]
     if config.model.filter_rms is not None:
         callbacks.append(FilterRenorm(config.model.filter_rms))
-    if config.optim.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.optim.ema.decay))
     for options in config.callbacks.values():
         if options is not None:
             options = dict(options)
             module, _, name = options.pop("_target_").rpartition(".")
-            callbacks.append(getattr(importlib.import_module(module), name)(**options))
+            found = getattr(importlib.import_module(module), name, None)
+            if found is None:
+                raise ValueError(f"{module} has no {name}; mend the callback's _target_")
+            callbacks.append(found(**options))
+    if config.optim.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.optim.ema.decay))
     last = LastCheckpoint(folder / "checkpoints", config.checkpoints.every_n_steps)
     return [*callbacks, best, EpochCheckpoints(folder / "checkpoints", config.checkpoints.epochs), last]
 
@@ -257,7 +270,8 @@ def resumed(arguments: Sequence[str]) -> list[str]:
         raise FileNotFoundError(f"resume={folder}: no run there ({stored} is missing); give the folder of a run")
     new = {override_key(argument) for argument in arguments}
     kept = [each for each in yaml.safe_load(stored.read_text()) if override_key(each) not in new]
-    return [*kept, *arguments, f'hydra.run.dir="{folder}"']
+    # Hydra would note the new overrides before they are checked; train() does, after.
+    return [*kept, *arguments, f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
 
 
 def override_key(override: str) -> str:
@@ -299,7 +313,10 @@ def unknown_key(key: str, config_name: str) -> str:
     """What to tell about an override of a key that is not there: the nearest one that is."""
     overrides = [each for each in sys.argv[1:] if "=" in each and override_key(each) != key]
     with initialize_config_dir(CONF, version_base="1.3"):
-        node: Any = compose(config_name, [each for each in overrides if not each.startswith("hydra.")])
+        try:
+            node: Any = compose(config_name, [each for each in overrides if not each.startswith("hydra.")])
+        except HydraException:  # another mistake beside this one, or a sweep's comma
+            node = compose(config_name)
     *path, last = key.split(".")
     while path and isinstance(node, DictConfig) and path[0] in node:
         node = node[path.pop(0)]
@@ -318,8 +335,12 @@ def run_training() -> int:
         sweep = Path(given[-1] if given else f"outputs/sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S}")
         if not given:
             sys.argv.append(f"hydra.sweep.dir={sweep}")
+    resuming = any(override_key(each) == "resume" for each in sys.argv)
+    for folder in [each.partition("=")[2] for each in sys.argv if override_key(each) == "hydra.run.dir"]:
+        if (Path(folder) / "checkpoints").exists() and not resuming:
+            raise ValueError(f"hydra.run.dir={folder} holds a run; go on with resume={folder}, or choose another")
     main()
-    if sweep is None:
+    if sweep is None or not sweep.is_dir():
         return 0
     folders = sorted((entry for entry in sweep.iterdir() if entry.name.isdigit()), key=lambda entry: int(entry.name))
     jobs = [read_results(folder) or {} for folder in folders]

@@ -23,6 +23,10 @@ class BestCheckpoint(ModelCheckpoint):
             folder, "best", monitor, mode="min", auto_insert_metric_name=False, enable_version_counter=False
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the best error of a run whose folder was moved."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
 
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt``: after each epoch or every few steps, and when a run is interrupted."""
@@ -35,11 +39,19 @@ class LastCheckpoint(ModelCheckpoint):
         )
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
 
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save, also where a number of steps was asked for within long epochs."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._every_n_train_steps and not trainer.fast_dev_run:
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Save when a person or the machine stops the run; after an error the weights may be what is wrong."""
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and not trainer.fast_dev_run:
+        # During validation averaged weights may stand in for the trained ones; the last epoch's file is right then.
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if stopped and not trainer.fast_dev_run and not trainer.validating:
             self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
 
 

@@ -19,13 +19,24 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
-        self._since, self._first = time.monotonic(), trainer.current_epoch
+        self._since, self._first, self._done = time.monotonic(), trainer.current_epoch, 0
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Print the line."""
-        if not trainer.is_global_zero:
+        """Note the epoch; its training error is logged only after the callbacks had their turn."""
+        self._done = trainer.current_epoch + 1
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the line of the epoch before."""
+        self._tell(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the last line."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: lightning.Trainer) -> None:
+        if not trainer.is_global_zero or not self._done:
             return
-        done = trainer.current_epoch + 1
+        done, self._done = self._done, 0
         seconds = time.monotonic() - self._since
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         left = "" if total is None else f", {(total - done) * seconds / (done - self._first) / 60:.1f} min left"

@@ -81,6 +81,18 @@ def test_validation_sees_every_image_once_in_order():
     assert indices.tolist() == list(range(29))
 
 
+def test_one_rank_of_two_validates_its_half_but_evaluates_all(monkeypatch):
+    module = data_of(count=29)
+    monkeypatch.setattr(type(module.trainer), "world_size", 2)
+    monkeypatch.setattr(type(module.trainer), "global_rank", 1)
+
+    validated = torch.cat([index for _, _, index in module.val_dataloader()])
+    evaluated = torch.cat([index for _, _, index in module.canvases(module.splits.val, 8)])
+
+    assert validated.tolist() == list(range(1, 29, 2))
+    assert evaluated.tolist() == list(range(29))
+
+
 def test_a_batch_is_image_label_and_index():
     module = data_of()
 

@@ -37,6 +37,8 @@ TINY = [
     "trainer.max_epochs=2",
 ]
 
+SHORT = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]
+
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
@@ -233,7 +235,7 @@ def test_an_image_that_cannot_be_read_is_named(command, tiny, tmp_path, folders)
 def test_every_debug_preset_runs(command, tiny, preset):
     fewer = [each for each in tiny if not each.startswith(("trainer.max_epochs", "logger"))]
 
-    code, out, err = command("train", *fewer, f"debug={preset}", *(["trainer.max_epochs=2"] * (preset == "overfit")))
+    code, out, err = command("train", *fewer, f"debug={preset}", *(SHORT * (preset == "overfit")))
 
     assert code == 0, err
 
@@ -298,6 +300,50 @@ def test_a_second_run_in_a_busy_folder_is_refused(command, tiny, tmp_path):
 
     assert code == 2
     assert "another process works in" in err
+    assert (tmp_path / "busy").is_dir()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(command, tiny, tmp_path):
+    command("train", *tiny, "trainer.max_epochs=1", "hydra.run.dir=outputs/run")
+    before = (tmp_path / "outputs/run/.hydra/overrides.yaml").read_text()
+
+    code, _, err = command("train", *tiny, "hydra.run.dir=outputs/run")
+
+    assert code == 2
+    assert "holds a run; go on with resume=outputs/run" in err
+    assert (tmp_path / "outputs/run/.hydra/overrides.yaml").read_text() == before
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(command, tiny, tmp_path):
+    command("train", *tiny, "trainer.max_epochs=1", "hydra.run.dir=outputs/run")
+
+    refused, _, err = command("train", "resume=outputs/run", "optim.lr=-1")
+    code, _, _ = command("train", "resume=outputs/run", "trainer.max_epochs=2")
+
+    assert (refused, code) == (2, 0), err
+    assert json.loads((tmp_path / "outputs/run/results.json").read_text())["conditions"]["epochs"] == 2
+
+
+def test_any_error_of_a_sweeps_job_is_its_own(command, tiny, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(train, "build_network", broken)
+
+    code, out, _ = command("train", "-m", *tiny, "seed=0,1")
+
+    assert code == 1
+    assert out.count("failed: out of memory") == 2
+    for job in ("0", "1"):
+        (results,) = tmp_path.glob(f"outputs/sweeps/*/{job}/results.json")
+        assert json.loads(results.read_text())["cause"] == "out of memory"
+
+
+def test_two_mistakes_at_once_are_still_one_line(command, tiny):
+    code, _, err = command("train", *tiny, "optim.lrr=0.1", "optim.foo=1")
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_help_explains_the_groups_and_shows_examples():

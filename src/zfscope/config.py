@@ -122,6 +122,14 @@ class AugmentConfig(Strict):
     pca_colour: NotNegative = 0.0
     auto_augment: str | None = None
 
+    @model_validator(mode="after")
+    def _policy_knows(self) -> AugmentConfig:
+        if self.policy == "standard" and self.auto_augment is not None:
+            raise ValueError("auto_augment belongs to policy=timm")
+        if self.policy == "timm" and (self.pca_colour or self.rotate90):
+            raise ValueError("pca_colour and rotate90 belong to policy=standard")
+        return self
+
     @field_validator("scale")
     @classmethod
     def _ordered(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -168,6 +176,12 @@ class MixupConfig(Strict):
 
     mixup: NotNegative = 0.2
     cutmix: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> MixupConfig:
+        if self.mixup == 0 and self.cutmix == 0:
+            raise ValueError("mixup=0 and cutmix=0 mix nothing; optim.mixup=null switches them off")
+        return self
 
 
 class PlateauConfig(Strict):
@@ -276,6 +290,16 @@ class TrainConfig(Strict):
     callbacks: dict[str, dict[str, Any] | None] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> TrainConfig:
+        if self.optim.mixup is not None and (self.data.batch_size % 2 or self.data.name == "voc2012"):
+            raise ValueError("optim.mixup mixes pairs of images of one class each: it needs an even data.batch_size")
+        if self.optim.nesterov and self.optim.name == "sgd" and self.optim.momentum == 0:
+            raise ValueError("optim.nesterov=true needs a momentum above 0")
+        if self.optim.schedule.name == "cosine" and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise ValueError("optim/schedule=cosine needs an end: give trainer.max_epochs or trainer.max_steps")
+        return self
+
 
 class EvaluateAnalysis(Strict):
     """``analysis=evaluate``: error with the centre crop and with ten crops."""
@@ -306,12 +330,13 @@ TARGETS = (
 )
 
 
-def check(schema: type[Config], values: Mapping[str, Any]) -> Config:
+def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> Config:
     """Read a composed config into its schema.
 
     Args:
         schema: One of the classes of this module.
         values: The composed config; mappings of any kind, nested.
+        group: Where the values stand in the whole config, for messages: ``data``.
 
     Returns:
         The typed, immutable config.
@@ -326,7 +351,7 @@ def check(schema: type[Config], values: Mapping[str, Any]) -> Config:
         # A misspelt key is the cause of a missing one, so it is told first.
         problem = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ValueError(_sentence(schema, values, problem) + more) from None
+        raise ValueError((f"{group}." if group else "") + _sentence(schema, values, problem) + more) from None
 
 
 def check_targets(callbacks: Mapping[str, Mapping[str, Any] | None], trust: Sequence[str] = ()) -> None:
@@ -379,7 +404,7 @@ def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) 
             path.append(part)
         elif part == location[-1] and problem["type"] == "missing":
             path.append(part)
-    key = ".".join(path) or "config"
+    key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         known = _fields(schema, values, path[:-1])
         return f"{key}={here!r}: there is no such key; {nearest(path[-1], known)}"
@@ -388,8 +413,8 @@ def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) 
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message
     if problem["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}={here!r}: {message}"
+        return f"{key}: {message}" if key else message
+    return f"{key or 'config'}={here!r}: {message}"
 
 
 def _fields(schema: type[BaseModel], values: Any, path: Sequence[str]) -> list[str]:

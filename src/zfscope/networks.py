@@ -286,7 +286,10 @@ class TimmNetwork(Network):
     @property
     def classes_layer(self) -> str:
         """How the names of the parameters of timm's classifier begin."""
-        head = next(key for key, module in self.body.named_modules() if module is self.body.get_classifier())
+        classifier = self.body.get_classifier()
+        head = next((key for key, module in self.body.named_modules() if module is classifier), None)
+        if head is None:
+            raise ValueError(f"{type(self.body).__name__} has no single classifier; choose another timm model")
         return f"body.{head}."
 
     def forward(self, images: Tensor) -> Tensor:

@@ -72,21 +72,23 @@ def identity(folder: str | Path) -> str:
     return number
 
 
+class Busy(ValueError):
+    """Another process works in a run folder; what lies there is its."""
+
+
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
     """Hold a run folder for this process alone.
 
     Raises:
-        ValueError: If another process works in it.
+        Busy: If another process works in it.
     """
     path = Path(folder) / ".lock"
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(
-                f"another process works in {folder}; wait for it or choose another hydra.run.dir"
-            ) from None
+            raise Busy(f"another process works in {folder}; wait for it or choose another hydra.run.dir") from None
         try:
             yield
         finally:

@@ -93,7 +93,7 @@ def open_zoo(name: str, *, pretrained: bool = True) -> ConvNet:
         pretrained: False leaves fresh weights from torch's generator and needs no network connection.
 
     Returns:
-        The network in eval mode: 224 px, 1,000 classes, their names where the package tells them (torchvision).
+        The network in eval mode: 224 px, 1,000 classes, in the order of their sorted wnids.
 
     Raises:
         ValueError: If there are no such weights.
@@ -106,8 +106,6 @@ def open_zoo(name: str, *, pretrained: bool = True) -> ConvNet:
         network = _filled(_unfilled(config, NUM_CLASSES, IMAGE_SIZE), download(name), name)
     else:
         network = build_network(config, NUM_CLASSES, IMAGE_SIZE)
-    if config["source"] == "torchvision":
-        network.classes = tuple(_torchvision_entry(name).meta["categories"])
     network.preprocessing = imagenet_preprocessing()
     return network.eval()
 

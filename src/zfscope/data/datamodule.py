@@ -65,7 +65,10 @@ def open_data(config: DataConfig) -> Splits:
 
 
 class Examples(Dataset):
-    """Images with labels and positions: ``(image (3, H, W), label, index)``; keys are ``(epoch, index)``."""
+    """Images with labels and positions: ``(image (3, H, W), label, index)``.
+
+    Keys are ``(epoch, index)`` where views are random, else the index alone.
+    """
 
     def __init__(self, images: ImageSet, transform: Callable[..., Tensor], canvas: int) -> None:
         self.images, self.transform, self.canvas = images, transform, canvas
@@ -74,8 +77,8 @@ class Examples(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         image = self.images.read(index, short_side=self.canvas)
         random = isinstance(self.transform, TrainTransform)
         view = self.transform(image, epoch, index) if random else self.transform(image)
@@ -176,7 +179,7 @@ class ImageData(lightning.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        batches.only = overfit if isinstance(overfit, int) else int(overfit * len(batches))
+        batches.only = overfit if isinstance(overfit, int) else -int(-overfit * len(batches) // 1)
         return DataLoader(
             Examples(self.splits.train, transform, self.preprocessing.resize),
             batch_sampler=batches,
@@ -187,23 +190,31 @@ class ImageData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The middle crop of the validation images, in order; each rank takes its own, none is repeated."""
-        return self.loader(self.splits.val, CentreTransform(self.preprocessing))
+        transform, trainer = CentreTransform(self.preprocessing), self.trainer
+        return self._in_order(
+            self.splits.val, transform, self.config.batch_size, trainer.global_rank, trainer.world_size
+        )
 
-    def loader(self, images: ImageSet, transform: Callable[..., Tensor], batch_size: int | None = None) -> DataLoader:
-        """Images in order under a transform without random choices."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def canvases(self, images: ImageSet, batch_size: int) -> DataLoader:
+        """All whole canvases in order, on whichever rank asks, for evaluation with one and ten crops."""
+        return self._in_order(images, CanvasTransform(self.preprocessing), batch_size)
+
+    def _in_order(
+        self,
+        images: ImageSet,
+        transform: Callable[..., Tensor],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> DataLoader:
         return DataLoader(
             Examples(images, transform, self.preprocessing.resize),
-            batch_size=batch_size or self.config.batch_size,
-            sampler=[(0, index) for index in range(rank, len(images), world_size)],
+            batch_size=batch_size,
+            sampler=None if world_size == 1 else range(rank, len(images), world_size),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def canvases(self, images: ImageSet, batch_size: int) -> DataLoader:
-        """Whole canvases in order, for evaluation with one and ten crops."""
-        return self.loader(images, CanvasTransform(self.preprocessing), batch_size)
 
 
 def workers_for(images: ImageSet, config: DataConfig) -> int:
