@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from timm.layers import SEModule as SqueezeExcite
+from torch import nn
 from torch.nn import functional as F
 
 from zfscope.config import ConvLayer, DenseLayer, PoolConfig
-from zfscope.geometry import ReceptiveField, Step, field_of, map_sizes, receptive_field
-from zfscope.networks import ConvNet, build_network
+from zfscope.geometry import ReceptiveField, Step, field_of, map_sizes, probe_field, receptive_field
+from zfscope.networks import ConvNet, HookedNetwork, TimmNetwork, build_network
 
 CONF = str(Path(__file__).parents[1] / "conf")
 
@@ -175,3 +177,118 @@ def test_pixels_outside_the_box_do_not_matter_to_a_real_network(layer):
     torch.testing.assert_close(elsewhere[unit], maps[unit], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(elsewhere, maps)
     assert not torch.allclose(within[unit], maps[unit])
+
+
+# --- measured with NaN ---
+
+
+class Side(nn.Module):
+    """A body whose field is wider than high: 1x5 after 3x3."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(4, 4, (1, 5), padding=(0, 2))
+
+    def forward(self, images):
+        return self.second(self.first(images))
+
+
+def probed(body, layer, image_size):
+    return probe_field(HookedNetwork(body, [layer]), layer, image_size)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_probed_field_is_that_of_the_chain(seed):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *choices: choices[int(torch.randint(len(choices), (), generator=generator))]  # noqa: E731
+    chain = {
+        f"conv{number}": ConvLayer(
+            maps=4,
+            kernel_size=draw(3, 5),
+            stride=draw(1, 2) if number < 3 else 1,
+            padding=draw(0, 1, 2),
+            pool=PoolConfig() if number < 3 else None,
+            norm=draw(None, "before_pool"),
+        )
+        for number in (1, 2, 3)
+    }
+    network = ConvNet({**chain, "fc8": DenseLayer()}, num_classes=2, image_size=127)
+
+    fields = {layer: probe_field(network, layer, 127) for layer in chain}
+
+    assert fields == {layer: receptive_field(network, layer) for layer in chain}
+
+
+@pytest.mark.parametrize(("layer", "size", "stride"), [("act1", 7, 2), ("layer1", 43, 4), ("layer2", 99, 8)])
+def test_probed_fields_of_resnet18_are_those_worked_out_by_hand(layer, size, stride):
+    network = TimmNetwork("resnet18", 2, 128, (layer,))
+
+    field = probe_field(network, layer, 128)
+
+    # stem 7, pool 7 + 2 * 2 = 11, then four 3x3: 11 + 4 * 2 * 4 = 43, then 43 + 2 * 4 + 3 * 2 * 8 = 99.
+    assert field == ReceptiveField(size, stride, -(size // 2))
+
+
+def test_probed_field_that_only_outer_units_see_the_ends_of():
+    body = nn.Sequential(nn.Conv2d(3, 2, 21, stride=4, padding=10), nn.Conv2d(2, 2, 5, padding=2))
+
+    field = probed(body, "1", 40)
+
+    # 21 + 4 * 4 = 37: every unit in the middle of 40 pixels sees one of the borders.
+    assert field == ReceptiveField(37, 4, -18)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), SqueezeExcite(4), nn.Conv2d(4, 4, 3)),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(7)),
+        nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(3 * 32 * 32, 5)),
+        nn.Sequential(nn.Conv2d(3, 4, 31, padding=15), nn.ReLU(), nn.Conv2d(4, 4, 31, padding=15)),
+    ],
+    ids=["gate", "global pool", "uneven pool", "dense", "field larger than the image"],
+)
+def test_units_that_see_all_or_unevenly_get_the_whole_image(body):
+    field = probed(body, "2", 32)
+
+    assert field.box(0, 0) == field.box(5, 3) == (0, 0, 32, 32)
+
+
+def test_single_unit_gets_its_own_box():
+    body = nn.Sequential(nn.Conv2d(3, 4, 10, stride=30))
+
+    assert probed(body, "0", 32).box(0, 0) == (0, 0, 10, 10)
+
+
+def test_probed_box_covers_the_longer_side_of_a_field_that_is_not_square():
+    assert probed(Side(), "second", 48) == ReceptiveField(11, 2, -5)
+
+
+def test_probing_leaves_the_network_as_it_was():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
+    body[1].eval()
+    network = HookedNetwork(body, ["2"])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    random = torch.get_rng_state()
+
+    field = probe_field(network, "2", 16)
+
+    assert field == ReceptiveField(3, 1, 0)
+    assert [module.training for module in body] == [True, False, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_what_cannot_be_probed_is_refused():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2))
+    with pytest.raises(ValueError, match="no layer '7'; the layers are 0, 1"):
+        probe_field(HookedNetwork(body, ["0", "1"]), "7", 16)
+    with pytest.raises(ValueError, match="layer '1' has no feature maps"):
+        probed(body, "1", 16)
+    with torch.no_grad():
+        body[0].bias[2] = float("nan")
+    with pytest.raises(ValueError, match="layer '0' is NaN for an ordinary image"):
+        probed(body, "0", 16)

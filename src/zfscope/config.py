@@ -64,10 +64,14 @@ class ContrastConfig(Strict):
 
 
 class InitConfig(Strict):
-    """``normal``: N(0, std^2) for all weights (the paper, std 0.01); ``he``: N(0, 2 / fan in). Biases are 0."""
+    """``normal``: N(0, std^2) for all weights (the paper, std 0.01); ``he``: N(0, 2 / fan in). Biases are 0.
+
+    ``first`` scales the first layer's start: what it starts with stays in its filters as noise.
+    """
 
     scheme: Literal["normal", "he"] = "he"
     std: Positive = 0.01
+    first: Positive = 1.0
 
 
 class ModelConfig(Strict):
@@ -310,13 +314,42 @@ class EvaluateAnalysis(Strict):
     batch_size: Count = 64
 
 
+class ProjectionsAnalysis(Strict):
+    """``analysis=projections``: the top activations of all feature maps, projected."""
+
+    name: Literal["projections"] = "projections"
+    part: Literal["train", "val", "test"] = "val"
+    layers: tuple[str, ...] | None = None
+    maps: Count | None = None
+    top: Count = 9
+    unpooling: Literal["sum", "overwrite"] = "sum"
+    controls: Annotated[int, Field(ge=0)] = 64
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EvolutionAnalysis(Strict):
+    """``analysis=evolution``: how projections change over the epochs that a run kept."""
+
+    name: Literal["evolution"] = "evolution"
+    part: Literal["train", "val", "test"] = "train"
+    layers: tuple[str, ...] | None = None
+    maps: Count = 6
+    images: Count = 1000
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+Analysis = Annotated[EvaluateAnalysis | ProjectionsAnalysis | EvolutionAnalysis, Field(discriminator="name")]
+
+
 class AnalyzeConfig(Strict):
     """All that ``analyze.py`` reads; ``data`` changes single values of the checkpoint's own data config."""
 
     checkpoint: str
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     data: dict[str, Any] = {}
-    analysis: EvaluateAnalysis
+    analysis: Analysis
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -324,6 +357,7 @@ Config = TypeVar("Config", bound=BaseModel)
 # Spelling out what `_target_` may name keeps a config file from running foreign code.
 TARGETS = (
     "zfscope.callbacks.FilterImages",
+    "zfscope.callbacks.Projections",
     "lightning.pytorch.callbacks.EarlyStopping",
     "lightning.pytorch.callbacks.GradientAccumulationScheduler",
     "lightning.pytorch.callbacks.Timer",

@@ -11,6 +11,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Values in one block, per thread: small enough for a block's work arrays to stay in cache, where the speed comes from.
 _BLOCK_CPU = 2**19
@@ -42,6 +43,8 @@ def contrast_norm(maps: Tensor, size: int = 5, alpha: float = 1e-4, beta: float 
     Source: Krizhevsky et al. (2012), Sec. 3.3: k=2, n=5, alpha=1e-4, beta=0.75. The formula printed there sums; their
     code averages, and so do we.
     """
+    if has_torch_function_unary(maps):
+        return handle_torch_function(contrast_norm, (maps,), maps, size, alpha, beta, k)
     if maps.ndim < 2:
         raise ValueError(f"maps must have shape (N, C, ...), but came with shape {tuple(maps.shape)}; add a batch axis")
     if not maps.is_floating_point():
@@ -67,6 +70,25 @@ class ContrastNorm(nn.Module):
     def extra_repr(self) -> str:
         """Show the constants when the network is printed."""
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+def last_windows(switches: Tensor, size: int) -> Tensor:
+    """Tell which pooling windows are the last, in row-major order, to point at their maximum.
+
+    Where 3x3 windows overlap at stride 2, about half of them share a maximum with another. Unpooling that overwrites
+    keeps the value of the last one.
+
+    Args:
+        switches: Flat index ``row * size + column`` of each window's maximum, ``(N, C, h, w)``.
+        size: Height and width of the map below the pool.
+
+    Returns:
+        bool, ``(N, C, h, w)``.
+    """
+    flat = switches.flatten(2)
+    order = torch.arange(flat.shape[2], device=flat.device).expand_as(flat)
+    last = order.new_full((*flat.shape[:2], size * size), -1).scatter_reduce_(2, flat, order, "amax")
+    return (last.gather(2, flat) == order).view_as(switches)
 
 
 def filter_rms(weight: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ Source: Zeiler & Fergus (2014), Fig. 3; paddings follow from its map sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 
 from zfscope.config import ContrastConfig, ConvLayer, DenseLayer, InitConfig, ModelConfig, PoolConfig, check, nearest
 from zfscope.geometry import Step, map_sizes
-from zfscope.layers import ContrastNorm
+from zfscope.layers import ContrastNorm, conv_layers
 from zfscope.preprocessing import Preprocessing
 
 
@@ -51,13 +53,15 @@ class Network(nn.Module):
         layers: The names, in order.
         classes: The classes' names, if known.
         preprocessing: How its images are prepared, if known.
+        num_classes: Number of classes; None if that is not known.
+        image_size: Height and width of the input, in pixels; None if that is not known.
     """
 
     layers: tuple[str, ...]
 
-    def __init__(self, num_classes: int, image_size: int) -> None:
+    def __init__(self, num_classes: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
-        if num_classes < 1 or image_size < 1:
+        if any(number is not None and number < 1 for number in (num_classes, image_size)):
             raise ValueError(f"num_classes and image_size must be 1 or more, but are {num_classes} and {image_size}")
         self.num_classes = num_classes
         self.image_size = image_size
@@ -66,6 +70,17 @@ class Network(nn.Module):
 
     def trace(self, images: Tensor) -> Trace:
         """Run the images once and keep what looking needs."""
+        raise NotImplementedError
+
+    def map_module(self, layer: str) -> nn.Module:
+        """The submodule whose output is the layer's feature map; ``forward`` calls it once.
+
+        Args:
+            layer: A name from ``layers``.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
         raise NotImplementedError
 
     def features(self, images: Tensor, layer: str) -> Tensor:
@@ -169,14 +184,16 @@ class ConvNet(Network):
             maps = getattr(self, name)(maps)
         return maps
 
-    def trace(self, images: Tensor) -> Trace:
-        """Run the images once and keep feature maps, switches and logits (see ``Trace``)."""
-        return self._trace_to(images, self.layers[-1])
-
     def features(self, images: Tensor, layer: str) -> Tensor:
         """The feature maps of one layer, as in ``Trace.maps``; nothing above it is computed."""
         self.check_layer(layer)
-        return self._trace_to(images, layer).maps[layer]
+        return self.trace(images, top=layer).maps[layer]
+
+    def map_module(self, layer: str) -> nn.Module:
+        """The pool of a layer that has one, else its ReLU; of the last layer its filtering."""
+        self.check_layer(layer)
+        parts = dict(getattr(self, layer).named_children())
+        return next(parts[part] for part in ("pool", "relu", "linear") if part in parts)
 
     def steps(self, layer: str) -> list[Step]:
         """The filterings and poolings up to a layer's feature map; a dense layer sees whole maps.
@@ -208,15 +225,22 @@ class ConvNet(Network):
         Source: Zeiler & Fergus (2014), Sec. 3: weights "10^-2" (read as N(0, 0.01^2)), biases 0.
         At the small fan-in of a small network 0.01 vanishes: He et al. (2015), N(0, 2 / fan in).
         """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                fan_in = module.weight[0].numel()
-                std = init.std if init.scheme == "normal" else math.sqrt(2.0 / fan_in)
-                nn.init.normal_(module.weight, 0.0, std)
-                nn.init.zeros_(module.bias)
+        weighted = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        for number, module in enumerate(weighted):
+            fan_in = module.weight[0].numel()
+            std = init.std if init.scheme == "normal" else math.sqrt(2.0 / fan_in)
+            nn.init.normal_(module.weight, 0.0, std * (init.first if number == 0 else 1.0))
+            nn.init.zeros_(module.bias)
 
-    def _trace_to(self, images: Tensor, top: str) -> Trace:
+    def trace(self, images: Tensor, top: str | None = None) -> Trace:
+        """Run the images once and keep feature maps, switches and logits (see ``Trace``).
+
+        Args:
+            images: Preprocessed images, ``(N, 3, H, W)``.
+            top: The last layer that is computed; default: all of them.
+        """
         self._check_images(images)
+        top = self.layers[-1] if top is None else top
         trace = Trace(images)
         maps = images
         for name in self.layers:
@@ -251,7 +275,82 @@ class ConvNet(Network):
         return list(self.sizes.values())[-1] if self.sizes else self.image_size
 
 
-class TimmNetwork(Network):
+class HookedNetwork(Network):
+    """Any module that gives logits; its layers are some of its submodules, traced by hooks.
+
+    The module itself stays as it is: it is only called, and hooks are on it only while ``trace`` runs.
+
+    Args:
+        body: Takes images ``(N, 3, H, W)``.
+        layers: Paths of submodules to look into; default: up to five of the conv layers, spread evenly.
+        num_classes: Number of classes, if known.
+        image_size: Height and width of the input in pixels, if known.
+
+    Raises:
+        ValueError: If there is no such submodule, or none is named and there are no conv layers.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        layers: Sequence[str] | None = None,
+        *,
+        num_classes: int | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__(num_classes, image_size)
+        self.body = body
+        self.training = body.training
+        if layers is None:
+            layers = _spread(_conv_paths(body), 5)
+            if not layers:
+                raise ValueError(f"{self._title()} has no conv layers; name the submodules to look into: layers=[…]")
+        paths = _paths(body)
+        for layer in layers:
+            if layer not in paths:
+                raise ValueError(f"{self._title()} has no submodule {layer!r}; {nearest(layer, list(paths))}")
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
+        return self.body(images)
+
+    def map_module(self, layer: str) -> nn.Module:
+        """The submodule of that name."""
+        self.check_layer(layer)
+        return _paths(self.body)[layer]
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the images once and keep the outputs of the named submodules; switches stay empty.
+
+        Raises:
+            ValueError: If a layer's submodule runs several times in one pass: which of its maps, nobody said.
+        """
+        trace = Trace(images)
+        paths = _paths(self.body)
+
+        def keep(layer: str, output: Any) -> Any:
+            if layer in trace.maps:
+                raise ValueError(f"layer {layer!r} runs more than once in one pass; name a submodule that runs once")
+            trace.maps[layer] = output
+            # The model goes on with a copy: many overwrite in place (ReLU, += shortcut) what was kept here.
+            return output.clone() if isinstance(output, Tensor) else output
+
+        with ExitStack() as stack:
+            stack.enter_context(uncompiled())
+            for layer in self.layers:
+                hook = paths[layer].register_forward_hook(
+                    lambda _module, _inputs, output, layer=layer: keep(layer, output)
+                )
+                stack.callback(hook.remove)
+            trace.logits = self(images)
+        return trace
+
+    def _title(self) -> str:
+        return type(self.body).__name__
+
+
+class TimmNetwork(HookedNetwork):
     """A timm model by name; its layers are the stages that timm names, traced by hooks.
 
     Args:
@@ -265,57 +364,98 @@ class TimmNetwork(Network):
     """
 
     def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
-        super().__init__(num_classes, image_size)
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
+        self._name = name
         pretrained = timm.get_pretrained_cfg(name)
         sized = pretrained is not None and pretrained.fixed_input_size
-        self.body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
-        modules = dict(self.body.named_modules())
+        body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
         if layers is None:
-            stages = [str(info["module"]) for info in getattr(self.body, "feature_info", [])]
-            head = self.classes_layer.removeprefix("body.").rstrip(".")
-            layers = tuple(key for key in [*stages, head] if key in modules)
-        for layer in layers:
-            if layer not in modules:
-                raise ValueError(
-                    f"{name} has no submodule {layer!r}; {nearest(layer, [key for key in modules if key])}"
-                )
-        self.layers = tuple(layers)
+            stages = [str(info["module"]) for info in getattr(body, "feature_info", [])]
+            paths = _paths(body)
+            layers = tuple(path for path in [*stages, _classifier(body)] if path in paths)
+        super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
     def classes_layer(self) -> str:
         """How the names of the parameters of timm's classifier begin."""
-        classifier = self.body.get_classifier()
-        head = next((key for key, module in self.body.named_modules() if module is classifier), None)
-        if head is None:
-            raise ValueError(f"{type(self.body).__name__} has no single classifier; choose another timm model")
-        return f"body.{head}."
+        return f"body.{_classifier(self.body)}."
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
-        return self.body(images)
+    def _title(self) -> str:
+        return self._name
 
-    def trace(self, images: Tensor) -> Trace:
-        """Run the images once and keep the outputs of the named submodules; switches stay empty."""
-        trace = Trace(images)
-        modules = dict(self.body.named_modules())
 
-        def keep(layer: str, output: Any) -> Any:
-            trace.maps[layer] = output
-            # The model goes on with a copy: many of timm's overwrite in place (ReLU, += shortcut) what was kept here.
-            return output.clone() if isinstance(output, Tensor) else output
+def network_of(module: nn.Module, layers: Sequence[str] | None = None) -> Network:
+    """The network to look into: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
 
-        hooks = [
-            modules[layer].register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
-            for layer in self.layers
-        ]
-        try:
-            trace.logits = self(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return trace
+    Args:
+        module: Whatever takes images ``(N, 3, H, W)``; it stays as it is.
+        layers: Names of the layers that the caller will look into. For a Network they are only checked.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    module = getattr(module, "_orig_mod", module)
+    inner = getattr(module, "network", None)
+    inner = getattr(inner, "_orig_mod", inner)
+    network = next((each for each in (module, inner) if isinstance(each, Network)), None)
+    if network is None:
+        return HookedNetwork(module, layers)
+    for layer in layers or ():
+        network.check_layer(layer)
+    return network
+
+
+def run_to(network: Network, images: Tensor, layer: str) -> Any:
+    """The output of a layer's module as ``forward`` makes it, and nothing above it.
+
+    Where a module runs several times in a pass, the first time counts.
+
+    Args:
+        network: Any network.
+        images: Network inputs, ``(N, 3, H, W)``.
+        layer: A name from its ``layers``.
+
+    Raises:
+        ValueError: If there is no such layer, or its module never runs.
+    """
+    reached: list[Any] = []
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        reached.append(output)
+        raise _Reached
+
+    hook = network.map_module(layer).register_forward_hook(stop)
+    try:
+        with uncompiled():
+            network.forward(images)
+    except _Reached:
+        return reached[0]
+    finally:
+        hook.remove()
+    raise ValueError(f"layer {layer!r} does not run when the network does; choose another layer")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards, also after an exception, each submodule is again in the mode that it had."""
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled code as ordinary code inside: it would not see hooks and rules that came after it."""
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and loading the compiler takes seconds
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, image_size: int) -> Network:
@@ -409,3 +549,36 @@ def _dense_layer(inputs: int, units: int, dropout: float, last: bool) -> nn.Sequ
         layer.add_module("relu", nn.ReLU())
         layer.add_module("dropout", nn.Dropout(dropout))
     return layer
+
+
+class _Reached(BaseException):
+    """A layer was computed: what ends the pass; no handler of ordinary errors may swallow it."""
+
+
+def _paths(body: nn.Module) -> dict[str, nn.Module]:
+    """Submodules by path, without the word that torch.compile puts into it."""
+    paths = {
+        ".".join(part for part in path.split(".") if part != "_orig_mod"): each for path, each in body.named_modules()
+    }
+    return {path: each for path, each in paths.items() if path}
+
+
+def _conv_paths(body: nn.Module) -> list[str]:
+    convs = {id(each) for each in conv_layers(body).values()}
+    return [path for path, each in _paths(body).items() if id(each) in convs]
+
+
+def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """At most ``count`` of the names, the first and the last among them."""
+    if len(names) <= count:
+        return tuple(names)
+    return tuple(names[round(number * (len(names) - 1) / (count - 1))] for number in range(count))
+
+
+def _classifier(body: nn.Module) -> str:
+    """Path of a timm model's classifier."""
+    classifier = body.get_classifier()
+    path = next((path for path, each in _paths(body).items() if each is classifier), None)
+    if path is None:
+        raise ValueError(f"{type(body).__name__} has no single classifier; choose another timm model")
+    return path
