@@ -1,0 +1,506 @@
+"""The deconvnet: one activation carried down to pixels, by unpooling, rectifying and filtering.
+
+An activation reaches only its receptive field, so at every layer only that window is computed, many projections at a
+time. Windows lie in memory maps last, ``(P, h, w, C)``: cells are gathered as rows, and convolutions are fastest so.
+
+Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zfscope.backward import project_backward
+from zfscope.config import ConvLayer, DenseLayer
+from zfscope.geometry import ReceptiveField, field_of, probe_field
+from zfscope.layers import last_windows
+from zfscope.networks import ConvNet, Network, Trace, evaluating
+
+Unpooling = Literal["sum", "overwrite"]
+Rule = Literal["deconvnet", "guided", "gradient"]
+
+# The largest windows of one chunk of projections, in bytes: with its work arrays it shall stay in a CPU's cache.
+_CHUNK_CPU, _CHUNK_GPU = 2**23, 2**28
+_FEW_CHANNELS = 4  # up to here a strided filtering goes down by phases, measured three times faster on a CPU
+
+
+def project(
+    network: Network,
+    images: Tensor,
+    layer: str,
+    maps: Tensor | Sequence[int],
+    positions: Tensor | None = None,
+    *,
+    unpooling: Unpooling = "sum",
+    rule: Rule = "deconvnet",
+    crop: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Carry one activation of each image down to pixels.
+
+    All other activations of the layer are set to zero; then, layer by layer, the maps are unpooled with the switches
+    of that image, rectified and filtered with the transposed filters, without biases. Contrast normalisation is
+    skipped. The seed is the activation's own value.
+
+    Args:
+        network: A ``ConvNet`` goes down the explicit way; any other network by autograd, as does another ``rule``.
+        images: Network inputs, ``(N, 3, H, W)``; an image that is wanted several times comes several times.
+        layer: Name from ``network.layers``.
+        maps: Feature map of each image, ``(N,)``.
+        positions: ``(row, column)`` in the feature map, ``(N, 2)``; default: its strongest activation.
+        unpooling: Where windows of a pool share their maximum, ``sum`` adds their values (the adjoint of pooling);
+            ``overwrite`` keeps that of the last window in row-major order, be it zero. The seed always arrives.
+        rule: ``guided`` (Springenberg et al., 2015) and ``gradient`` (Simonyan et al., 2014) are for comparison; they
+            take the norm's own gradient, and the seed is the activation too.
+        crop: Return only what an activation can reach, and where that is.
+
+    Returns:
+        Projections ``(N, 3, H, W)``; with ``crop`` patches ``(N, 3, h, w)`` and their boxes ``(N, 4)``, half-open
+        ``(x0, y0, x1, y1)`` in pixels. A box may overhang the image; the patch is zero there.
+
+    Raises:
+        ValueError: For an unknown layer, map, position, rule, or a network that cannot be projected.
+
+    Source: Zeiler & Fergus (2014), Sec. 2.1. The paper leaves open what happens where windows overlap, and whether
+    the pooled map of a layer that pools is the one that is seeded; we take that one.
+    """
+    network.check_layer(layer)
+    if unpooling not in ("sum", "overwrite"):
+        raise ValueError(f"unpooling must be 'sum' or 'overwrite', but is {unpooling!r}")
+    maps = torch.as_tensor(maps, dtype=torch.int64).cpu()
+    if maps.shape != images.shape[:1]:
+        raise ValueError(f"maps must name one feature map for each of {len(images)} images, but is {tuple(maps.shape)}")
+    if isinstance(network, ConvNet) and rule == "deconvnet":
+        with evaluating(network), torch.no_grad():
+            trace = network.trace(images, top=layer)
+            return project_trace(network, trace, layer, maps, positions, unpooling=unpooling, crop=crop)
+    if unpooling != "sum":
+        raise ValueError(f"unpooling={unpooling!r} needs a chain of named layers and rule='deconvnet'; autograd sums")
+    canvases = project_backward(network, images, layer, maps, positions, rule=rule)
+    if not crop:
+        return canvases
+    if positions is None:
+        with evaluating(network), torch.no_grad():
+            positions = strongest(network.features(images, layer), maps)
+    boxes = boxes_of(probe_field(network, layer, images.shape[-1]), positions)
+    return cut(canvases, boxes), boxes
+
+
+@torch.no_grad()
+def project_trace(
+    network: ConvNet,
+    trace: Trace,
+    layer: str,
+    maps: Tensor,
+    positions: Tensor | None = None,
+    *,
+    sources: Tensor | None = None,
+    unpooling: Unpooling = "sum",
+    crop: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``project`` from a trace: any number of projections of each image, which went forward once.
+
+    Args:
+        network: The chain that left the trace.
+        trace: Up to ``layer`` at least.
+        layer: Name from ``network.layers``.
+        maps: Feature map of each projection, ``(P,)``.
+        positions: ``(P, 2)``, or None for the strongest activations.
+        sources: Which image of the trace each projection starts from, ``(P,)``; default: each its own.
+        unpooling: As for ``project``.
+        crop: As for ``project``.
+
+    Returns:
+        ``(P, 3, H, W)``, or patches and boxes, as ``project`` gives them.
+    """
+    maps = maps.cpu()
+    sources = torch.arange(len(maps)) if sources is None else sources.cpu()
+    feature_maps = trace.maps[layer]
+    _check_maps(feature_maps, layer, maps)
+    dense = isinstance(network.spec[layer], DenseLayer)
+    if positions is None:
+        positions = strongest(feature_maps, maps, sources)
+    positions = positions.cpu()
+    _check_positions(feature_maps, layer, positions, len(maps))
+
+    device = feature_maps.device
+    address = sources.to(device), maps.to(device)
+    if not dense:
+        address += tuple(positions.to(device).unbind(1))
+    values = feature_maps[address]
+    size = network.image_size
+    whole = torch.tensor([0, 0, size, size])
+    if dense:
+        boxes = whole.repeat(len(maps), 1)
+        cells = None
+    else:
+        cells = positions
+        if layer in trace.switches:
+            cells = _cells(trace.switches[layer][address].cpu(), network.sizes[layer, "conv"])
+        boxes = boxes_of(field_below_pool(network, layer), cells)
+
+    way = _WayDown(network, trace, layer, unpooling)
+    found = way(values, maps, cells, sources, boxes if crop else None)
+    return (found, boxes) if crop else found
+
+
+@torch.no_grad()
+def control_correlations(
+    network: ConvNet,
+    trace: Trace,
+    layer: str,
+    maps: Tensor,
+    positions: Tensor,
+    sources: Tensor,
+    randomised: ConvNet,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """How much of a projection is the feature's own, and how much the switches of its image make anyway.
+
+    Two controls go down from the same cell of the same image with the same switches: another map of the layer, drawn at
+    random, and the same map with random weights all the way down.
+
+    Args:
+        network: The chain that left the trace.
+        trace: Up to ``layer`` at least.
+        layer: A conv layer.
+        maps: As for ``project_trace``, as are ``positions`` and ``sources``.
+        positions: ``(P, 2)``.
+        sources: ``(P,)``.
+        randomised: A chain of the same layers with other weights.
+        generator: Draws the other maps; on the CPU.
+
+    Returns:
+        ``other_map`` and ``random_weights``: Pearson's correlation of each control with the true projection over the
+        pixels of its box, ``(P,)``; ``other_map_place`` and ``random_weights_place``: the same of their magnitudes,
+        summed over colours, which asks only where there is something. NaN where one of the two is constant.
+
+    Source: Mahendran & Vedaldi (2016), "Salient deconvolutional networks", who found the switches and the architecture
+    to matter more than the neuron; Adebayo et al. (2018) for random weights. The form of the controls is ours.
+    """
+    cells = positions
+    if layer in trace.switches:
+        device = trace.switches[layer].device
+        address = sources.to(device), maps.to(device), *positions.to(device).unbind(1)
+        cells = _cells(trace.switches[layer][address].cpu(), network.sizes[layer, "conv"])
+    boxes = boxes_of(field_below_pool(network, layer), cells)
+    count = network.spec[layer].maps
+    shifts = torch.randint(1, max(2, count), (len(maps),), generator=generator)
+    ones = torch.ones(len(maps), dtype=trace.images.dtype, device=trace.images.device)
+    way = _WayDown(network, trace, layer, "sum")
+    true = way(ones, maps, cells, sources, boxes)
+    other = way(ones, (maps + shifts) % count, cells, sources, boxes)
+    random = _WayDown(randomised, trace, layer, "sum")(ones, maps, cells, sources, boxes)
+    found = {}
+    for name, control in {"other_map": other, "random_weights": random}.items():
+        found[name] = _correlation(true, control)
+        found[f"{name}_place"] = _correlation(true.abs().sum(1), control.abs().sum(1))
+    return found
+
+
+def strongest(feature_maps: Tensor, maps: Tensor, sources: Tensor | None = None) -> Tensor:
+    """Position ``(P, 2)`` of the strongest activation of a feature map in an image; the first one in row-major order.
+
+    Args:
+        feature_maps: ``(N, C, h, w)``, or ``(N, C)`` of a dense layer, whose only position is (0, 0).
+        maps: ``(P,)``.
+        sources: Image of each, ``(P,)``; default: each its own.
+    """
+    sources = torch.arange(len(maps)) if sources is None else sources
+    if feature_maps.ndim == 2:
+        return torch.zeros(len(maps), 2, dtype=torch.int64)
+    chosen = feature_maps[sources.to(feature_maps.device), maps.to(feature_maps.device)]
+    return _cells(chosen.flatten(1).argmax(1).cpu(), feature_maps.shape[3])
+
+
+def field_below_pool(network: ConvNet, layer: str) -> ReceptiveField:
+    """Receptive field of the conv unit that a pooled activation's switch points to; of a dense layer the image."""
+    steps = network.steps(layer)
+    if isinstance(network.spec[layer], DenseLayer):
+        return ReceptiveField(network.image_size, 0, 0)
+    return field_of(steps[:-1] if steps[-1].kind == "pool" else steps)
+
+
+def boxes_of(field: ReceptiveField, positions: Tensor) -> Tensor:
+    """The pixels that units see: ``(P, 4)`` half-open ``(x0, y0, x1, y1)`` for positions ``(P, 2)`` (row, column)."""
+    corners = field.offset + positions.flip(1) * field.stride
+    return torch.cat([corners, corners + field.size], dim=1)
+
+
+def cut(images: Tensor, boxes: Tensor, fill: float = 0) -> Tensor:
+    """Cut a box out of each image.
+
+    Args:
+        images: ``(P, C, H, W)``.
+        boxes: Of one size, ``(P, 4)``, half-open ``(x0, y0, x1, y1)`` in pixels; may overhang.
+        fill: What stands outside the image.
+
+    Returns:
+        ``(P, C, h, w)``.
+    """
+    if not len(boxes):
+        return images[:0]
+    width, height = (boxes[0, 2:] - boxes[0, :2]).tolist()
+    patches = images.new_full((*images.shape[:2], height, width), fill)
+    _paste(images, torch.zeros(len(boxes), 2, dtype=torch.int64), patches, boxes[:, :2].flip(1).cpu())
+    return patches
+
+
+class _WayDown:
+    """From the activations of one layer to pixels: filters, switches and sizes, made ready once for all chunks."""
+
+    def __init__(self, network: ConvNet, trace: Trace, layer: str, unpooling: Unpooling) -> None:
+        self.network, self.layer = network, layer
+        self.below = [name for name in network.layers[: network.layers.index(layer)]]
+        self.convs = {name for name in network.layers if isinstance(network.spec[name], ConvLayer)}
+        self.filters = {name: _filters(network, name) for name in self.below if name in self.convs}
+        self.addresses = {}
+        self.kept = {}
+        for name in self.below:
+            if name in trace.switches:
+                switches = trace.switches[name].permute(0, 2, 3, 1)
+                channels = switches.shape[3]
+                rows = switches.reshape(-1, channels) * channels
+                self.addresses[name] = rows.add_(torch.arange(channels, device=rows.device))
+                if unpooling == "overwrite":
+                    kept = last_windows(trace.switches[name], network.sizes[name, "conv"])
+                    self.kept[name] = kept.permute(0, 2, 3, 1).reshape(-1, channels)
+        budget = _CHUNK_CPU if trace.images.device.type == "cpu" else _CHUNK_GPU
+        each = trace.images.element_size()
+        self.chunks = {name: max(1, budget // (self._window_values(name) * each)) for name in self.below}
+
+    def __call__(
+        self, values: Tensor, maps: Tensor, cells: Tensor | None, sources: Tensor, boxes: Tensor | None
+    ) -> Tensor:
+        """Whole canvases, or where ``boxes`` say where, patches ``(P, 3, h, w)``."""
+        side = self.network.image_size if boxes is None or not len(boxes) else int(boxes[0, 2] - boxes[0, 0])
+        found = values.new_zeros(len(maps), 3, side, side)
+        wanted = torch.zeros(len(maps), 2, dtype=torch.int64) if boxes is None else boxes[:, :2].flip(1)
+        start = 0
+        for chunk in torch.arange(len(maps)).split(self.chunks[self.below[-1]] if self.below else 1024):
+            seeds = self.seed(values[chunk.to(values.device)], maps[chunk], None if cells is None else cells[chunk])
+            for windows, corners in self.descend(*seeds, sources[chunk], self.below):
+                end = start + len(windows)
+                _paste(windows.permute(0, 3, 1, 2), corners, found[start:end], wanted[start:end])
+                start = end
+        return found
+
+    def seed(self, values: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first filtering, of single activations ``(P,)``: what they put into the map below the layer."""
+        module = getattr(self.network, self.layer)
+        on_device = maps.to(values.device)
+        if cells is None:
+            return self._dense(self.layer, values[:, None] * module.linear.weight[on_device])
+        conv = module.conv
+        filters = values[:, None, None, None] * conv.weight[on_device]
+        kernel, per_group = conv.kernel_size[0], conv.weight.shape[1]
+        windows = filters.new_zeros(len(values), kernel, kernel, conv.in_channels)
+        group = on_device // (conv.out_channels // conv.groups)
+        if conv.groups == 1:
+            windows.copy_(filters.permute(0, 2, 3, 1))
+        else:
+            for number in range(conv.groups):
+                part = windows[..., number * per_group : (number + 1) * per_group]
+                part.copy_(filters.permute(0, 2, 3, 1) * (group == number)[:, None, None, None])
+        corners = cells * conv.stride[0] - conv.padding[0]
+        _clear_overhang(windows, corners, self._size_below(self.layer))
+        return windows, corners
+
+    def descend(
+        self, windows: Tensor, corners: Tensor, sources: Tensor, below: Sequence[str]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows of the map above ``below``, carried down to pixels in pieces: unpool, rectify, filter.
+
+        Windows grow on the way, so pieces shrink: above, many share a pass over the filters; below, few fit a cache.
+        """
+        if not below:
+            yield windows, corners
+            return
+        *rest, name = below
+        for part in zip(*(each.split(self.chunks[name]) for each in (windows, corners, sources)), strict=True):
+            yield from self.descend(*self._step(name, *part), part[2], rest)
+
+    def _step(self, name: str, windows: Tensor, corners: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """From the map above a layer to the map below it."""
+        if name not in self.convs:
+            return self._dense(name, windows.relu() @ getattr(self.network, name).linear.weight)
+        if name in self.addresses:
+            windows, corners = self._unpool(name, windows, corners, sources)
+        return self._filter(name, windows.relu(), corners)
+
+    def _unpool(self, name: str, windows: Tensor, corners: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the values of each window to the positions of their switches, in a window of the map below the pool."""
+        pool, size, below = self.network.spec[name].pool, self.network.sizes[name, "pool"], self._size(name)
+        span = (windows.shape[1] - 1) * pool.stride + pool.kernel_size
+        if span >= below:
+            windows, corners, span = _whole(windows, corners, size), torch.zeros_like(corners), below
+        count, height, width, channels = windows.shape
+        device = windows.device
+        cells = corners[:, None, :] + torch.arange(height)[None, :, None]  # (P, h, row or column)
+        inside = cells.clamp(0, size - 1)
+        rows = (sources[:, None, None] * size + inside[:, :, None, 0]) * size + inside[:, None, :, 1]
+        rows = rows.flatten().to(device)
+        index = self.addresses[name].index_select(0, rows).view(count, -1)
+        if name in self.kept:
+            windows = windows * self.kept[name].index_select(0, rows).view_as(windows)
+        # Rows of the target are as long as the map's, so an address in the map is one in the target, but for a shift.
+        length = ((span - 1) * below + span) * channels
+        starts = corners * pool.stride
+        shifts = torch.arange(count) * length - (starts[:, 0] * below + starts[:, 1]) * channels
+        index += shifts[:, None].to(device)
+        if not torch.equal(cells, inside):  # overhanging cells are zero: anywhere is right for them
+            index.clamp_(0, count * length - 1)
+        target = windows.new_zeros(count * length)
+        target.scatter_add_(0, index.flatten(), windows.reshape(-1))
+        spread = target.as_strided((count, span, span, channels), (length, below * channels, channels, 1))
+        return spread, starts
+
+    def _filter(self, name: str, windows: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Filter rectified windows of a layer's own map down into the map below the layer."""
+        conv, size, below = getattr(self.network, name).conv, self._size(name), self._size_below(name)
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+        whole = (windows.shape[1] - 1) * stride + kernel >= below
+        if whole and windows.shape[1] < size:
+            windows, corners = _whole(windows, corners, size), torch.zeros_like(corners)
+        span = (windows.shape[1] - 1) * stride + kernel
+        windows = windows.permute(0, 3, 1, 2)
+        if stride > 1 and conv.in_channels <= _FEW_CHANNELS and conv.groups == 1:
+            phases = F.conv2d(windows, self.filters[name], padding=-(-kernel // stride) - 1)
+            windows = _interleave(phases.permute(0, 2, 3, 1), stride)[:, :span, :span]
+        else:
+            windows = F.conv_transpose2d(windows, self.filters[name], stride=stride, groups=conv.groups)
+            windows = windows.permute(0, 2, 3, 1)
+        corners = corners * stride - padding
+        if whole:
+            return _whole(windows, corners, below), torch.zeros_like(corners)
+        windows = windows.contiguous()
+        _clear_overhang(windows, corners, below)
+        return windows, corners
+
+    def _dense(self, name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of a dense layer, ``(P, values)``: whole maps where the layer below has maps."""
+        corners = torch.zeros(len(vectors), 2, dtype=torch.int64)
+        below = self.network.layers[: self.network.layers.index(name)]
+        if below and below[-1] not in self.convs:
+            return vectors, corners
+        size = self._size_below(name)
+        return vectors.view(len(vectors), -1, size, size).permute(0, 2, 3, 1).contiguous(), corners
+
+    def _size(self, name: str) -> int:
+        """Side of a layer's own map, below its pool."""
+        return self.network.sizes[name, "conv"]
+
+    def _size_below(self, name: str) -> int:
+        """Side of the map that a layer filters."""
+        position = self.network.layers.index(name)
+        if position == 0:
+            return self.network.image_size
+        below = self.network.layers[position - 1]
+        return self.network.sizes.get((below, "pool")) or self._size(below)
+
+    def _window_values(self, name: str) -> int:
+        """Values of one projection's window in a layer's own map, below its pool."""
+        if name not in self.convs:
+            return self.network.spec[name].units
+        steps = self.network.steps(name)
+        stride = field_of(steps[:-1] if steps[-1].kind == "pool" else steps).stride
+        side = min(self._size(name), -(-field_below_pool(self.network, self.layer).size // stride))
+        return self.network.spec[name].maps * side * side
+
+
+def _filters(network: ConvNet, name: str) -> Tensor:
+    """A layer's filters for the way down: as they are for a transposed convolution, or cut into phases.
+
+    Output pixel ``y * stride + phase`` of a transposed convolution takes every ``stride``-th row of the filter: for
+    each phase a plain convolution with the flipped rest of the filter.
+    """
+    conv = getattr(network, name).conv
+    weight, stride, kernel = conv.weight.detach(), conv.stride[0], conv.kernel_size[0]
+    if stride == 1 or conv.in_channels > _FEW_CHANNELS or conv.groups > 1:
+        return weight.contiguous(memory_format=torch.channels_last)
+    taps = -(-kernel // stride)
+    padded = F.pad(weight, (0, taps * stride - kernel) * 2)
+    phases = padded.unflatten(3, (taps, stride)).unflatten(2, (taps, stride))  # (C, C_in, tap, phase, tap, phase)
+    phases = phases.permute(3, 5, 1, 0, 2, 4).flatten(0, 2).flip(2, 3)
+    return phases.contiguous(memory_format=torch.channels_last)
+
+
+def _interleave(phases: Tensor, stride: int) -> Tensor:
+    """``(P, h, w, stride * stride * C)``, phase by phase, to pixels ``(P, h * stride, w * stride, C)``."""
+    count, height, width, _ = phases.shape
+    parts = phases.unflatten(3, (stride, stride, -1)).permute(0, 1, 3, 2, 4, 5)
+    return parts.reshape(count, height * stride, width * stride, -1)
+
+
+def _whole(windows: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Paste windows ``(P, h, w, C)`` into whole maps of zeros, ``(P, size, size, C)``."""
+    count, height, width, channels = windows.shape
+    if height == width == size and not corners.any():
+        return windows
+    maps = windows.new_zeros(count, size, size, channels)
+    _paste(windows.permute(0, 3, 1, 2), corners, maps.permute(0, 3, 1, 2), torch.zeros_like(corners))
+    return maps
+
+
+def _paste(windows: Tensor, corners: Tensor, targets: Tensor, origins: Tensor) -> None:
+    """Copy windows ``(P, C, h, w)`` into targets ``(P, C, H, W)`` where they meet; the rest of the targets stays.
+
+    ``corners`` and ``origins``, ``(P, 2)``, say where windows and targets begin, as (row, column) of one plane.
+    """
+    if windows.shape == targets.shape and torch.equal(corners, origins):
+        targets.copy_(windows)
+        return
+    (height, width), (target_height, target_width) = windows.shape[2:], targets.shape[2:]
+    for window, target, (row, column) in zip(windows, targets, (corners - origins).tolist(), strict=True):
+        top, left = max(row, 0), max(column, 0)
+        bottom, right = min(row + height, target_height), min(column + width, target_width)
+        if top < bottom and left < right:
+            target[:, top:bottom, left:right] = window[:, top - row : bottom - row, left - column : right - column]
+
+
+def _clear_overhang(windows: Tensor, corners: Tensor, size: int) -> None:
+    """Set to zero, in place, what lies outside of a map of ``size``: it fell into the padding."""
+    cells = corners[:, None, :] + torch.arange(windows.shape[1])[None, :, None]
+    inside = (cells >= 0) & (cells < size)
+    if not inside.all():
+        inside = inside.to(windows.device)
+        windows.mul_((inside[:, :, None, 0] & inside[:, None, :, 1])[..., None])
+
+
+def _cells(flat: Tensor, width: int) -> Tensor:
+    """Flat indices ``(P,)`` as (row, column), ``(P, 2)``."""
+    return torch.stack([flat // width, flat % width], dim=1)
+
+
+def _correlation(these: Tensor, those: Tensor) -> Tensor:
+    """Pearson's correlation of each pair of patches, ``(P,)``, in float64."""
+    these, those = ((each - each.mean(1, keepdim=True)) for each in (x.flatten(1).double() for x in (these, those)))
+    return (these * those).sum(1) / (these.norm(dim=1) * those.norm(dim=1))
+
+
+def _check_maps(feature_maps: Tensor, layer: str, maps: Tensor) -> None:
+    """Refuse maps that the layer has not."""
+    count = feature_maps.shape[1]
+    wrong = maps[(maps < 0) | (maps >= count)]
+    if len(wrong):
+        raise ValueError(f"{layer} has the maps 0 … {count - 1}; there is no map {int(wrong[0])}")
+
+
+def _check_positions(feature_maps: Tensor, layer: str, positions: Tensor, count: int) -> None:
+    """Refuse positions outside the layer's maps."""
+    if positions.shape != (count, 2) or positions.is_floating_point():
+        raise ValueError(
+            f"positions must be whole numbers (row, column), ({count}, 2), but are {positions.dtype} "
+            f"{tuple(positions.shape)}"
+        )
+    size = torch.tensor([*feature_maps.shape[2:], 1, 1][:2])
+    wrong = positions[((positions < 0) | (positions >= size)).any(1)]
+    if len(wrong):
+        raise ValueError(
+            f"position {tuple(wrong[0].tolist())} lies outside the {size[0]}x{size[1]} maps of {layer}; "
+            f"rows and columns count from 0"
+        )
