@@ -1,4 +1,4 @@
-"""The sheet of filters: one scale, sharp tiles, marks on dead and broken filters."""
+"""The sheets: pixels where and as they should be, and marks on what is dead, broken, missing or has changed."""
 
 import math
 import time
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zfscope.figures import filter_sheet
+from zfscope.figures import evolution_sheet, filter_sheet, projection_sheet
 
 TOP, SIDE, BELOW, RIGHT = 44, 49, 18, 6  # of a sheet of 7x7 filters, in pixels
 
@@ -114,3 +114,321 @@ def test_what_are_no_filters_is_refused():
         filter_sheet(torch.zeros(4, 9))
     with pytest.raises(ValueError, match=r"one value for each of 4 filters, but came with \(3,\)"):
         filter_sheet(filters(4), rms=torch.zeros(3))
+
+
+def coloured(maps, winners, part=0, side=7):
+    """Tiles of one colour each, unlike any other and unlike the greys and the red of a sheet."""
+    colours = torch.zeros(maps, winners, 3, dtype=torch.uint8)
+    colours[..., 0] = torch.arange(maps)[:, None]
+    colours[..., 1] = torch.arange(winners) + 100 * part
+    colours[..., 2] = 255
+    return colours[..., None, None].repeat(1, 1, 1, side, side)
+
+
+def noise(*shape, seed=0):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def box_of(sheet, tile):
+    """Where the pixels of a tile's colour lie: left, top, right, bottom (half-open); it must be filled by them."""
+    match = (np.asarray(sheet) == tile[:, 0, 0].numpy()).all(axis=2)
+    if not match.any():
+        return None
+    rows, columns = np.flatnonzero(match.any(axis=1)), np.flatnonzero(match.any(axis=0))
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    assert match[top:bottom, left:right].all()
+    return int(left), int(top), int(right), int(bottom)
+
+
+def cut(sheet, box):
+    return np.asarray(sheet.crop(box)).astype(int)
+
+
+def of_maps(count, winners=9, side=7):
+    """Arguments of a sheet of living maps."""
+    values = torch.arange(count * winners, 0, -1.0).view(count, winners)
+    return torch.arange(count), coloured(count, winners, 1, side), coloured(count, winners, 0, side), values
+
+
+@pytest.mark.parametrize("winners", [1, 2, 9, 10])
+def test_projections_stand_left_of_their_patches_row_by_row_in_blocks_row_by_row(winners):
+    maps, patches, projections, values = of_maps(5, winners)
+
+    sheet = projection_sheet(maps, patches, projections, values, columns=2, tile=14)
+
+    across = math.ceil(math.sqrt(winners))
+    first = [box_of(sheet, patches[0, 0]), box_of(sheet, projections[0, 0])]
+    width, height = first[0][2] - first[0][0], first[0][3] - first[0][1]
+    blocks = []
+    for index in range(5):
+        corners = []
+        for tiles in (projections, patches):
+            boxes = [box_of(sheet, tile) for tile in tiles[index]]
+            assert {(box[2] - box[0], box[3] - box[1]) for box in boxes} == {(width, height)}
+            left, top = boxes[0][:2]
+            step = boxes[1][0] - left if winners > 1 else width + 2
+            assert width < step <= width + 4
+            for place, box in enumerate(boxes):
+                assert box[:2] == (left + place % across * step, top + place // across * step)
+            corners.append((left, top))
+        assert corners[0][1] == corners[1][1] and corners[1][0] >= corners[0][0] + across * step
+        blocks.append(corners[0])
+    lefts, tops = sorted({left for left, _ in blocks}), sorted({top for _, top in blocks})
+    assert blocks == [(lefts[index % 2], tops[index // 2]) for index in range(5)]
+
+
+def test_small_tiles_are_shown_pixel_by_pixel_and_others_stay_as_they_are():
+    maps, patches, projections, values = of_maps(2)
+    box = box_of(projection_sheet(maps, patches, projections, values), patches[1, 4])
+    patches[1, 4] = noise(3, 7, 7)
+
+    sheet = projection_sheet(maps, patches, projections, values)
+
+    times = (box[2] - box[0]) // 7
+    expected = patches[1, 4].permute(1, 2, 0).numpy().repeat(times, axis=0).repeat(times, axis=1)
+    assert times > 1
+    np.testing.assert_array_equal(cut(sheet, box), expected)
+
+
+@pytest.mark.parametrize(("size", "shown"), [((5, 8), (30, 48)), ((200, 120), (50, 30)), ((40, 50), (40, 50))])
+def test_tiles_that_are_not_square_keep_their_shape(size, shown):
+    tiles = [coloured(2, 4, part)[..., :1, :1].expand(2, 4, 3, *size) for part in (0, 1)]
+
+    sheet = projection_sheet(torch.arange(2), *tiles, torch.ones(2, 4), tile=50)
+
+    for half in tiles:
+        left, top, right, bottom = box_of(sheet, half[1, 3])
+        assert (bottom - top, right - left) == shown
+
+
+def test_large_tiles_are_reduced_smoothly():
+    maps, patches, projections, values = of_maps(1, side=200)
+    box = box_of(projection_sheet(maps, patches, projections, values, tile=50), patches[0, 0])
+    rows = torch.arange(200)
+    patches[0, 0] = 255 * ((rows[:, None] + rows) % 2).to(torch.uint8)  # nearest pixels would be all black or all white
+    ramp = (rows * 1.25).round().to(torch.uint8).expand(3, 200, 200)
+    projections[0, 0] = ramp
+
+    sheet = projection_sheet(maps, patches, projections, values, tile=50)
+
+    assert box[2] - box[0] == box[3] - box[1] == 50
+    np.testing.assert_allclose(cut(sheet, box), 127.5, atol=8)
+    shift = box_of(sheet, patches[0, 1])[0] - box_of(sheet, projections[0, 1])[0]
+    left = box[0] - shift, box[1], box[2] - shift, box[3]
+    means = ramp[0].view(50, 4, 50, 4).double().mean(dim=(1, 3)).numpy()
+    np.testing.assert_allclose(cut(sheet, left)[2:-2, 2:-2, 0], means[2:-2, 2:-2], atol=2)
+
+
+@pytest.mark.parametrize("side", [7, 11, 27, 59, 75, 139, 224])
+def test_tiles_of_a_few_maps_are_large_and_those_of_hundreds_fit_a_sheet(side):
+    few, one = of_maps(16, side=side), of_maps(1, side=side)
+
+    left, _, right, _ = box_of(projection_sheet(*few), few[1][15, 8])
+    assert 72 <= right - left <= 128
+
+    sheet = projection_sheet(*[part.expand(384, *part.shape[1:]) for part in one])
+    left, _, right, _ = box_of(sheet.crop((0, 0, 400, 200)), one[1][0, 0])
+    assert 48 <= right - left <= 64 and max(sheet.size) < 6000
+
+
+def test_a_sheet_of_384_maps_is_quick():
+    arguments = [part.expand(384, *part.shape[1:]) for part in of_maps(1, side=27)]
+
+    start = time.process_time()
+    projection_sheet(*arguments)
+
+    assert time.process_time() - start < 3
+
+
+def test_a_place_without_a_winner_is_empty_and_a_winner_of_activation_zero_is_shown():
+    maps, patches, projections, values = of_maps(1)
+    boxes = [box_of(projection_sheet(maps, patches, projections, values), tile) for tile in patches[0]]
+    values[0, 6], values[0, 7], values[0, 8] = 0, math.nan, -math.inf
+
+    sheet = projection_sheet(maps, patches, projections, values)
+
+    assert box_of(sheet, patches[0, 6]) == boxes[6] and box_of(sheet, projections[0, 6])
+    for place in (7, 8):
+        assert box_of(sheet, projections[0, place]) is None
+        pixels = cut(sheet, boxes[place])
+        assert np.ptp(pixels) == 0 and pixels.min() > 230
+
+
+def test_a_map_without_a_positive_activation_is_dead_and_says_so():
+    maps, patches, projections, values = of_maps(5)
+    alive = projection_sheet(maps, patches, projections, values, columns=5)
+    values[1], values[2], values[3] = 0, -math.inf, torch.tensor([math.nan, -2.0] + 7 * [-3.0])
+
+    sheet = projection_sheet(maps, patches, projections, values, columns=5)
+
+    assert sheet.size == alive.size
+    for index in range(5):
+        left, top, right, bottom = box_of(alive, projections[index, 0])[:2] + box_of(alive, patches[index, 8])[2:]
+        dead = index in (1, 2, 3)
+        assert is_red(cut(sheet, (left, top, right, bottom))) == dead
+        assert (box_of(sheet, patches[index, 4]) is None) == dead
+        if dead:
+            assert np.median(cut(sheet, (left, top, right, bottom))) > 230
+
+
+def test_number_and_strongest_activation_stand_above_the_block():
+    maps, patches, projections, values = of_maps(2)
+    values = torch.tensor([[3.0] * 9, [1.5] + [12.25] + [math.nan] * 7])
+    sheet = projection_sheet(maps, patches, projections, values, columns=2)
+    left, top = box_of(sheet, projections[1, 0])[:2]
+    right = box_of(sheet, patches[1, 1])[2]
+
+    renumbered = projection_sheet(maps + torch.tensor([0, 40]), patches, projections, values, columns=2)
+    values[1, 1] = 99
+    stronger = projection_sheet(maps, patches, projections, values, columns=2)
+
+    for changed, side in ((renumbered, "left"), (stronger, "right")):
+        rows, columns = np.nonzero((np.asarray(changed) != np.asarray(sheet)).any(axis=2))
+        assert len(rows) and rows.max() < top and rows.min() > 30
+        assert columns.min() >= left
+        assert columns.max() < (left + right) / 2 if side == "left" else columns.min() > (left + right) / 2
+
+
+def test_long_labels_over_small_tiles_do_not_touch():
+    maps, patches, projections, values = of_maps(6, winners=1)
+
+    sheet = projection_sheet(maps + 123456, patches, projections, values * 1e-7, tile=7, columns=3)
+
+    box = box_of(sheet, projections[0, 0])
+    labels = cut(sheet, (0, box[1] - 18, sheet.width, box[1] - 3)).min(axis=(0, 2))
+    inked = np.flatnonzero(labels < 200)
+    blocks = np.split(inked, np.flatnonzero(np.diff(inked) > 14) + 1)
+    lefts = [box_of(sheet, projections[index, 0])[0] for index in range(3)]
+    assert [abs(block[0] - left) <= 3 for block, left in zip(blocks, lefts, strict=True)] == [True] * 3
+
+
+def test_titles_are_written_and_never_cut():
+    arguments = of_maps(1, winners=1)
+
+    plain, titled = (projection_sheet(*arguments, title=title) for title in ("", "conv5 " * 60))
+
+    assert titled.width > plain.width
+    assert (np.asarray(titled)[:22] < 100).any() and (np.asarray(titled)[:, -10:] == 255).all()
+
+
+def test_sheets_that_do_not_fit_together_are_refused():
+    maps, patches, projections, values = of_maps(2)
+    with pytest.raises(ValueError, match=r"at least one feature map, shape \(M,\), but came with \(0,\)"):
+        projection_sheet(maps[:0], patches, projections, values)
+    with pytest.raises(
+        ValueError, match=r"patches must have shape \(2, k, 3, h, w\) for 2 maps, but .* \(1, 9, 3, 7, 7\)"
+    ):
+        projection_sheet(maps, patches[:1], projections, values)
+    with pytest.raises(ValueError, match=r"projections must have shape \(2, k, 3, h, w\).*\(2, 9, 1, 7, 7\)"):
+        projection_sheet(maps, patches, projections[:, :, :1], values)
+    with pytest.raises(
+        ValueError, match=r"patches and projections must have one shape.*\(2, 9, 3, 7, 7\) and \(2, 8, 3, 7, 7\)"
+    ):
+        projection_sheet(maps, patches, projections[:, :8], values)
+    with pytest.raises(ValueError, match=r"projections must be tiles of uint8, but came as torch.float32"):
+        projection_sheet(maps, patches, projections.float(), values)
+    with pytest.raises(ValueError, match=r"values must have shape \(2, 9\) as the tiles have, but came with \(2, 8\)"):
+        projection_sheet(maps, patches, projections, values[:, :8])
+    with pytest.raises(ValueError, match="tile must be at least 1 pixel, but is 0"):
+        projection_sheet(maps, patches, projections, values, tile=0)
+    with pytest.raises(ValueError, match="columns must be at least 1, but is 0"):
+        projection_sheet(maps, patches, projections, values, columns=0)
+
+
+def over_epochs(maps=3, epochs=(1, 2, 5, 10), side=27):
+    """Arguments of a sheet of maps whose strongest image never changes."""
+    count = len(epochs)
+    numbers = torch.arange(maps)
+    indices = numbers[:, None].repeat(1, count)
+    return [numbers, list(epochs), coloured(maps, count, side=side), torch.ones(maps, count), indices]
+
+
+def marked(sheet, tile):
+    """Whether there is red just left of a tile."""
+    left, top, _, bottom = box_of(sheet, tile)
+    strip = cut(sheet, (left - 8, top, left, bottom))
+    red = strip[..., 0] - strip[..., 1] > 80
+    assert not red.any() or red.any(axis=1).all()  # as high as the tile
+    return bool(red.any())
+
+
+def test_each_map_has_a_row_and_each_epoch_a_column():
+    arguments = over_epochs()
+
+    sheet = evolution_sheet(*arguments)
+
+    boxes = [[box_of(sheet, tile) for tile in row] for row in arguments[2]]
+    lefts, tops = [box[0] for box in boxes[0]], [row[0][1] for row in boxes]
+    assert lefts == sorted(set(lefts)) and tops == sorted(set(tops))
+    assert [[box[:2] for box in row] for row in boxes] == [[(left, top) for left in lefts] for top in tops]
+    assert all(72 <= box[2] - box[0] <= 128 for row in boxes for box in row)
+
+
+def test_epochs_stand_above_their_columns_and_numbers_before_their_rows():
+    arguments = over_epochs()
+    sheet = evolution_sheet(*arguments)
+    tile = box_of(sheet, arguments[2][1, 2])
+
+    arguments[1][2] = 7
+    renamed = evolution_sheet(*arguments)
+    arguments[0] = torch.tensor([0, 4, 2])
+    renumbered = evolution_sheet(*arguments)
+
+    rows, columns = np.nonzero((np.asarray(renamed) != np.asarray(sheet)).any(axis=2))
+    assert tile[0] <= columns.min() and columns.max() < tile[2]
+    assert rows.min() > 40 and rows.max() < box_of(sheet, arguments[2][0, 0])[1]
+    rows, columns = np.nonzero((np.asarray(renumbered) != np.asarray(renamed)).any(axis=2))
+    assert columns.max() < box_of(sheet, arguments[2][0, 0])[0] and tile[1] <= rows.min() and rows.max() < tile[3]
+
+
+def test_a_jump_is_marked_where_the_strongest_image_changes_and_nowhere_else():
+    arguments = over_epochs(epochs=(1, 2, 5, 10, 20))
+    calm = evolution_sheet(*arguments)
+    arguments[4] = torch.tensor([[4, 4, 9, 9, 4], [7, 7, 7, 7, 7], [0, 1, 2, 3, 3]])
+
+    sheet = evolution_sheet(*arguments)
+
+    found = [[marked(sheet, tile) for tile in row] for row in arguments[2]]
+    assert found == [[False, False, True, False, True], [False] * 5, [False, True, True, True, False]]
+    for tile in arguments[2].flatten(0, 1):
+        assert box_of(sheet, tile) == box_of(calm, tile)  # no mark covers a tile
+
+
+@pytest.mark.parametrize(("value", "index"), [(0.0, 3), (-1.0, 3), (math.nan, 3), (2.0, -1)])
+def test_where_a_map_is_dead_the_tile_says_so_and_jumps_are_counted_from_the_last_living_epoch(value, index):
+    arguments = over_epochs(2, (1, 2, 3, 4))
+    places = [[box_of(evolution_sheet(*arguments), tile) for tile in row] for row in arguments[2]]
+    arguments[4] = torch.tensor([[5, index, 5, 6], [index, 8, index, 9]])
+    arguments[3][0, 1] = arguments[3][1, 0] = arguments[3][1, 2] = value
+
+    sheet = evolution_sheet(*arguments)
+
+    for row, column in ((0, 1), (1, 0), (1, 2)):
+        pixels = cut(sheet, places[row][column])
+        assert box_of(sheet, arguments[2][row, column]) is None
+        assert is_red(pixels) and np.median(pixels) > 230
+    assert not marked(sheet, arguments[2][0, 2]) and marked(sheet, arguments[2][0, 3])
+    assert not marked(sheet, arguments[2][1, 1]) and marked(sheet, arguments[2][1, 3])
+
+
+def test_the_mark_of_a_jump_is_explained_above():
+    sheet = evolution_sheet(*over_epochs())
+
+    assert is_red(cut(sheet, (0, 0, sheet.width, 44)))
+    assert not is_red(cut(sheet, (0, 44, sheet.width, sheet.height)))
+
+
+def test_evolutions_that_do_not_fit_together_are_refused():
+    maps, epochs, projections, values, indices = over_epochs()
+    with pytest.raises(ValueError, match="epochs must name the 4 epochs of the projections, but names 3"):
+        evolution_sheet(maps, epochs[:3], projections, values, indices)
+    with pytest.raises(ValueError, match=r"indices must have shape \(3, 4\) as the tiles have, but came with \(3, 3\)"):
+        evolution_sheet(maps, epochs, projections, values, indices[:, :3])
+    with pytest.raises(ValueError, match=r"values must have shape \(3, 4\) as the tiles have, but came with \(4, 3\)"):
+        evolution_sheet(maps, epochs, projections, values.T, indices)
+    with pytest.raises(
+        ValueError, match=r"projections must have shape \(2, k, 3, h, w\) for 2 maps, but .*\(3, 4, 3, 27, 27\)"
+    ):
+        evolution_sheet(maps[:2], epochs, projections, values, indices)
+    with pytest.raises(ValueError, match="tile must be at least 1 pixel, but is -5"):
+        evolution_sheet(maps, epochs, projections, values, indices, tile=-5)

@@ -5,11 +5,15 @@ import math
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
 from zfscope.layers import filter_rms
 
 DEAD_SHARE = 0.01  # a filter is called dead below this share of the median RMS
+RED, QUIET = "#b00020", "#606060"  # what is wrong or has changed; what is said beside
+SHEET_SIDE = 5900  # pixels; where hundreds of blocks can be laid out within it, they are
+EMPTY, EDGE = 244, 208  # greys of a place with nothing to show and of lines around tiles; far from that of a 0
 
 
 def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> Image.Image:
@@ -44,20 +48,275 @@ def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> 
     tiles = cross_out(enlarge(to_tiles(shown, limit=limit), at_least=48), broken)
     columns = min(len(tiles), 16 if len(tiles) > 32 else 8)
     height, width = tiles.shape[2:]
-    below, right, top = 18, 6, 44
+    below, right = 18, 6
     sheet = to_pil(grid(tiles, columns, (below, right)))
-    heading, small = ImageFont.load_default(14), ImageFont.load_default(11)
     legend = f"one scale: black {-limit:.3g}, white {limit:.3g}; below: RMS, red if dead"
-    room = max(heading.getlength(title), small.getlength(legend)) + 2 * right
-    figure = Image.new("RGB", (max(sheet.width, math.ceil(room)), sheet.height + top - below), "white")
-    figure.paste(sheet, (0, top - below))  # the sheet begins with an empty strip
-    draw = ImageDraw.Draw(figure)
-    draw.text((right, 5), title, "black", heading)
-    draw.text((right, 25), legend, "#444444", small)
+    figure, draw, top = _canvas(sheet.width, sheet.height - below, title, legend, margin=right)
+    figure.paste(sheet.crop((0, below, *sheet.size)), (0, top))  # the sheet begins with an empty strip
+    small = ImageFont.load_default(11)
     for index, value in enumerate(rms.tolist()):
         row, column = divmod(index, columns)
         dead = value < DEAD_SHARE * median or value == 0
         text = f"{value:.3f}" if 0.01 <= value < 100 else f"{value:.1e}" if value else "0"
         place = right + column * (width + right) + width / 2, top + row * (height + below) + height + 2
-        draw.text(place, text, "#b00020" if dead or broken[index] else "black", small, anchor="ma")
+        draw.text(place, text, RED if dead or broken[index] else "black", small, anchor="ma")
     return figure
+
+
+def projection_sheet(
+    maps: Tensor,
+    patches: Tensor,
+    projections: Tensor,
+    values: Tensor,
+    *,
+    title: str = "",
+    tile: int | None = None,
+    columns: int | None = None,
+) -> Image.Image:
+    """Draw the projections of each feature map's strongest activations beside the image patches that caused them.
+
+    Args:
+        maps: Numbers of the feature maps, shape ``(M,)``, written above their blocks.
+        patches: Image patches, strongest activation first, uint8, shape ``(M, k, 3, h, w)``.
+        projections: Their projections as tiles (a 0 is mid grey), uint8, shape ``(M, k, 3, h, w)``.
+        values: The activations, shape ``(M, k)``; minus infinity or NaN where there is no such winner.
+        title: Written above.
+        tile: Longer side of a tile as shown, in pixels: larger tiles are reduced to it, smaller ones are enlarged
+            by the nearest whole number. Chosen where not given: about 96 pixels for 16 maps, 48 for hundreds.
+        columns: Blocks in a row; chosen where not given.
+
+    Returns:
+        A picture with a block for each map: above, its number and its strongest activation; projections left, patches
+        right, row by row in ``ceil(sqrt(k))`` columns. A place without a winner is empty. A map whose strongest
+        activation is not above 0 is dead, and its block says so.
+
+    Raises:
+        ValueError: If the shapes do not fit each other, the tiles are not uint8, or ``tile`` or ``columns`` is below 1.
+
+    Source: Zeiler & Fergus (2014), Fig. 2: top 9 activations of a random subset of maps, projections left, patches
+    right. Numbers, activations and what is said of dead maps are ours.
+    """
+    _check_sheet(maps, {"patches": patches, "projections": projections}, {"values": values}, tile)
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, but is {columns}")
+    count, winners, _, height, width = patches.shape
+    values = values.detach().double().cpu()
+    missing = values.isnan() | (values == -math.inf)
+    strongest = values.masked_fill(missing, -math.inf).amax(dim=1).tolist()
+
+    height, width = _shown_size(height, width, tile or _tile_side(max(height, width), 2 * count * winners))
+    across = math.ceil(math.sqrt(winners))
+    down = math.ceil(winners / across)
+    large = width >= 72
+    gap, middle, room = (2, 8, 28) if large else (1, 5, 18)  # around tiles, between the two halves, between blocks
+    above, font = (26, ImageFont.load_default(16)) if large else (20, ImageFont.load_default(13))
+    names = [f"map {number}" for number in maps.tolist()]
+    notes = [f"max {_short(value)}" if value > 0 else "" for value in strongest]
+    labels = max(font.getlength(name + "  " + note) for name, note in zip(names, notes, strict=True))
+    half = across * (width + gap) + gap
+    block_width = max(2 * half + middle, math.ceil(labels))
+    block_height = above + max(down * (height + gap) + gap, above)  # "dead" needs a line of its own
+    step_x, step_y = block_width + room, block_height + room // 2  # the number above sets rows apart already
+    columns = min(columns or _balanced_columns(count, step_x, step_y), count)
+
+    winner = f"{winners} strongest activations" if winners > 1 else "strongest activation"
+    legend = f"{winner} of each map: left the projections (grey is 0, each on its own scale), right the image patches"
+    size = columns * step_x + room, math.ceil(count / columns) * step_y + room // 2
+    figure, draw, top = _canvas(*size, title, legend, margin=room)
+    for index, (name, note, value) in enumerate(zip(names, notes, strongest, strict=True)):
+        row, column = divmod(index, columns)
+        x, y = room + column * step_x, top + row * step_y
+        draw.text((x, y + above - 7), name, "black", font, anchor="ls")
+        draw.text((x + block_width, y + above - 7), note, QUIET, font, anchor="rs")
+        if not value > 0:
+            _draw_dead(draw, (x, y + above, x + block_width - 1, y + block_height - 1), font)
+            continue
+        for left, tiles in ((x, projections), (x + half + middle, patches)):
+            shown = torch.full((across * down, 3, height, width), EMPTY, dtype=torch.uint8)
+            shown[:winners][~missing[index]] = _resized(tiles[index].detach().cpu()[~missing[index]], height, width)
+            # Grey lines, because a white patch on white paper would have no edge.
+            figure.paste(to_pil(grid(shown, across, gap, EDGE)), (left, y + above))
+    return figure
+
+
+def evolution_sheet(
+    maps: Tensor,
+    epochs: list[int],
+    projections: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    *,
+    title: str = "",
+    tile: int | None = None,
+) -> Image.Image:
+    """Draw how the projection of each feature map's strongest activation changes over the epochs.
+
+    Args:
+        maps: Numbers of the feature maps, shape ``(M,)``: a row each.
+        epochs: The epochs looked at, counted from 1, length ``E``: a column each.
+        projections: Projections of the strongest activations as tiles (a 0 is mid grey), uint8, ``(M, E, 3, h, w)``.
+        values: The strongest activations, shape ``(M, E)``.
+        indices: The images they were found in, shape ``(M, E)``; -1 where there is none.
+        title: Written above.
+        tile: Longer side of a tile as shown, in pixels, as in ``projection_sheet``.
+
+    Returns:
+        A picture. A red bar before a tile marks a jump: the strongest image is another than at the epoch before (at
+        the last one where the map was alive). Where the strongest activation is not above 0, NaN or missing, the map is
+        dead, and the tile says so.
+
+    Raises:
+        ValueError: If the shapes do not fit each other, the tiles are not uint8, or ``tile`` is below 1.
+
+    Source: Zeiler & Fergus (2014), Fig. 4: the strongest activation over all training examples, projected, at epochs 1,
+    2, 5, 10, 20, 30, 40, 64; sudden jumps come from a change of the strongest image. The bars are ours.
+    """
+    _check_sheet(maps, {"projections": projections}, {"values": values, "indices": indices}, tile)
+    count, moments, _, height, width = projections.shape
+    if len(epochs) != moments:
+        raise ValueError(f"epochs must name the {moments} epochs of the projections, but names {len(epochs)}")
+    alive = ((values.detach() > 0).cpu() & (indices >= 0).cpu()).tolist()
+    jumps = [_jumps(found, living) for found, living in zip(indices.tolist(), alive, strict=True)]
+
+    height, width = _shown_size(height, width, tile or _tile_side(max(height, width), count * moments))
+    large = width >= 72
+    gap, room, bar = (10, 28, 4) if large else (8, 18, 4)  # between tiles, around all, width of a mark
+    font = ImageFont.load_default(16 if large else 13)
+    line = 26 if large else 20
+    names = [f"map {number}" for number in maps.tolist()]
+    headers = [f"epoch {epoch}" for epoch in epochs]
+    left = room + math.ceil(max(map(font.getlength, names))) + 2 * gap
+    pitch = max(width, math.ceil(max(map(font.getlength, [*headers, "dead"])))) + gap
+    step = max(height, line) + gap
+
+    legend = "strongest activation of each map, projected (grey is 0, each on its own scale);   "
+    size = left + moments * pitch - gap + room, line + count * step - gap + room
+    figure, draw, top = _canvas(*size, title, legend, margin=room, mark="before a tile: now another image (a jump)")
+    for column, header in enumerate(headers):
+        draw.text((left + column * pitch + width / 2, top + line - 8), header, "black", font, anchor="ms")
+    for row, name in enumerate(names):
+        y = top + line + row * step
+        draw.text((left - 2 * gap, y + height / 2), name, "black", font, anchor="rm")
+        shown = _resized(projections[row].detach().cpu(), height, width)
+        for column in range(moments):
+            x = left + column * pitch
+            if not alive[row][column]:
+                _draw_dead(draw, (x, y, x + width - 1, y + height - 1), font)
+                continue
+            figure.paste(to_pil(shown[column]), (x, y))
+            if jumps[row][column]:
+                draw.rectangle((x - bar - 2, y, x - 3, y + height - 1), RED)
+    return figure
+
+
+def _check_sheet(maps: Tensor, tiles: dict[str, Tensor], tables: dict[str, Tensor], tile: int | None) -> None:
+    """Refuse tiles ``(M, k, 3, h, w)`` and tables ``(M, k)`` that do not belong to the maps ``(M,)``."""
+    if maps.ndim != 1 or not len(maps):
+        raise ValueError(f"maps must number at least one feature map, shape (M,), but came with {tuple(maps.shape)}")
+    first = next(iter(tiles.values())).shape
+    for name, given in tiles.items():
+        if given.ndim != 5 or given.shape[0] != len(maps) or given.shape[2] != 3 or not given.numel():
+            raise ValueError(
+                f"{name} must have shape ({len(maps)}, k, 3, h, w) for {len(maps)} maps, but came with "
+                f"{tuple(given.shape)}"
+            )
+        if given.dtype != torch.uint8:
+            raise ValueError(f"{name} must be tiles of uint8, but came as {given.dtype}")
+        if given.shape != first:
+            raise ValueError(
+                f"{' and '.join(tiles)} must have one shape, but have {tuple(first)} and {tuple(given.shape)}"
+            )
+    for name, given in tables.items():
+        if given.shape != first[:2]:
+            raise ValueError(
+                f"{name} must have shape {tuple(first[:2])} as the tiles have, but came with {tuple(given.shape)}"
+            )
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1 pixel, but is {tile}")
+
+
+def _jumps(found: list[int], alive: list[bool]) -> list[bool]:
+    """Tell at which epochs the strongest image is another than at the last epoch where the map was alive."""
+    last, jumps = None, []
+    for image, living in zip(found, alive, strict=True):
+        jumps.append(living and last is not None and image != last)
+        last = image if living else last
+    return jumps
+
+
+def _tile_side(side: int, count: int) -> int:
+    """Choose the shown side of ``count`` tiles of ``side`` pixels: the more there are, the smaller."""
+    aim = round(min(96, max(48, 96 * (288 / count) ** 0.25)))  # 16 maps, 9 winners, projections and patches: 288
+    most = aim * 4 / 3
+    if side > most:
+        return aim
+    times = math.ceil(aim / side)
+    return side * (times if side * times <= most else times - 1)
+
+
+def _shown_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Size of a tile whose longer side is reduced to ``side``, or enlarged to about it by a whole number."""
+    longer = max(height, width)
+    times = max(1, round(side / longer)) if longer <= side else side / longer
+    return max(1, round(height * times)), max(1, round(width * times))
+
+
+def _resized(tiles: Tensor, height: int, width: int) -> Tensor:
+    """Bring uint8 tiles ``(N, 3, h, w)`` to the shown size: repeated pixels when enlarged, smoothed when reduced."""
+    if height >= tiles.shape[2] and width >= tiles.shape[3]:
+        return enlarge(tiles, at_least=min(height, width))
+    return F.interpolate(tiles, (height, width), mode="bicubic", antialias=True)
+
+
+def _balanced_columns(count: int, width: int, height: int) -> int:
+    """Choose how many blocks of one size stand in a row: a sheet hardly wider than high, few places left empty."""
+
+    def cost(columns: int) -> tuple[float, float]:
+        rows = math.ceil(count / columns)
+        too_long = max(0, max(columns * width, rows * height) - SHEET_SIDE)
+        return too_long, max(columns * width, 1.1 * rows * height) * (rows * columns / count) ** 2
+
+    return min(range(1, count + 1), key=cost)
+
+
+def _canvas(
+    width: int, height: int, title: str, legend: str, *, margin: int, mark: str = ""
+) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """Make a white picture with title and legend above room for ``width`` x ``height``.
+
+    Args:
+        width: Pixels needed below; the picture is wider where title or legend need more.
+        height: Pixels needed below.
+        title: First line.
+        legend: Second line.
+        margin: Pixels left of the text, and at least as many right of it.
+        mark: What a red bar means; follows the legend.
+
+    Returns:
+        The picture, its drawing surface, and the row where the room begins.
+    """
+    scale = min(2.5, max(1.0, width / 1600))  # large sheets are looked at from further away
+    heading, small = ImageFont.load_default(14 * scale), ImageFont.load_default(12 * scale)
+    end = margin + small.getlength(legend)
+    right = end + small.getlength(mark) + 8 * scale if mark else end
+    top = round(44 * scale)
+    needed = math.ceil(max(margin + heading.getlength(title), right) + margin)
+    figure = Image.new("RGB", (max(width, needed), top + height), "white")
+    draw = ImageDraw.Draw(figure)
+    draw.text((margin, 5 * scale), title, "black", heading)
+    draw.text((margin, 25 * scale), legend, "#444444", small)
+    if mark:
+        draw.rectangle((end, 26 * scale, end + 3 * scale, 37 * scale), RED)
+        draw.text((end + 8 * scale, 25 * scale), mark, "#444444", small)
+    return figure, draw, top
+
+
+def _draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: ImageFont.FreeTypeFont) -> None:
+    """Fill a box (left, top, right, bottom; all inside) that has nothing to show, and say why."""
+    draw.rectangle(box, (EMPTY,) * 3, (EDGE,) * 3)
+    draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), "dead", RED, font, anchor="mm")
+
+
+def _short(value: float) -> str:
+    """Write a positive number in a few characters."""
+    return f"{value:.3g}" if 0.01 <= value < 999.5 else f"{value:.0f}" if 999.5 <= value < 99999.5 else f"{value:.1e}"

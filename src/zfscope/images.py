@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def to_tiles(values: Tensor, scale: Literal["common", "each"] = "common", limit: float | None = None) -> Tensor:
+def to_tiles(
+    values: Tensor, scale: Literal["common", "each"] = "common", limit: float | Tensor | None = None
+) -> Tensor:
     """Turn signed values into tiles: 0 is mid grey, the largest magnitude black or white.
 
     Args:
         values: Any range, shape ``(N, C, H, W)``; NaN and infinity become mid grey, and do not set the scale.
         scale: ``common``: one scale for all, so that a dominating tile and dead ones show (Fig. 6); ``each``: every
             tile uses the full contrast (as Fig. 4).
-        limit: The magnitude shown black or white, instead of the largest one.
+        limit: The magnitude shown black or white, instead of the largest one: a number, or one for each tile, ``(N,)``.
 
     Returns:
         uint8 tiles, shape ``(N, C, H, W)``.
@@ -35,9 +37,25 @@ def to_tiles(values: Tensor, scale: Literal["common", "each"] = "common", limit:
         limits = values.abs().amax(dim=(1, 2, 3), keepdim=True) if len(values) else values.new_ones(1)
         limits = limits.amax() if scale == "common" else limits
     else:
-        limits = torch.tensor(float(limit))
+        limits = torch.as_tensor(limit, dtype=torch.float32).cpu()
+        limits = limits.view(-1, 1, 1, 1) if limits.ndim else limits
     shares = (values / limits.clamp_min(torch.finfo(torch.float32).tiny)).clamp(-1, 1)
     return (127.5 + 127.5 * shares).round().to(torch.uint8)
+
+
+def contrast_limits(values: Tensor, share: float = 0.995) -> Tensor:
+    """The magnitude, ``(N,)``, that all but a few of a tile's values stay below; 0 where a tile is all zero.
+
+    A projection has a few strong pixels and many weak ones: scaled by its largest it is nearly all grey.
+
+    Args:
+        values: ``(N, C, H, W)``.
+        share: Of the values that are not 0; the rest is shown black or white.
+    """
+    flat = values.detach().float().flatten(1).abs().cpu()
+    zeros = (flat == 0).sum(1)
+    place = zeros + (share * (flat.shape[1] - zeros)).long()
+    return flat.sort(1).values.gather(1, place.clamp(max=flat.shape[1] - 1)[:, None]).squeeze(1)
 
 
 def enlarge(tiles: Tensor, at_least: int) -> Tensor:
