@@ -10,15 +10,16 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from train import CONF, REFUSALS, console, refuse, run_command
+from train import CONF, REFUSALS, console, keep_memory, refuse, run_command
 from zfscope.analyses.evaluate import evaluate
+from zfscope.analyses.projections import projections
 from zfscope.checkpoints import load_network, run_config
 from zfscope.config import AnalyzeConfig, DataConfig, check
 from zfscope.data.datamodule import ImageData, open_data
 from zfscope.runs import Busy, lock, remove_unused, write_results
 from zfscope.tables import results_table
 
-ANALYSES = {"evaluate": evaluate}
+ANALYSES = {"evaluate": evaluate, "projections": projections}
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="analyze")
@@ -37,6 +38,7 @@ def main(values: DictConfig) -> None:
 
 def analyze(config: AnalyzeConfig, folder: Path) -> None:
     """Load the network and its data, run the analysis, save and print what it found."""
+    keep_memory()
     device = find_device(config.device)
     network = load_network(config.checkpoint)
     run = run_config(config.checkpoint)
@@ -45,10 +47,11 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given, "batch_size": 1}, "data")
     data = ImageData(open_data(data_config), data_config, preprocessing)
-    found = ANALYSES[config.analysis.name](network, data, config.analysis, device)
+    found = ANALYSES[config.analysis.name](network, data, config, device, folder)
     paper = run.get("paper", {})
-    metrics = {name: {"value": value, "unit": "%", "paper": paper.get(name)} for name, value in found.items()}
-    write_results(folder, metrics, {"checkpoint": str(config.checkpoint), "data": data_config.name})
+    metrics = {name: {**metric, "paper": paper.get(name)} for name, metric in found.items()}
+    conditions = {"checkpoint": str(config.checkpoint), "data": data_config.name, **config.analysis.model_dump()}
+    write_results(folder, metrics, conditions)
     console.print(results_table(metrics, str(config.checkpoint)))
     console.print(f"saved in {folder}", markup=False)
 

@@ -7,6 +7,7 @@ from zfscope.callbacks.filter_images import FilterImages
 from zfscope.callbacks.filter_renorm import FilterRenorm
 from zfscope.callbacks.loggers import build_logger, finish
 from zfscope.callbacks.panel import show
+from zfscope.callbacks.projections import Projections
 from zfscope.callbacks.when import When
 
-__all__ = ["FilterImages", "FilterRenorm", "When", "build_logger", "finish", "show"]
+__all__ = ["FilterImages", "FilterRenorm", "Projections", "When", "build_logger", "finish", "show"]

@@ -34,7 +34,8 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str) -> Table
     if paper:
         table.add_column("paper", justify="right")
     for name, metric in metrics.items():
-        value = f"{metric['value']:.2f} {metric['unit']}"
+        digits = 0 if isinstance(metric["value"], int) else 2
+        value = f"{metric['value']:.{digits}f} {metric['unit']}"
         reference = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}"
         table.add_row(name, value, *([reference] if paper else []))
     return table

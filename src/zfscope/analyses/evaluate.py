@@ -5,29 +5,45 @@ Source: Zeiler & Fergus (2014), Sec. 3 and Table 2.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
-from zfscope.config import EvaluateAnalysis
+from zfscope.config import AnalyzeConfig
 from zfscope.data.datamodule import ImageData
-from zfscope.data.imageset import listed
+from zfscope.data.imageset import ImageSet, listed
 from zfscope.evaluation import error_metrics, predict
 from zfscope.networks import Network
 
 
-def evaluate(network: Network, data: ImageData, config: EvaluateAnalysis, device: torch.device) -> dict[str, float]:
+def evaluate(
+    network: Network, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
+) -> dict[str, dict[str, Any]]:
     """Errors of one part of the data, in percent, by metric name (``test/top1_error`` …).
 
     Raises:
         ValueError: If the data set has no such part, or its classes are not the network's, in its order.
     """
-    part = config.part or ("test" if data.splits.test is not None else "val")
+    asked = config.analysis
+    part = asked.part or ("test" if data.splits.test is not None else "val")
+    images = part_of(data, part)
+    check_classes(network, images.classes)
+    batches = data.canvases(images, asked.batch_size)
+    predictions = predict(network, batches, crops=asked.ten_crops, device=device, total=len(batches))
+    return {name: {"value": value, "unit": "%"} for name, value in error_metrics(predictions, part).items()}
+
+
+def part_of(data: ImageData, part: str) -> ImageSet:
+    """The training, validation or test images.
+
+    Raises:
+        ValueError: If the data set has no such part.
+    """
     images = getattr(data.splits, part)
     if images is None:
         raise ValueError(f"analysis.part={part}: this data set has no labelled {part} images; use val")
-    check_classes(network, images.classes)
-    batches = data.canvases(images, config.batch_size)
-    predictions = predict(network, batches, crops=config.ten_crops, device=device, total=len(batches))
-    return error_metrics(predictions, part)
+    return images
 
 
 def check_classes(network: Network, classes: tuple[str, ...]) -> None:

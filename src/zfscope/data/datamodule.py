@@ -199,6 +199,10 @@ class ImageData(lightning.LightningDataModule):
         """All whole canvases in order, on whichever rank asks, for evaluation with one and ten crops."""
         return self._in_order(images, CanvasTransform(self.preprocessing), batch_size)
 
+    def centre_crops(self, images: ImageSet, batch_size: int) -> DataLoader:
+        """The middle crops of all images in order, as validation sees them, on whichever rank asks."""
+        return self._in_order(images, CentreTransform(self.preprocessing), batch_size)
+
     def _in_order(
         self,
         images: ImageSet,

@@ -1,0 +1,198 @@
+"""The top activations of all feature maps of all layers, with their projections, streamed to the run folder.
+
+Source: Zeiler & Fergus (2014), Fig. 2; the controls follow Mahendran & Vedaldi (2016) and Adebayo et al. (2018).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress, track
+from torch import Tensor
+
+from zfscope.activations import TopTable
+from zfscope.analyses.evaluate import part_of
+from zfscope.config import AnalyzeConfig, InitConfig, ProjectionsAnalysis
+from zfscope.data.datamodule import Examples, ImageData
+from zfscope.data.transforms import CentreTransform
+from zfscope.deconvnet import control_correlations
+from zfscope.figures import projection_sheet
+from zfscope.networks import ConvNet, Network, evaluating, run_to
+from zfscope.winners import OUTSIDE, Miner, Winners, choose_maps, layers_to_watch, project_winners
+
+
+def projections(
+    network: Network, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Write ``arrays.npz`` and a sheet for each layer; give the number of dead maps and the controls.
+
+    ``arrays.npz`` holds for each layer ``<layer>/maps (M,)``, ``values``, ``indices (M, k)``, ``positions (M, k, 2)``,
+    ``boxes (M, k, 4)``, ``patches`` and ``projections (M, k, 3, h, w)`` as uint8, and ``scales (M, k)``: a projection
+    is ``(uint8 - 127.5) / 127.5 * scale``; beyond ``scale`` it is cut off.
+
+    Raises:
+        ValueError: For a layer or a part of the data that is not there.
+    """
+    asked = config.analysis
+    network = network.to(device).eval()
+    layers = layers_to_watch(network, asked.layers)
+    images = part_of(data, asked.part)
+    tables = mine(network, data.centre_crops(images, asked.batch_size), layers, asked.top)
+    maps = {layer: _rows(table, asked.maps, asked.seed) for layer, table in tables.items()}
+    chosen = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}
+
+    examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
+    winning = len(torch.cat([table.indices[table.indices >= 0] for table in chosen.values()]).unique())
+    with Arrays(folder / "arrays.npz", chosen, maps) as arrays, Progress(transient=True) as progress:
+        task = progress.add_task("Projecting", total=winning)
+
+        def read(indices: Sequence[int]) -> Tensor:
+            progress.advance(task, len(indices))
+            return torch.stack([examples[index][0] for index in indices])
+
+        for winners in project_winners(
+            network, chosen, maps, read, batch_size=asked.batch_size, unpooling=asked.unpooling
+        ):
+            arrays.put(winners)
+        figures = folder / "figures" / "projections"
+        figures.mkdir(parents=True, exist_ok=True)
+        for layer, table in progress.track(chosen.items(), description="Drawing"):
+            patches, tiles = (torch.from_numpy(arrays.get(layer, name)) for name in ("patches", "projections"))
+            title = f"{layer}, {len(images):,} images"
+            projection_sheet(maps[layer], patches, tiles, table.values, title=title).save(figures / f"{layer}.png")
+        metrics = {}
+        for layer, table in tables.items():
+            dead = int((table.values[:, 0] <= 0).sum())
+            metrics[f"{layer}/dead_maps"] = {"value": dead, "unit": f"of {len(table.values)}"}
+        if isinstance(network, ConvNet) and asked.controls:
+            found = controls(network, chosen, maps, read, asked)
+            metrics |= {name: {"value": value, "unit": "r"} for name, value in found.items()}
+    return metrics
+
+
+def mine(network: Network, batches: Iterable[Sequence[Tensor]], layers: Sequence[str], k: int) -> dict[str, TopTable]:
+    """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``; nothing else is kept."""
+    device = next(network.parameters()).device
+    miner = Miner(network, layers, k)
+    try:
+        with evaluating(network), torch.inference_mode():
+            for inputs, _, miner.indices in track(batches, description="Mining", transient=True):
+                if isinstance(network, ConvNet):
+                    run_to(network, inputs.to(device), max(layers, key=network.layers.index))
+                else:
+                    network(inputs.to(device))
+    finally:
+        miner.close()
+    if miner.top is None:
+        raise ValueError(f"none of the layers {', '.join(layers)} gives feature maps (N, C, h, w); name others")
+    return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in miner.top.compute().items()}
+
+
+def controls(
+    network: ConvNet,
+    tables: Mapping[str, TopTable],
+    maps: Mapping[str, Tensor],
+    read: Callable[[Sequence[int]], Tensor],
+    asked: ProjectionsAnalysis,
+) -> dict[str, float]:
+    """Mean correlation of true projections with those of another map and of random weights, by layer.
+
+    Over ``asked.controls`` winners of each layer, drawn at random; see ``deconvnet.control_correlations``.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(asked.seed)
+    randomised = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(asked.seed)
+        randomised.cpu().initialise(InitConfig(scheme="he"))
+    randomised.to(device)
+    found = {}
+    for layer, table in tables.items():
+        rows, ranks = ((table.indices >= 0) & (table.values > 0)).nonzero(as_tuple=True)
+        drawn = torch.randperm(len(rows), generator=generator)[: asked.controls]
+        pieces = []
+        for row, rank in zip(*(each[drawn].split(asked.batch_size) for each in (rows, ranks)), strict=True):
+            images, sources = table.indices[row, rank].unique(return_inverse=True)
+            with evaluating(network), torch.no_grad():
+                trace = network.trace(read(images.tolist()).to(device), top=layer)
+            positions = table.positions[row, rank]
+            pieces.append(
+                control_correlations(network, trace, layer, maps[layer][row], positions, sources, randomised, generator)
+            )
+        for name in pieces[0] if pieces else ():
+            found[f"{layer}/{name}_correlation"] = float(torch.cat([piece[name] for piece in pieces]).nanmean())
+    return found
+
+
+class Arrays:
+    """``arrays.npz``, filled in any order without holding it in memory; written beside its place, then renamed.
+
+    Args:
+        path: Where it shall lie.
+        tables: Of the layers.
+        maps: The feature map of each row, by layer.
+    """
+
+    def __init__(self, path: Path, tables: Mapping[str, TopTable], maps: Mapping[str, Tensor]) -> None:
+        self.path, self.tables, self.maps = path, tables, maps
+        self._scratch = path.with_suffix(".tmp")
+        self._arrays: dict[tuple[str, str], np.memmap] = {}
+
+    def __enter__(self) -> Arrays:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def put(self, winners: Winners) -> None:
+        """Set the places of some winners."""
+        tiles, scales = winners.tiles()
+        parts = {"patches": winners.patches, "projections": tiles, "scales": scales, "boxes": winners.boxes}
+        for name, part in parts.items():
+            array = self._open(winners.layer, name, tuple(part.shape[1:]), part.numpy().dtype)
+            array[winners.rows.numpy(), winners.ranks.numpy()] = part.numpy()
+
+    def get(self, layer: str, name: str) -> np.ndarray:
+        """An array of a layer; of a layer without any winner small empty tiles."""
+        return self._open(layer, name, (3, 8, 8), np.dtype(np.uint8))
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._write()
+        finally:
+            self._arrays.clear()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _open(self, layer: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+        if (layer, name) not in self._arrays:
+            places = tuple(self.tables[layer].values.shape)
+            path = self._scratch / f"{len(self._arrays)}.npy"
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(*places, *shape))
+            array[...] = OUTSIDE if dtype == np.uint8 else 0
+            self._arrays[layer, name] = array
+        return self._arrays[layer, name]
+
+    def _write(self) -> None:
+        whole = self._scratch / "arrays.npz"
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
+            for (layer, name), array in self._arrays.items():
+                array.flush()
+                file.write(array.filename, f"{layer}/{name}.npy")
+            for layer, table in self.tables.items():
+                small = {"maps": self.maps[layer], "values": table.values, "indices": table.indices}
+                for name, values in {**small, "positions": table.positions}.items():
+                    with file.open(f"{layer}/{name}.npy", "w") as entry:
+                        np.lib.format.write_array(entry, values.numpy(), allow_pickle=False)
+        os.replace(whole, self.path)
+
+
+def _rows(table: TopTable, most: int | None, seed: int) -> Tensor:
+    count = len(table.values)
+    return torch.arange(count) if most is None else choose_maps(count, most, seed)
