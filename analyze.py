@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from train import CONF, REFUSALS, console, keep_memory, refuse, run_command
 from zfscope.analyses.evaluate import evaluate
+from zfscope.analyses.evolution import evolution
 from zfscope.analyses.projections import projections
 from zfscope.checkpoints import load_network, run_config
 from zfscope.config import AnalyzeConfig, DataConfig, check
@@ -19,7 +20,7 @@ from zfscope.data.datamodule import ImageData, open_data
 from zfscope.runs import Busy, lock, remove_unused, write_results
 from zfscope.tables import results_table
 
-ANALYSES = {"evaluate": evaluate, "projections": projections}
+ANALYSES = {"evaluate": evaluate, "projections": projections, "evolution": evolution}
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="analyze")

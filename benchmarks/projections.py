@@ -1,27 +1,28 @@
-"""Projections of the top 9 of all feature maps of ZFNet at 224 px: ours against captum, and windows against canvases.
+"""Projections of the top 9 of all feature maps of ZFNet at 224 px: ours against captum, windows against canvases.
 
     python benchmarks/projections.py [--images 1000] [--rounds 3] [--threads 2]
 
-Captum 0.9's NeuronDeconvolution gets ZFNet as a user writes it, an nn.Sequential with the contrast norm left out, in
-the batch and memory format that serve it best; a sample of its projections is timed, interleaved with ours. Ratios of
-medians, as JSON.
+Captum 0.9's NeuronDeconvolution gets ZFNet as a user writes it, an nn.Sequential with the contrast norm left out, in a
+process of its own and in its best batch ("as written"); and once more with its images channels-last and with glibc
+keeping freed memory, as our own commands do ("tuned"). A sample of its projections is timed, in turns with ours; all of
+ours are. Ratios of medians, as JSON.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-from captum.attr import NeuronDeconvolution
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
 from zfscope import build_network
-from zfscope.deconvnet import _WayDown, _whole, project_trace
+from zfscope.deconvnet import WayDown, _whole, project_trace, strongest
 from zfscope.networks import ConvNet
 from zfscope.winners import Miner, project_winners
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from train import keep_memory  # noqa: E402
 
+PEERS = ("as_written", "tuned")
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
@@ -60,7 +62,7 @@ def photographs(count: int) -> torch.Tensor:
     for side in (7, 14, 28, 56, 112):
         noise = torch.randn(count, 3, side, side, generator=generator)
         images += nn.functional.interpolate(noise, (224, 224), mode="bilinear") * 60
-    return images.clamp(-120, 120)
+    return images.clamp_(-120, 120)
 
 
 def seconds(function) -> float:
@@ -69,61 +71,87 @@ def seconds(function) -> float:
     return time.perf_counter() - start
 
 
-def way_down(network: ConvNet, peer, modules, rounds: int, batches: tuple[int, ...]) -> dict:
-    """Time of one projection from each layer: our way down, our whole canvas, and captum's call."""
-    images = photographs(16)
-    trace = network.trace(images, top="conv5")
-    generator = torch.Generator().manual_seed(2)
+def way_down(network: ConvNet, options: argparse.Namespace) -> dict:
+    """Milliseconds of one projection from each layer: our way down, our whole canvas, and captum's call."""
+    times: dict = {layer: {} for layer in LAYERS}
+    for _ in range(options.rounds):
+        for layer, ours in our_round(network).items():
+            for name, each in ours.items():
+                times[layer].setdefault(name, []).append(each)
+        for peer in PEERS:
+            for layer, batches in peer_round(peer, options).items():
+                for batch, each in batches.items():
+                    times[layer].setdefault((peer, batch), []).append(each)
     found = {}
     for layer in LAYERS:
-        count = {"conv1": 512, "conv2": 512, "conv3": 192, "conv4": 96, "conv5": 64}[layer]
-        maps = torch.randint(network.spec[layer].maps, (count,), generator=generator)
-        sources = torch.arange(count) % len(images)
-        chosen = trace.maps[layer][sources, maps].flatten(1).argmax(1)
-        width = trace.maps[layer].shape[3]
-        positions = torch.stack([chosen // width, chosen % width], 1)
-
-        def windows(layer=layer, maps=maps, positions=positions, sources=sources):
-            project_trace(network, trace, layer, maps, positions, sources=sources, crop=True)
-
-        def canvases(layer=layer, maps=maps, positions=positions, sources=sources):
-            whole_canvases(network, trace, layer, maps[:16], positions[:16], sources[:16])
-
-        peers = {}
-        for batch in batches:
-            for name, layout in (("plain", torch.contiguous_format), ("channels_last", torch.channels_last)):
-                inputs = images[torch.arange(batch) % len(images)].contiguous(memory_format=layout)
-                places = maps[torch.arange(batch) % count], positions[torch.arange(batch) % count]
-                peers[f"batch {batch}, {name}"] = batch, captum_call(peer, modules[layer], inputs, *places)
-        times = {"windows": [], "canvases": [], **{name: [] for name in peers}}
-        with torch.no_grad():
-            windows(), canvases()
-        for each in peers.values():
-            each[1]()
-        for _ in range(rounds):
-            times["windows"].append(seconds(windows) / count)
-            times["canvases"].append(seconds(canvases) / 16)
-            for name, (batch, call) in peers.items():
-                times[name].append(seconds(call) / batch)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        best = min(peers, key=medians.get)
-        macs_window, macs_canvas = multiply_adds(network, layer)
-        found[layer] = {
-            "our_ms": 1e3 * medians["windows"],
-            "captum_ms": 1e3 * medians[best],
-            "captum_best": best,
-            "captum_over_ours": medians[best] / medians["windows"],
-            "canvas_over_window": medians["canvases"] / medians["windows"],
-            "saved_multiply_adds": macs_canvas / macs_window,
-            "share_of_bound": medians["canvases"] / medians["windows"] / (macs_canvas / macs_window),
-        }
-        print(
-            layer, {key: round(value, 3) if isinstance(value, float) else value for key, value in found[layer].items()}
-        )
+        medians = {name: 1e3 * statistics.median(values) for name, values in times[layer].items()}
+        window, canvas = multiply_adds(network, layer)
+        ratio = medians["canvases"] / medians["windows"]
+        found[layer] = {"our_ms": medians["windows"]}
+        for peer in PEERS:
+            best = min((name for name in medians if name[0] == peer), key=medians.get)
+            found[layer] |= {f"captum_{peer}_ms": medians[best], f"captum_{peer}_batch": int(best[1])}
+            found[layer][f"captum_{peer}_over_ours"] = medians[best] / medians["windows"]
+        found[layer] |= {"canvas_over_window": ratio, "saved_multiply_adds": canvas / window}
+        found[layer]["share_of_bound"] = ratio / (canvas / window)
+        shown = {name: round(value, 3) for name, value in found[layer].items()}
+        print(layer, shown, file=sys.stderr, flush=True)
     return found
 
 
+@torch.no_grad()
+def our_round(network: ConvNet) -> dict:
+    """Seconds of one of our projections, by layer, within windows and over whole canvases."""
+    trace = network.trace(photographs(16).contiguous(memory_format=torch.channels_last), top="conv5")
+    generator = torch.Generator().manual_seed(2)
+    found = {}
+    for layer, count in zip(LAYERS, (512, 512, 192, 96, 96), strict=True):
+        maps = torch.randint(network.spec[layer].maps, (count,), generator=generator)
+        sources = torch.arange(count) % len(trace.images)
+        positions = strongest(trace.maps[layer], maps, sources)
+
+        def windows(question=(maps, positions), sources=sources, layer=layer):
+            project_trace(network, trace, layer, *question, sources=sources, crop=True)
+
+        def canvases(question=(maps[:16], positions[:16], sources[:16]), layer=layer):
+            whole_canvases(network, trace, layer, *question)
+
+        windows(), canvases()
+        found[layer] = {"windows": seconds(windows) / count, "canvases": seconds(canvases) / 16}
+    return found
+
+
+def peer_round(peer: str, options: argparse.Namespace) -> dict:
+    """Seconds of one projection by captum, by layer and batch, measured in a process of its own."""
+    batches = [str(batch) for batch in options.batches]
+    command = [sys.executable, "-W", "ignore", __file__, "--threads", str(options.threads), "--peer", peer]
+    done = subprocess.run([*command, "--batches", *batches], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def be_peer(options: argparse.Namespace) -> None:
+    """Time captum and print what ``peer_round`` reads."""
+    network = zfnet()
+    peer, modules = as_a_user_writes_it(network)
+    peer.eval().requires_grad_(False)
+    layout = torch.channels_last if options.peer == "tuned" else torch.contiguous_format
+    images = photographs(max(options.batches))
+    found: dict = {}
+    for layer in LAYERS:
+        side = network.sizes.get((layer, "pool")) or network.sizes[layer, "conv"]
+        for batch in options.batches:
+            generator = torch.Generator().manual_seed(batch)
+            maps = torch.randint(network.spec[layer].maps, (batch,), generator=generator)
+            positions = torch.randint(side, (batch, 2), generator=generator)
+            call = captum_call(peer, modules[layer], images[:batch].contiguous(memory_format=layout), maps, positions)
+            call()
+            found.setdefault(layer, {})[batch] = seconds(call) / batch
+    print(json.dumps(found))
+
+
 def captum_call(peer, module, inputs, maps, positions):
+    from captum.attr import NeuronDeconvolution
+
     deconvolution = NeuronDeconvolution(peer, module)
     rows = torch.arange(len(inputs))
 
@@ -136,18 +164,16 @@ def captum_call(peer, module, inputs, maps, positions):
 @torch.no_grad()
 def whole_canvases(network, trace, layer, maps, positions, sources) -> torch.Tensor:
     """Our own way down without windows: every map whole."""
+    way = WayDown(network, trace)
     values = trace.maps[layer][sources, maps, positions[:, 0], positions[:, 1]]
-    cells = positions
-    if layer in trace.switches:
-        flat = trace.switches[layer][sources, maps, positions[:, 0], positions[:, 1]]
-        size = network.sizes[layer, "conv"]
-        cells = torch.stack([flat // size, flat % size], 1)
-    way = _WayDown(network, trace, layer, "sum")
+    cells = way.cells(layer, maps, positions, sources)
+    below = network.layers[: network.layers.index(layer)]
     found = []
     for some in torch.arange(len(maps)).split(4):
-        windows, corners = way.seed(values[some], maps[some], cells[some])
+        windows, corners = way._seed(layer, values[some], maps[some], cells[some])
         windows = _whole(windows, corners, way._size_below(layer))
-        found += [pixels for pixels, _ in way.descend(windows, torch.zeros_like(corners), sources[some], way.below)]
+        chunks = dict.fromkeys(below, 4)
+        found += [pixels for pixels, _ in way.descend(windows, torch.zeros_like(corners), sources[some], below, chunks)]
     return torch.cat(found).permute(0, 3, 1, 2)
 
 
@@ -174,7 +200,7 @@ def end_to_end(network: ConvNet, images: torch.Tensor) -> dict:
     with torch.inference_mode():
         for indices in torch.arange(len(images)).split(32):
             miner.indices = indices
-            _conv_forward(network, images[indices])
+            _conv_forward(network, images[indices].contiguous(memory_format=torch.channels_last))
     miner.close()
     tables = {name: type(table)(*(part.clone() for part in table)) for name, table in miner.top.compute().items()}
     mined = time.perf_counter()
@@ -200,7 +226,7 @@ def mining(network: ConvNet, images: torch.Tensor, rounds: int) -> dict:
             for indices in torch.arange(len(images)).split(32):
                 if miner is not None:
                     miner.indices = indices
-                network(images[indices])
+                network(images[indices].contiguous(memory_format=torch.channels_last))
 
     for _ in range(rounds):
         times["without"].append(seconds(lambda: run(None)))
@@ -216,26 +242,34 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_memory()
+    if options.peer != "as_written":
+        keep_memory()
+    if options.peer:
+        be_peer(options)
+        return
     network = zfnet()
-    peer, modules = as_a_user_writes_it(network)
-    peer.eval().requires_grad_(False)
-    layers = way_down(network, peer, modules, options.rounds, tuple(options.batches))
+    layers = way_down(network, options)
     winners = {layer: network.spec[layer].maps * 9 for layer in LAYERS}
-    captum_seconds = sum(count * layers[layer]["captum_ms"] / 1e3 for layer, count in winners.items())
-    our_seconds = sum(count * layers[layer]["our_ms"] / 1e3 for layer, count in winners.items())
+    captum = {
+        peer: sum(count * layers[layer][f"captum_{peer}_ms"] / 1e3 for layer, count in winners.items())
+        for peer in PEERS
+    }
+    down = sum(count * layers[layer]["our_ms"] / 1e3 for layer, count in winners.items())
     images = photographs(options.images)
-    whole = end_to_end(network, images)
+    runs = [end_to_end(network, images) for _ in range(options.rounds)]
+    whole = sorted(runs, key=lambda run: run["mining_s"] + run["projecting_s"])[len(runs) // 2]
     ours = whole["mining_s"] + whole["projecting_s"]
     report = {
         "threads": options.threads,
         "layers": layers,
-        "way_down": {"captum_over_ours": captum_seconds / our_seconds},
-        "end_to_end": {**whole, "captum_s_from_sample": captum_seconds, "captum_over_ours": captum_seconds / ours},
-        "mining": mining(network, images[:256], options.rounds),
+        "captum_s_from_sample": captum,
+        "way_down": {"our_s": down, **{f"captum_{peer}_over_ours": each / down for peer, each in captum.items()}},
+        "end_to_end": {**whole, **{f"captum_{peer}_over_ours": each / ours for peer, each in captum.items()}},
+        "mining": mining(network, images[:256], 2 * options.rounds + 1),
     }
     print(json.dumps(report, indent=2))
 

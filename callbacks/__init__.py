@@ -3,6 +3,7 @@
 Any ``lightning.Trainer`` of any LightningModule takes these callbacks: ``Trainer(callbacks=[FilterImages()])``.
 """
 
+from zfscope.callbacks.feature_evolution import FeatureEvolution
 from zfscope.callbacks.filter_images import FilterImages
 from zfscope.callbacks.filter_renorm import FilterRenorm
 from zfscope.callbacks.loggers import build_logger, finish
@@ -10,4 +11,4 @@ from zfscope.callbacks.panel import show
 from zfscope.callbacks.projections import Projections
 from zfscope.callbacks.when import When
 
-__all__ = ["FilterImages", "FilterRenorm", "Projections", "When", "build_logger", "finish", "show"]
+__all__ = ["FeatureEvolution", "FilterImages", "FilterRenorm", "Projections", "When", "build_logger", "finish", "show"]

@@ -27,7 +27,7 @@ class When:
         wrong = [each for each in self._epochs if isinstance(each, bool) or not isinstance(each, int) or each < 1]
         if wrong or not self._epochs:
             raise ValueError(
-                f"when={epochs!r} must be a whole number n (every n-th epoch) or a list of epochs, all 1 or more"
+                f"{epochs!r} must be a whole number n (every n-th epoch) or a list of epochs, all 1 or more"
             )
 
     def __contains__(self, epoch: int) -> bool:

@@ -356,6 +356,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 # Spelling out what `_target_` may name keeps a config file from running foreign code.
 TARGETS = (
+    "zfscope.callbacks.FeatureEvolution",
     "zfscope.callbacks.FilterImages",
     "zfscope.callbacks.Projections",
     "lightning.pytorch.callbacks.EarlyStopping",

@@ -8,11 +8,11 @@ Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zfscope.backward import project_backward
@@ -25,7 +25,7 @@ Unpooling = Literal["sum", "overwrite"]
 Rule = Literal["deconvnet", "guided", "gradient"]
 
 # The largest windows of one chunk of projections, in bytes: with its work arrays it shall stay in a CPU's cache.
-_CHUNK_CPU, _CHUNK_GPU = 2**23, 2**28
+_CHUNK_CPU, _CHUNK_GPU = 2**25, 2**28
 _FEW_CHANNELS = 4  # up to here a strided filtering goes down by phases, measured three times faster on a CPU
 
 
@@ -117,35 +117,7 @@ def project_trace(
     Returns:
         ``(P, 3, H, W)``, or patches and boxes, as ``project`` gives them.
     """
-    maps = maps.cpu()
-    sources = torch.arange(len(maps)) if sources is None else sources.cpu()
-    feature_maps = trace.maps[layer]
-    _check_maps(feature_maps, layer, maps)
-    dense = isinstance(network.spec[layer], DenseLayer)
-    if positions is None:
-        positions = strongest(feature_maps, maps, sources)
-    positions = positions.cpu()
-    _check_positions(feature_maps, layer, positions, len(maps))
-
-    device = feature_maps.device
-    address = sources.to(device), maps.to(device)
-    if not dense:
-        address += tuple(positions.to(device).unbind(1))
-    values = feature_maps[address]
-    size = network.image_size
-    whole = torch.tensor([0, 0, size, size])
-    if dense:
-        boxes = whole.repeat(len(maps), 1)
-        cells = None
-    else:
-        cells = positions
-        if layer in trace.switches:
-            cells = _cells(trace.switches[layer][address].cpu(), network.sizes[layer, "conv"])
-        boxes = boxes_of(field_below_pool(network, layer), cells)
-
-    way = _WayDown(network, trace, layer, unpooling)
-    found = way(values, maps, cells, sources, boxes if crop else None)
-    return (found, boxes) if crop else found
+    return WayDown(network, trace, unpooling).project(layer, maps, positions, sources=sources, crop=crop)
 
 
 @torch.no_grad()
@@ -182,19 +154,15 @@ def control_correlations(
     Source: Mahendran & Vedaldi (2016), "Salient deconvolutional networks", who found the switches and the architecture
     to matter more than the neuron; Adebayo et al. (2018) for random weights. The form of the controls is ours.
     """
-    cells = positions
-    if layer in trace.switches:
-        device = trace.switches[layer].device
-        address = sources.to(device), maps.to(device), *positions.to(device).unbind(1)
-        cells = _cells(trace.switches[layer][address].cpu(), network.sizes[layer, "conv"])
+    way = WayDown(network, trace)
+    cells = way.cells(layer, maps, positions, sources)
     boxes = boxes_of(field_below_pool(network, layer), cells)
     count = network.spec[layer].maps
     shifts = torch.randint(1, max(2, count), (len(maps),), generator=generator)
     ones = torch.ones(len(maps), dtype=trace.images.dtype, device=trace.images.device)
-    way = _WayDown(network, trace, layer, "sum")
-    true = way(ones, maps, cells, sources, boxes)
-    other = way(ones, (maps + shifts) % count, cells, sources, boxes)
-    random = _WayDown(randomised, trace, layer, "sum")(ones, maps, cells, sources, boxes)
+    true = way.carry(layer, ones, maps, cells, sources, boxes)
+    other = way.carry(layer, ones, (maps + shifts) % count, cells, sources, boxes)
+    random = WayDown(randomised, trace).carry(layer, ones, maps, cells, sources, boxes)
     found = {}
     for name, control in {"other_map": other, "random_weights": random}.items():
         found[name] = _correlation(true, control)
@@ -250,68 +218,102 @@ def cut(images: Tensor, boxes: Tensor, fill: float = 0) -> Tensor:
     return patches
 
 
-class _WayDown:
-    """From the activations of one layer to pixels: filters, switches and sizes, made ready once for all chunks."""
+class WayDown:
+    """From activations of any layer of a trace to pixels: filters and switches, made ready once for all questions.
 
-    def __init__(self, network: ConvNet, trace: Trace, layer: str, unpooling: Unpooling) -> None:
-        self.network, self.layer = network, layer
-        self.below = [name for name in network.layers[: network.layers.index(layer)]]
+    Args:
+        network: The chain that left the trace.
+        trace: Its images, maps and switches.
+        unpooling: As for ``project``.
+    """
+
+    def __init__(self, network: ConvNet, trace: Trace, unpooling: Unpooling = "sum") -> None:
+        self.network, self.trace = network, trace
         self.convs = {name for name in network.layers if isinstance(network.spec[name], ConvLayer)}
-        self.filters = {name: _filters(network, name) for name in self.below if name in self.convs}
-        self.addresses = {}
-        self.kept = {}
-        for name in self.below:
-            if name in trace.switches:
-                switches = trace.switches[name].permute(0, 2, 3, 1)
-                channels = switches.shape[3]
-                rows = switches.reshape(-1, channels) * channels
-                self.addresses[name] = rows.add_(torch.arange(channels, device=rows.device))
-                if unpooling == "overwrite":
-                    kept = last_windows(trace.switches[name], network.sizes[name, "conv"])
-                    self.kept[name] = kept.permute(0, 2, 3, 1).reshape(-1, channels)
-        budget = _CHUNK_CPU if trace.images.device.type == "cpu" else _CHUNK_GPU
-        each = trace.images.element_size()
-        self.chunks = {name: max(1, budget // (self._window_values(name) * each)) for name in self.below}
+        self._filters: dict[str, Tensor] = {}
+        self._addresses: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
+        for name, switches in trace.switches.items():
+            channels = switches.shape[1]
+            rows = switches.permute(0, 2, 3, 1).reshape(-1, channels) * channels
+            self._addresses[name] = rows.add_(torch.arange(channels, device=rows.device))
+            if unpooling == "overwrite":
+                kept = last_windows(switches, network.sizes[name, "conv"])
+                self._kept[name] = kept.permute(0, 2, 3, 1).reshape(-1, channels)
 
-    def __call__(
-        self, values: Tensor, maps: Tensor, cells: Tensor | None, sources: Tensor, boxes: Tensor | None
+    @torch.no_grad()
+    def project(
+        self,
+        layer: str,
+        maps: Tensor,
+        positions: Tensor | None = None,
+        *,
+        sources: Tensor | None = None,
+        crop: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``project_trace`` from this trace."""
+        maps = maps.cpu()
+        sources = torch.arange(len(maps)) if sources is None else sources.cpu()
+        feature_maps = self.trace.maps[layer]
+        _check_maps(feature_maps, layer, maps)
+        positions = (strongest(feature_maps, maps, sources) if positions is None else positions).cpu()
+        _check_positions(feature_maps, layer, positions, len(maps))
+        address = sources.to(feature_maps.device), maps.to(feature_maps.device)
+        if layer not in self.convs:
+            side = self.network.image_size
+            found = self.carry(layer, feature_maps[address], maps, None, sources, None)
+            return (found, torch.tensor([0, 0, side, side]).repeat(len(maps), 1)) if crop else found
+        address += tuple(positions.to(feature_maps.device).unbind(1))
+        cells = self.cells(layer, maps, positions, sources)
+        boxes = boxes_of(field_below_pool(self.network, layer), cells)
+        found = self.carry(layer, feature_maps[address], maps, cells, sources, boxes if crop else None)
+        return (found, boxes) if crop else found
+
+    def cells(self, layer: str, maps: Tensor, positions: Tensor, sources: Tensor) -> Tensor:
+        """The conv units ``(P, 2)`` behind activations of a layer's feature map: where their switches point."""
+        if layer not in self.trace.switches:
+            return positions
+        switches = self.trace.switches[layer]
+        address = (each.to(switches.device) for each in (sources, maps, *positions.unbind(1)))
+        return _cells(switches[tuple(address)].cpu(), self.network.sizes[layer, "conv"])
+
+    def carry(
+        self, layer: str, values: Tensor, maps: Tensor, cells: Tensor | None, sources: Tensor, boxes: Tensor | None
     ) -> Tensor:
-        """Whole canvases, or where ``boxes`` say where, patches ``(P, 3, h, w)``."""
+        """Carry values ``(P,)`` at conv units (None in a dense layer) down; whole canvases, or patches in ``boxes``."""
         side = self.network.image_size if boxes is None or not len(boxes) else int(boxes[0, 2] - boxes[0, 0])
         found = values.new_zeros(len(maps), 3, side, side)
         wanted = torch.zeros(len(maps), 2, dtype=torch.int64) if boxes is None else boxes[:, :2].flip(1)
+        below = self.network.layers[: self.network.layers.index(layer)]
+        chunks = self._chunks(layer, below)
         start = 0
-        for chunk in torch.arange(len(maps)).split(self.chunks[self.below[-1]] if self.below else 1024):
-            seeds = self.seed(values[chunk.to(values.device)], maps[chunk], None if cells is None else cells[chunk])
-            for windows, corners in self.descend(*seeds, sources[chunk], self.below):
+        for chunk in torch.arange(len(maps)).split(chunks[below[-1]] if below else 1024):
+            some = values[chunk.to(values.device)]
+            seeds = self._seed(layer, some, maps[chunk], None if cells is None else cells[chunk])
+            for windows, corners in self.descend(*seeds, sources[chunk], below, chunks):
                 end = start + len(windows)
                 _paste(windows.permute(0, 3, 1, 2), corners, found[start:end], wanted[start:end])
                 start = end
         return found
 
-    def seed(self, values: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _seed(self, layer: str, values: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
         """The first filtering, of single activations ``(P,)``: what they put into the map below the layer."""
-        module = getattr(self.network, self.layer)
-        on_device = maps.to(values.device)
+        module = getattr(self.network, layer)
+        maps = maps.to(values.device)
         if cells is None:
-            return self._dense(self.layer, values[:, None] * module.linear.weight[on_device])
+            return self._dense(layer, values[:, None] * module.linear.weight[maps])
         conv = module.conv
-        filters = values[:, None, None, None] * conv.weight[on_device]
-        kernel, per_group = conv.kernel_size[0], conv.weight.shape[1]
-        windows = filters.new_zeros(len(values), kernel, kernel, conv.in_channels)
-        group = on_device // (conv.out_channels // conv.groups)
-        if conv.groups == 1:
-            windows.copy_(filters.permute(0, 2, 3, 1))
-        else:
-            for number in range(conv.groups):
-                part = windows[..., number * per_group : (number + 1) * per_group]
-                part.copy_(filters.permute(0, 2, 3, 1) * (group == number)[:, None, None, None])
+        filters = (values[:, None, None, None] * conv.weight[maps]).permute(0, 2, 3, 1)
+        windows = filters.new_zeros(len(values), *conv.kernel_size, conv.in_channels)
+        group = maps // (conv.out_channels // conv.groups)
+        for number, part in enumerate(windows.chunk(conv.groups, dim=3)):
+            part.copy_(filters * (group == number)[:, None, None, None])
         corners = cells * conv.stride[0] - conv.padding[0]
-        _clear_overhang(windows, corners, self._size_below(self.layer))
+        _clear_overhang(windows, corners, self._size_below(layer))
         return windows, corners
 
     def descend(
-        self, windows: Tensor, corners: Tensor, sources: Tensor, below: Sequence[str]
+        self, windows: Tensor, corners: Tensor, sources: Tensor, below: Sequence[str], chunks: Mapping[str, int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows of the map above ``below``, carried down to pixels in pieces: unpool, rectify, filter.
 
@@ -321,14 +323,14 @@ class _WayDown:
             yield windows, corners
             return
         *rest, name = below
-        for part in zip(*(each.split(self.chunks[name]) for each in (windows, corners, sources)), strict=True):
-            yield from self.descend(*self._step(name, *part), part[2], rest)
+        for part in zip(*(each.split(chunks[name]) for each in (windows, corners, sources)), strict=True):
+            yield from self.descend(*self._step(name, *part), part[2], rest, chunks)
 
     def _step(self, name: str, windows: Tensor, corners: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """From the map above a layer to the map below it."""
         if name not in self.convs:
             return self._dense(name, windows.relu() @ getattr(self.network, name).linear.weight)
-        if name in self.addresses:
+        if name in self._addresses:
             windows, corners = self._unpool(name, windows, corners, sources)
         return self._filter(name, windows.relu(), corners)
 
@@ -344,18 +346,16 @@ class _WayDown:
         inside = cells.clamp(0, size - 1)
         rows = (sources[:, None, None] * size + inside[:, :, None, 0]) * size + inside[:, None, :, 1]
         rows = rows.flatten().to(device)
-        index = self.addresses[name].index_select(0, rows).view(count, -1)
-        if name in self.kept:
-            windows = windows * self.kept[name].index_select(0, rows).view_as(windows)
+        index = self._addresses[name].index_select(0, rows).view(count, -1)
+        if name in self._kept:
+            windows = windows * self._kept[name].index_select(0, rows).view_as(windows)
         # Rows of the target are as long as the map's, so an address in the map is one in the target, but for a shift.
         length = ((span - 1) * below + span) * channels
         starts = corners * pool.stride
-        shifts = torch.arange(count) * length - (starts[:, 0] * below + starts[:, 1]) * channels
-        index += shifts[:, None].to(device)
+        index -= ((starts[:, 0] * below + starts[:, 1]) * channels)[:, None].to(device)
         if not torch.equal(cells, inside):  # overhanging cells are zero: anywhere is right for them
-            index.clamp_(0, count * length - 1)
-        target = windows.new_zeros(count * length)
-        target.scatter_add_(0, index.flatten(), windows.reshape(-1))
+            index.clamp_(0, length - 1)
+        target = windows.new_zeros(count, length).scatter_add_(1, index, windows.reshape(count, -1))
         spread = target.as_strided((count, span, span, channels), (length, below * channels, channels, 1))
         return spread, starts
 
@@ -368,11 +368,13 @@ class _WayDown:
             windows, corners = _whole(windows, corners, size), torch.zeros_like(corners)
         span = (windows.shape[1] - 1) * stride + kernel
         windows = windows.permute(0, 3, 1, 2)
-        if stride > 1 and conv.in_channels <= _FEW_CHANNELS and conv.groups == 1:
-            phases = F.conv2d(windows, self.filters[name], padding=-(-kernel // stride) - 1)
+        if name not in self._filters:
+            self._filters[name] = _filters(conv)
+        if _by_phases(conv):
+            phases = F.conv2d(windows, self._filters[name], padding=-(-kernel // stride) - 1)
             windows = _interleave(phases.permute(0, 2, 3, 1), stride)[:, :span, :span]
         else:
-            windows = F.conv_transpose2d(windows, self.filters[name], stride=stride, groups=conv.groups)
+            windows = F.conv_transpose2d(windows, self._filters[name], stride=stride, groups=conv.groups)
             windows = windows.permute(0, 2, 3, 1)
         corners = corners * stride - padding
         if whole:
@@ -402,25 +404,31 @@ class _WayDown:
         below = self.network.layers[position - 1]
         return self.network.sizes.get((below, "pool")) or self._size(below)
 
-    def _window_values(self, name: str) -> int:
-        """Values of one projection's window in a layer's own map, below its pool."""
-        if name not in self.convs:
-            return self.network.spec[name].units
-        steps = self.network.steps(name)
-        stride = field_of(steps[:-1] if steps[-1].kind == "pool" else steps).stride
-        side = min(self._size(name), -(-field_below_pool(self.network, self.layer).size // stride))
-        return self.network.spec[name].maps * side * side
+    def _chunks(self, layer: str, below: Sequence[str]) -> dict[str, int]:
+        """How many projections go through each layer together, by the size of their windows in its own map."""
+        field = field_below_pool(self.network, layer).size
+        budget = _CHUNK_CPU if self.trace.images.device.type == "cpu" else _CHUNK_GPU
+        chunks = {}
+        for name in below:
+            values = self.network.spec[name].maps if name in self.convs else self.network.spec[name].units
+            if name in self.convs:
+                values *= min(self._size(name), -(-field // field_below_pool(self.network, name).stride)) ** 2
+            chunks[name] = max(1, budget // (values * self.trace.images.element_size()))
+        return chunks
 
 
-def _filters(network: ConvNet, name: str) -> Tensor:
-    """A layer's filters for the way down: as they are for a transposed convolution, or cut into phases.
+def _by_phases(conv: nn.Conv2d) -> bool:
+    return conv.stride[0] > 1 and conv.in_channels <= _FEW_CHANNELS and conv.groups == 1
+
+
+def _filters(conv: nn.Conv2d) -> Tensor:
+    """Filters for the way down: as they are for a transposed convolution, or cut into phases.
 
     Output pixel ``y * stride + phase`` of a transposed convolution takes every ``stride``-th row of the filter: for
     each phase a plain convolution with the flipped rest of the filter.
     """
-    conv = getattr(network, name).conv
     weight, stride, kernel = conv.weight.detach(), conv.stride[0], conv.kernel_size[0]
-    if stride == 1 or conv.in_channels > _FEW_CHANNELS or conv.groups > 1:
+    if not _by_phases(conv):
         return weight.contiguous(memory_format=torch.channels_last)
     taps = -(-kernel // stride)
     padded = F.pad(weight, (0, taps * stride - kernel) * 2)

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from zfscope.evolution import jumps
 from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
 from zfscope.layers import filter_rms
 
@@ -175,8 +176,8 @@ def evolution_sheet(
     count, moments, _, height, width = projections.shape
     if len(epochs) != moments:
         raise ValueError(f"epochs must name the {moments} epochs of the projections, but names {len(epochs)}")
-    alive = ((values.detach() > 0).cpu() & (indices >= 0).cpu()).tolist()
-    jumps = [_jumps(found, living) for found, living in zip(indices.tolist(), alive, strict=True)]
+    alive = (values.detach() > 0).cpu() & (indices >= 0).cpu()
+    jumped, alive = jumps(indices.cpu(), alive).tolist(), alive.tolist()
 
     height, width = _shown_size(height, width, tile or _tile_side(max(height, width), count * moments))
     large = width >= 72
@@ -204,7 +205,7 @@ def evolution_sheet(
                 _draw_dead(draw, (x, y, x + width - 1, y + height - 1), font)
                 continue
             figure.paste(to_pil(shown[column]), (x, y))
-            if jumps[row][column]:
+            if jumped[row][column]:
                 draw.rectangle((x - bar - 2, y, x - 3, y + height - 1), RED)
     return figure
 
@@ -233,15 +234,6 @@ def _check_sheet(maps: Tensor, tiles: dict[str, Tensor], tables: dict[str, Tenso
             )
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1 pixel, but is {tile}")
-
-
-def _jumps(found: list[int], alive: list[bool]) -> list[bool]:
-    """Tell at which epochs the strongest image is another than at the last epoch where the map was alive."""
-    last, jumps = None, []
-    for image, living in zip(found, alive, strict=True):
-        jumps.append(living and last is not None and image != last)
-        last = image if living else last
-    return jumps
 
 
 def _tile_side(side: int, count: int) -> int:

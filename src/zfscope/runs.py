@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RESULTS = "results.json"
 
 
@@ -59,6 +61,14 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
         return None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON (line {error.lineno}); remove it and evaluate the run again") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an ``.npz`` beside its target, then rename it; it is read with ``numpy.load``, without pickle."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(temporary, path)
 
 
 def identity(folder: str | Path) -> str:

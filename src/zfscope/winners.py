@@ -8,6 +8,7 @@ Source: Zeiler & Fergus (2014), Fig. 2 and Fig. 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from zfscope.activations import TopActivations, TopTable
 from zfscope.backward import project_backward
 from zfscope.config import ConvLayer
-from zfscope.deconvnet import boxes_of, cut, field_below_pool, project_trace
+from zfscope.deconvnet import WayDown, boxes_of, cut, field_below_pool, project
 from zfscope.geometry import ReceptiveField, probe_field
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.networks import ConvNet, Network, evaluating
+from zfscope.networks import ConvNet, Network, evaluating, uncompiled
 
 OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an empty place
 
@@ -75,18 +76,18 @@ def project_winners(
         Winners, a layer and a batch of images at a time. Empty places and activations that are not above 0 are left
         out: there is nothing to carry down.
     """
-    device = next(network.parameters()).device
+    weight = next(network.parameters())
     where = {layer: ((table.indices >= 0) & (table.values > 0)).cpu() for layer, table in tables.items()}
-    winning = [tables[layer].indices.cpu()[chosen] for layer, chosen in where.items()]
-    images = torch.cat(winning).unique() if winning else torch.empty(0, dtype=torch.int64)
+    winning = torch.cat([tables[layer].indices.cpu()[chosen] for layer, chosen in where.items()]).unique()
     chain = isinstance(network, ConvNet)
     fields: dict[str, ReceptiveField] = {}
-    top = max(tables, key=network.layers.index) if tables else None
-    for batch in images.split(batch_size):
-        inputs = read(batch.tolist()).to(device)
-        pictures = as_pictures(network, inputs)
+    top = max(tables, key=network.layers.index)
+    for batch in winning.split(batch_size) if len(winning) else ():
+        images = read(batch.tolist())
+        pictures = as_pictures(network, images)  # before a network in half precision rounds them
+        inputs = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
         with evaluating(network):
-            trace = network.trace(inputs, top=top) if chain else None
+            way = WayDown(network, network.trace(inputs, top=top), unpooling) if chain else None
         for layer, table in tables.items():
             indices = table.indices.cpu()
             rows, ranks = (where[layer] & torch.isin(indices, batch)).nonzero(as_tuple=True)
@@ -100,27 +101,24 @@ def project_winners(
             crop = fields[layer].size < side  # a unit that sees more than the image is shown with the image
             boxes = torch.tensor([0, 0, side, side]).repeat(len(rows), 1)
             if chain:
-                found = project_trace(
-                    network, trace, layer, numbers, positions, sources=sources, unpooling=unpooling, crop=crop
-                )
+                found = way.project(layer, numbers, positions, sources=sources, crop=crop)
                 patches, boxes = found if crop else (found, boxes)
             else:
+                boxes = boxes_of(fields[layer], positions) if crop else boxes
+                parts = zip(*(each.split(batch_size) for each in (sources, numbers, positions, boxes)), strict=True)
                 patches = torch.cat(
                     [
-                        project_backward(network, inputs[some], layer, number, position)
-                        for some, number, position in zip(
-                            *(each.split(batch_size) for each in (sources, numbers, positions)), strict=True
-                        )
+                        cut(project_backward(network, inputs[some], layer, number, position), box)
+                        for some, number, position, box in parts
                     ]
                 )
-                if crop:
-                    boxes = boxes_of(fields[layer], positions)
-                    patches = cut(patches, boxes)
             yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), patches.cpu(), boxes)
 
 
 class Miner:
     """Hooks on a network's feature maps that let every batch compete; ``close`` takes them off.
+
+    Compiled code runs as ordinary code meanwhile: what was compiled before does not call the hooks.
 
     Args:
         network: The network that runs.
@@ -131,19 +129,17 @@ class Miner:
     def __init__(self, network: Network, layers: Sequence[str], k: int) -> None:
         self.indices: Tensor | None = None
         self.top: TopActivations | None = None
-        self._layers, self._k, self._first = tuple(layers), k, {}
-        self._hooks = [
-            network.map_module(layer).register_forward_hook(
-                lambda _module, _inputs, maps, layer=layer: self._listen(layer, maps)
-            )
-            for layer in layers
-        ]
+        self._k, self._first = k, {}
+        modules = {layer: network.map_module(layer) for layer in layers}
+        self._listening = ExitStack()
+        self._listening.enter_context(uncompiled())
+        for layer, module in modules.items():
+            hook = module.register_forward_hook(lambda _module, _inputs, maps, layer=layer: self._listen(layer, maps))
+            self._listening.callback(hook.remove)
 
     def close(self) -> None:
         """Take the hooks off; what the last batch left behind competes."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._listening.close()
         self._begin()
 
     def _listen(self, layer: str, maps: Any) -> None:
@@ -176,21 +172,91 @@ def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str
     """The layers named, or those with maps: all but the dense ones at the top.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer, or none is named.
     """
-    for layer in layers or ():
-        network.check_layer(layer)
     if layers is not None:
-        return tuple(layers)
+        if not layers:
+            raise ValueError(f"layers names no layer; the layers are {', '.join(network.layers)}")
+        for layer in layers:
+            network.check_layer(layer)
+        return tuple(dict.fromkeys(layers))
     if isinstance(network, ConvNet):
         return tuple(layer for layer, spec in network.spec.items() if isinstance(spec, ConvLayer))
     return tuple(layer for layer in network.layers if not isinstance(network.map_module(layer), nn.Linear))
+
+
+@torch.no_grad()
+def try_out(
+    network: Network,
+    layers: Sequence[str] | None,
+    image: Tensor,
+    unpooling: Literal["sum", "overwrite"] = "sum",
+) -> tuple[str, ...]:
+    """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
+
+    Args:
+        network: Any network, on the device to compute on.
+        layers: As for ``layers_to_watch``; of those that nobody named the ones without feature maps are left out.
+        image: A network input, ``(3, S, S)``.
+        unpooling: As for ``deconvnet.project``.
+
+    Raises:
+        ValueError: For an unknown layer, a layer without feature maps, images that are not square, a network that
+            cannot be projected.
+    """
+    watched = layers_to_watch(network, layers)
+    if image.ndim != 3 or image.shape[0] != 3 or image.shape[1] != image.shape[2]:
+        raise ValueError(f"projections need square images in colour, (3, S, S), but an image is {tuple(image.shape)}")
+    weight = next(network.parameters())
+    inputs = image[None].to(weight.device, weight.dtype)
+    if layers is None:
+        miner = Miner(network, watched, 1)
+        miner.indices = torch.zeros(1, dtype=torch.int64)
+        try:
+            with evaluating(network):
+                network(inputs.clone())
+        finally:
+            miner.close()
+        if miner.top is None:
+            raise ValueError(f"none of {', '.join(watched)} has feature maps (N, C, h, w); name other layers")
+        watched = tuple(layer for layer in watched if layer in miner.top.channels)
+    for layer in watched:
+        project(network, inputs, layer, [0], unpooling=unpooling)
+    return watched
+
+
+@torch.no_grad()
+def comes_again(
+    network: Network,
+    tables: Mapping[str, TopTable],
+    maps: Mapping[str, Tensor],
+    read: Callable[[Sequence[int]], Tensor],
+) -> bool:
+    """Whether an image that won, read anew, gives about the activations that it won with.
+
+    It does not where images are changed at random, or between reading them and the network; or where it was another.
+    The arguments are those of ``project_winners``.
+    """
+    for layer, table in tables.items():
+        won = (table.indices >= 0) & (table.values > 0)
+        if not won.any():
+            continue
+        index = table.indices[won][0]
+        rows, ranks = (won & (table.indices == index)).nonzero(as_tuple=True)
+        with evaluating(network):
+            found = network.features(read([int(index)]).to(next(network.parameters())), layer)[0]
+        found = found.flatten(1) if found.ndim > 1 else found[:, None]
+        again, before = found.amax(1).cpu().double()[maps[layer].cpu()[rows]], table.values[rows, ranks].cpu()
+        # Half precision and other batches change a few per cent, another image all of it.
+        return bool(((again - before).abs() / before).median() < 0.1)
+    return True
 
 
 def as_pictures(network: Network, inputs: Tensor) -> Tensor:
     """Network inputs ``(N, 3, H, W)`` as uint8 pictures; of a network without preprocessing each on its own scale."""
     if network.preprocessing is not None:
         return network.unpreprocess(inputs).round().to(torch.uint8).cpu()
+    inputs = inputs.float()
     low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
     return (255 * (inputs - low) / (high - low).clamp_min(1e-12)).round().to(torch.uint8).cpu()
 

@@ -26,7 +26,15 @@ from zfscope.data.transforms import CentreTransform
 from zfscope.deconvnet import control_correlations
 from zfscope.figures import projection_sheet
 from zfscope.networks import ConvNet, Network, evaluating, run_to
-from zfscope.winners import OUTSIDE, Miner, Winners, choose_maps, layers_to_watch, project_winners
+from zfscope.winners import OUTSIDE, Miner, Winners, choose_maps, layers_to_watch, project_winners, try_out
+
+# What each winner has in the arrays: shape and type where no winner of a layer tells them.
+PARTS = {
+    "patches": ((3, 8, 8), np.dtype(np.uint8)),
+    "projections": ((3, 8, 8), np.dtype(np.uint8)),
+    "scales": ((), np.dtype(np.float32)),
+    "boxes": ((4,), np.dtype(np.int64)),
+}
 
 
 def projections(
@@ -36,20 +44,25 @@ def projections(
 
     ``arrays.npz`` holds for each layer ``<layer>/maps (M,)``, ``values``, ``indices (M, k)``, ``positions (M, k, 2)``,
     ``boxes (M, k, 4)``, ``patches`` and ``projections (M, k, 3, h, w)`` as uint8, and ``scales (M, k)``: a projection
-    is ``(uint8 - 127.5) / 127.5 * scale``; beyond ``scale`` it is cut off.
+    is ``(uint8 - 127.5) / 127.5 * scale``; beyond ``scale`` it is cut off. Of an activation that is not above 0 patch
+    and projection are grey, box and scale 0.
 
     Raises:
-        ValueError: For a layer or a part of the data that is not there.
+        ValueError: For a layer or a part of the data that is not there, a dense layer, a network that cannot be
+            projected.
     """
     asked = config.analysis
     network = network.to(device).eval()
-    layers = layers_to_watch(network, asked.layers)
+    there = layers_to_watch(network, None)
+    for layer in layers_to_watch(network, asked.layers):
+        if layer not in there:
+            raise ValueError(f"analysis.layers: {layer} is dense; the layers with feature maps are {', '.join(there)}")
     images = part_of(data, asked.part)
+    examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
+    layers = try_out(network, asked.layers, examples[0][0], asked.unpooling)
     tables = mine(network, data.centre_crops(images, asked.batch_size), layers, asked.top)
     maps = {layer: _rows(table, asked.maps, asked.seed) for layer, table in tables.items()}
     chosen = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}
-
-    examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
     winning = len(torch.cat([table.indices[table.indices >= 0] for table in chosen.values()]).unique())
     with Arrays(folder / "arrays.npz", chosen, maps) as arrays, Progress(transient=True) as progress:
         task = progress.add_task("Projecting", total=winning)
@@ -85,10 +98,11 @@ def mine(network: Network, batches: Iterable[Sequence[Tensor]], layers: Sequence
     try:
         with evaluating(network), torch.inference_mode():
             for inputs, _, miner.indices in track(batches, description="Mining", transient=True):
+                inputs = inputs.to(device, memory_format=torch.channels_last)
                 if isinstance(network, ConvNet):
-                    run_to(network, inputs.to(device), max(layers, key=network.layers.index))
+                    run_to(network, inputs, max(layers, key=network.layers.index))
                 else:
-                    network(inputs.to(device))
+                    network(inputs)
     finally:
         miner.close()
     if miner.top is None:
@@ -118,6 +132,8 @@ def controls(
     for layer, table in tables.items():
         rows, ranks = ((table.indices >= 0) & (table.values > 0)).nonzero(as_tuple=True)
         drawn = torch.randperm(len(rows), generator=generator)[: asked.controls]
+        if not len(drawn):
+            continue
         pieces = []
         for row, rank in zip(*(each[drawn].split(asked.batch_size) for each in (rows, ranks)), strict=True):
             images, sources = table.indices[row, rank].unique(return_inverse=True)
@@ -127,7 +143,7 @@ def controls(
             pieces.append(
                 control_correlations(network, trace, layer, maps[layer][row], positions, sources, randomised, generator)
             )
-        for name in pieces[0] if pieces else ():
+        for name in pieces[0]:
             found[f"{layer}/{name}_correlation"] = float(torch.cat([piece[name] for piece in pieces]).nanmean())
     return found
 
@@ -160,7 +176,7 @@ class Arrays:
 
     def get(self, layer: str, name: str) -> np.ndarray:
         """An array of a layer; of a layer without any winner small empty tiles."""
-        return self._open(layer, name, (3, 8, 8), np.dtype(np.uint8))
+        return self._open(layer, name, *PARTS[name])
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
@@ -180,6 +196,9 @@ class Arrays:
         return self._arrays[layer, name]
 
     def _write(self) -> None:
+        for layer in self.tables:
+            for name in PARTS:
+                self.get(layer, name)
         whole = self._scratch / "arrays.npz"
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
             for (layer, name), array in self._arrays.items():

@@ -1,0 +1,174 @@
+"""How features come to be while a network trains. Source: Zeiler & Fergus (2014), Fig. 4."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from zfscope.callbacks.panel import show
+from zfscope.callbacks.when import When, epoch_number
+from zfscope.evolution import Evolution, feature_maps, join, observe
+from zfscope.figures import evolution_sheet
+from zfscope.networks import Network, network_of
+from zfscope.winners import choose_maps, layers_to_watch
+
+
+class FeatureEvolution(lightning.Callback):
+    """The strongest activation of feature maps, projected, epoch beside epoch; panels ``feature_evolution/<layer>``.
+
+    At the end of each chosen epoch a fixed subset of the training images, kept in memory, goes through the network as
+    it is. Checkpoints hold what was found, so a run that goes on draws on.
+
+    Args:
+        layers: Layers to look into; default: the conv layers of a zfscope network, the stages of a timm model, up to
+            five conv layers of any other module.
+        maps: Feature maps shown of each layer, a fixed random subset.
+        epochs: Epochs counted from 1, or n for every n-th.
+        images: Training images among which the strongest activation is sought, a fixed random subset.
+        seed: Of both subsets, and of the images' random views where the data set makes any.
+        batch_size: Images that go forward together.
+
+    Raises:
+        ValueError: If a number is below 1; before training, if there is no such layer, the network cannot be
+            projected, or the training data set cannot be read by index.
+
+    Source: Zeiler & Fergus (2014), Fig. 4: over all training examples; a subset is our choice.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str] | None = None,
+        maps: int = 4,
+        epochs: int | Sequence[int] = (1, 2, 5, 10, 20, 30, 40, 64),
+        images: int = 256,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> None:
+        if min(maps, images, batch_size) < 1:
+            raise ValueError(
+                f"FeatureEvolution: maps={maps}, images={images} and batch_size={batch_size} must be 1 or more"
+            )
+        self.layers, self.maps, self.epochs, self.images = layers, maps, When(epochs), images
+        self.seed, self.batch_size = seed, batch_size
+        self.found: dict[str, Evolution] = {}
+        self._network: Network | None = None
+        self._layers: tuple[str, ...] = ()
+        self._indices = torch.empty(0, dtype=torch.int64)
+        self._inputs: Tensor | None = None
+
+    @property
+    def state_key(self) -> str:
+        """What was found under other settings is no part of this strip."""
+        layers = self.layers if self.layers is None else list(self.layers)
+        return self._generate_state_key(layers=layers, maps=self.maps, images=self.images, seed=self.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found so far: tensors and plain containers."""
+        return {"indices": self._indices, "found": {layer: dict(vars(each)) for layer, each in self.found.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what was found."""
+        self._indices = state_dict["indices"]
+        self.found = {layer: Evolution(**each) for layer, each in state_dict["found"].items()}
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Find the network and refuse layers that it has not."""
+        self._network = network_of(pl_module, self.layers)
+        self._layers = layers_to_watch(self._network, self.layers)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Choose the images, forget epochs that come again, and look at one image: what is refused is refused now."""
+        dataset = _training_set(trainer)
+        indices = choose_maps(len(dataset), self.images, self.seed)
+        earlier = {layer: each.before(epoch_number(trainer)) for layer, each in self.found.items()}
+        self.found = {layer: each for layer, each in earlier.items() if each.epochs}
+        if self.found and not torch.equal(indices, self._indices):
+            rank_zero_warn("FeatureEvolution: the training set is not the checkpoint's; the strips begin anew")
+            self.found = {}
+        self._indices, self._inputs = indices, None
+        if not trainer.is_global_zero:
+            return
+        first = _read(dataset, indices[:1], self.seed, pl_module.device)
+        if self.layers is None:
+            watched, self._layers = self._layers, tuple(feature_maps(self._network, first, self._layers))
+            if not self._layers:
+                raise ValueError(
+                    f"FeatureEvolution: none of {', '.join(watched)} has feature maps (N, C, h, w) or (N, C); "
+                    "name other submodules: layers=[…]"
+                )
+        self._observe(0, first, indices[:1])
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Look, draw and show."""
+        epoch = epoch_number(trainer)
+        if epoch not in self.epochs or not trainer.is_global_zero:
+            return
+        if self._inputs is None:
+            self._inputs = _read(_training_set(trainer), self._indices, self.seed, pl_module.device)
+        for layer, moment in self._observe(epoch, self._inputs, self._indices).items():
+            earlier = [self.found[layer].before(epoch)] if layer in self.found else []
+            strip = self.found[layer] = join([*earlier, moment])
+            sheet = evolution_sheet(
+                strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=f"{layer}, epoch {epoch}"
+            )
+            show(trainer, f"feature_evolution/{layer}", sheet)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Let go of network and images."""
+        self._network = self._inputs = None
+
+    def _observe(self, epoch: int, inputs: Tensor, indices: Tensor) -> dict[str, Evolution]:
+        def read(wanted: Sequence[int]) -> Tensor:
+            return inputs[torch.searchsorted(indices, torch.tensor(wanted))]
+
+        return observe(self._network, epoch, read, indices, self._layers, self.maps, self.seed, self.batch_size)
+
+
+def _training_set(trainer: lightning.Trainer) -> Any:
+    """The first training data set; images are read from it by index."""
+    loader = trainer.train_dataloader
+    while isinstance(loader, list | tuple | dict) and loader:
+        loader = next(iter(loader.values())) if isinstance(loader, dict) else loader[0]
+    dataset = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise ValueError("FeatureEvolution reads some training images: the data set needs dataset[index] and a length")
+    return dataset
+
+
+def _read(dataset: Any, indices: Tensor, seed: int, device: torch.device) -> Tensor:
+    """Network inputs ``(N, 3, H, W)`` of these images: a random view is a function of the seed and the index."""
+    inputs: list[Tensor] = []
+    for index in indices.tolist():
+        with _drawing_from((seed * 1_000_003 + index) % 2**32, device):
+            item = dataset[index]
+        inputs.append(torch.as_tensor(item[0] if isinstance(item, list | tuple) else item))
+        if inputs[-1].ndim != 3 or inputs[-1].shape != inputs[0].shape:
+            raise ValueError(
+                f"FeatureEvolution: image {index} of the training set came as {tuple(inputs[-1].shape)}, image "
+                f"{indices[0]} as {tuple(inputs[0].shape)}; they must be (3, H, W), all of one size"
+            )
+    return torch.stack(inputs)
+
+
+@contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators inside; afterwards they go on as if nothing had been drawn."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        # A data set's transform may call torch.manual_seed, which seeds the GPU's generator too.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

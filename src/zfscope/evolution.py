@@ -1,0 +1,207 @@
+"""How the strongest activations of some feature maps change while a network trains.
+
+Source: Zeiler & Fergus (2014), Fig. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zfscope.activations import TopActivations
+from zfscope.networks import ConvNet, Network, evaluating
+from zfscope.winners import OUTSIDE, choose_maps, project_winners
+
+Read = Callable[[Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """The strongest activation of each of ``M`` feature maps of a layer at ``E`` epochs, projected.
+
+    A map whose strongest activation is not above 0, or that has none (all NaN), is dead at that epoch: there its tile
+    is grey, scale and box are 0.
+
+    Attributes:
+        maps: Numbers of the feature maps, ``(M,)``.
+        epochs: Counted from 1, ascending.
+        tiles: Projections, uint8 ``(M, E, 3, h, w)``, each on its own scale, 0 mid grey.
+        scales: The magnitudes that are black or white, ``(M, E)``.
+        values: The activations, ``(M, E)`` float64; -inf where there is none.
+        indices: Images they were found in, ``(M, E)``; -1 where there is none.
+        positions: Where in the map, ``(M, E, 2)`` (row, column); -1 where there is none.
+        boxes: What the tiles show of the image, ``(M, E, 4)`` half-open ``(x0, y0, x1, y1)``, pixels.
+    """
+
+    maps: Tensor
+    epochs: list[int]
+    tiles: Tensor
+    scales: Tensor
+    values: Tensor
+    indices: Tensor
+    positions: Tensor
+    boxes: Tensor
+
+    @property
+    def alive(self) -> Tensor:
+        """Which maps have something to show at which epoch, ``(M, E)``."""
+        return (self.values > 0) & (self.indices >= 0)
+
+    def before(self, epoch: int) -> Evolution:
+        """What was found before an epoch."""
+        kept = [column for column, each in enumerate(self.epochs) if each < epoch]
+        parts = {name: part[:, kept] for name, part in vars(self).items() if name not in ("maps", "epochs")}
+        return Evolution(self.maps, self.epochs[: len(kept)], **parts)
+
+
+@torch.no_grad()
+def observe(
+    network: Network,
+    epoch: int,
+    read: Read,
+    indices: Tensor,
+    layers: Sequence[str],
+    maps: int,
+    seed: int,
+    batch_size: int = 32,
+) -> dict[str, Evolution]:
+    """The strongest activations of some feature maps over some images at one epoch, projected.
+
+    The weights are taken as they are; nothing is drawn from the global random generators.
+
+    Args:
+        network: As it is at that epoch, on the device to compute on.
+        epoch: Counted from 1.
+        read: Gives the network inputs ``(N, 3, H, W)`` of image indices.
+        indices: The images, ``(N,)`` int64; the same at all epochs.
+        layers: Names from ``network.layers``.
+        maps: Feature maps of each layer, at most; a random subset, the same at all epochs.
+        seed: Of the subset.
+        batch_size: Images that go forward together.
+
+    Returns:
+        By layer, an evolution of one epoch.
+
+    Raises:
+        ValueError: If there is no image, no layer, no such layer, or a layer has no feature maps.
+
+    Source: Zeiler & Fergus (2014), Fig. 4, there over all training examples. The subsets are our choice.
+    """
+    if not len(indices) or not layers:
+        raise ValueError("give one image or more, and one layer or more, to find the strongest activations in")
+
+    def inputs(wanted: Sequence[int]) -> Tensor:
+        return _as_weights(network, read(wanted))
+
+    chosen: dict[str, Tensor] = {}
+    top: TopActivations | None = None
+    for batch in indices.cpu().split(batch_size):
+        found = feature_maps(network, read(batch.tolist()), layers)
+        for layer in layers:
+            if layer not in found:
+                raise ValueError(f"layer {layer!r} has no feature maps (N, C, h, w) or (N, C); choose another layer")
+        if top is None:
+            chosen = {layer: choose_maps(each.shape[1], maps, seed) for layer, each in found.items()}
+            # On the CPU, which has float64, and for this process alone: other ranks are not here to meet.
+            top = TopActivations({layer: len(each) for layer, each in chosen.items()}, k=1, sync_on_compute=False)
+        top.update({layer: each[:, chosen[layer].to(each.device)] for layer, each in found.items()}, batch)
+
+    tables = top.compute()
+    tiles: dict[str, Tensor] = {}
+    scales = {layer: torch.zeros(len(each)) for layer, each in chosen.items()}
+    boxes = {layer: torch.zeros(len(each), 4, dtype=torch.int64) for layer, each in chosen.items()}
+    living = {layer: table for layer, table in tables.items() if (table.values > 0).any()}
+    for winners in project_winners(network, living, chosen, inputs, batch_size=batch_size) if living else ():
+        layer, rows = winners.layer, winners.rows
+        shown, limits = winners.tiles()
+        blank = torch.full((len(chosen[layer]), *shown.shape[1:]), OUTSIDE, dtype=torch.uint8)
+        tiles.setdefault(layer, blank)[rows] = shown
+        scales[layer][rows] = limits.flatten().to(scales[layer])
+        boxes[layer][rows] = winners.boxes.cpu()
+    return {
+        layer: Evolution(
+            chosen[layer],
+            [epoch],
+            tiles.get(layer, torch.full((len(chosen[layer]), 3, 1, 1), OUTSIDE, dtype=torch.uint8))[:, None],
+            scales[layer][:, None],
+            *tables[layer],
+            boxes[layer][:, None],
+        )
+        for layer in chosen
+    }
+
+
+def join(parts: Sequence[Evolution]) -> Evolution:
+    """One layer's evolution from parts of it, in the order of their epochs.
+
+    Raises:
+        ValueError: If there are none, they share an epoch, or their maps or sizes of tiles differ.
+    """
+    parts = sorted((each for each in parts if each.epochs), key=lambda each: each.epochs)
+    epochs = [epoch for each in parts for epoch in each.epochs]
+    if not parts or epochs != sorted(set(epochs)):
+        raise ValueError(f"an evolution is joined from parts that follow each other, but their epochs are {epochs}")
+    if any(not torch.equal(each.maps, parts[0].maps) for each in parts):
+        raise ValueError(f"the parts of an evolution show different maps: {[each.maps.tolist() for each in parts]}")
+    # Where all maps were dead nobody learned how large a tile is.
+    sizes = {tuple(each.tiles.shape[2:]) for each in parts if each.alive.any()}
+    if len(sizes) > 1:
+        raise ValueError(f"the parts of an evolution have tiles of different sizes, {sorted(sizes)}; give one size")
+    size = sizes.pop() if sizes else parts[0].tiles.shape[2:]
+    joined = {
+        name: torch.cat([getattr(each, name) for each in parts], dim=1)
+        for name in ("scales", "values", "indices", "positions", "boxes")
+    }
+    tiles = [
+        each.tiles if each.alive.any() else each.tiles.new_full((*each.values.shape, *size), OUTSIDE) for each in parts
+    ]
+    return Evolution(parts[0].maps, epochs, torch.cat(tiles, dim=1), **joined)
+
+
+def jumps(indices: Tensor, alive: Tensor | None = None) -> Tensor:
+    """Where the strongest image is another than at the last epoch at which the map was alive.
+
+    Args:
+        indices: Images of the strongest activations, ``(M, E)``; -1 where there is none.
+        alive: Which maps are alive at which epoch, ``(M, E)``; default: wherever there is an image.
+
+    Returns:
+        ``(M, E)`` bool.
+
+    Source: Zeiler & Fergus (2014), Fig. 4: sudden jumps come from a change of the strongest image.
+    """
+    alive = indices >= 0 if alive is None else alive & (indices >= 0)
+    columns = torch.arange(indices.shape[1]).expand_as(indices)
+    latest = torch.where(alive.cpu(), columns, -1).cummax(dim=1).values
+    previous = torch.nn.functional.pad(latest[:, :-1], (1, 0), value=-1).to(indices.device)
+    return alive & (previous >= 0) & (indices != indices.gather(1, previous.clamp_min(0)))
+
+
+@torch.no_grad()
+def feature_maps(network: Network, images: Tensor, layers: Sequence[str]) -> Mapping[str, Tensor]:
+    """Feature maps of layers in eval mode; a layer whose output is no ``(N, C, h, w)`` or ``(N, C)`` is left out.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    for layer in layers:
+        network.check_layer(layer)
+    images = _as_weights(network, images)
+    with evaluating(network):
+        if isinstance(network, ConvNet):
+            found = network.trace(images, top=max(layers, key=network.layers.index)).maps
+        else:
+            found = network.trace(images).maps
+    return {
+        layer: found[layer]
+        for layer in layers
+        if isinstance(found.get(layer), Tensor) and found[layer].ndim in (2, 4) and len(found[layer]) == len(images)
+    }
+
+
+def _as_weights(network: Network, images: Tensor) -> Tensor:
+    """Images on the device and in the dtype of the network's weights."""
+    return images.to(next(each for each in network.parameters() if each.is_floating_point()))
