@@ -9,6 +9,7 @@ ours are. Ratios of medians, as JSON.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -30,7 +31,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from train import keep_memory  # noqa: E402
 
-PEERS = ("as_written", "tuned")
+PEERS = ("as_written", "tuned", *(("zennit_crp",) if importlib.util.find_spec("crp") else ()))
+NAMES = {"as_written": "captum_as_written", "tuned": "captum_tuned", "zennit_crp": "zennit_crp"}
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
@@ -90,8 +92,8 @@ def way_down(network: ConvNet, options: argparse.Namespace) -> dict:
         found[layer] = {"our_ms": medians["windows"]}
         for peer in PEERS:
             best = min((name for name in medians if name[0] == peer), key=medians.get)
-            found[layer] |= {f"captum_{peer}_ms": medians[best], f"captum_{peer}_batch": int(best[1])}
-            found[layer][f"captum_{peer}_over_ours"] = medians[best] / medians["windows"]
+            found[layer] |= {f"{NAMES[peer]}_ms": medians[best], f"{NAMES[peer]}_batch": int(best[1])}
+            found[layer][f"{NAMES[peer]}_over_ours"] = medians[best] / medians["windows"]
         found[layer] |= {"canvas_over_window": ratio, "saved_multiply_adds": canvas / window}
         found[layer]["share_of_bound"] = ratio / (canvas / window)
         shown = {name: round(value, 3) for name, value in found[layer].items()}
@@ -143,13 +145,15 @@ def be_peer(options: argparse.Namespace) -> None:
             generator = torch.Generator().manual_seed(batch)
             maps = torch.randint(network.spec[layer].maps, (batch,), generator=generator)
             positions = torch.randint(side, (batch, 2), generator=generator)
-            call = captum_call(peer, modules[layer], images[:batch].contiguous(memory_format=layout), maps, positions)
+            inputs = images[:batch].contiguous(memory_format=layout)
+            ask = crp_call if options.peer == "zennit_crp" else captum_call
+            call = ask(peer, modules[layer], inputs, maps, positions, side)
             call()
             found.setdefault(layer, {})[batch] = seconds(call) / batch
     print(json.dumps(found))
 
 
-def captum_call(peer, module, inputs, maps, positions):
+def captum_call(peer, module, inputs, maps, positions, side):
     from captum.attr import NeuronDeconvolution
 
     deconvolution = NeuronDeconvolution(peer, module)
@@ -157,6 +161,30 @@ def captum_call(peer, module, inputs, maps, positions):
 
     def call():
         deconvolution.attribute(inputs, lambda out: out[rows, maps, positions[:, 0], positions[:, 1]])
+
+    return call
+
+
+def crp_call(peer, module, inputs, maps, positions, side):
+    from crp.attribution import CondAttribution
+    from crp.concepts import ChannelConcept
+    from zennit.composites import DeconvNet
+
+    attribution = CondAttribution(peer)
+    layer = next(name for name, each in peer.named_modules() if each is module)
+    inputs = inputs.clone().requires_grad_()
+
+    def call():
+        cells = (positions[:, 0] * side + positions[:, 1]).tolist()
+        conditions = [{layer: {int(number): [cell]}} for number, cell in zip(maps, cells, strict=True)]
+        attribution(
+            inputs,
+            conditions,
+            DeconvNet(),
+            mask_map=ChannelConcept.mask_rf,
+            start_layer=layer,
+            init_rel=lambda out: out,
+        )
 
     return call
 
@@ -246,7 +274,7 @@ def main() -> None:
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.peer != "as_written":
+    if options.peer in (None, "tuned"):
         keep_memory()
     if options.peer:
         be_peer(options)
@@ -255,7 +283,7 @@ def main() -> None:
     layers = way_down(network, options)
     winners = {layer: network.spec[layer].maps * 9 for layer in LAYERS}
     captum = {
-        peer: sum(count * layers[layer][f"captum_{peer}_ms"] / 1e3 for layer, count in winners.items())
+        peer: sum(count * layers[layer][f"{NAMES[peer]}_ms"] / 1e3 for layer, count in winners.items())
         for peer in PEERS
     }
     down = sum(count * layers[layer]["our_ms"] / 1e3 for layer, count in winners.items())
@@ -267,8 +295,8 @@ def main() -> None:
         "threads": options.threads,
         "layers": layers,
         "captum_s_from_sample": captum,
-        "way_down": {"our_s": down, **{f"captum_{peer}_over_ours": each / down for peer, each in captum.items()}},
-        "end_to_end": {**whole, **{f"captum_{peer}_over_ours": each / ours for peer, each in captum.items()}},
+        "way_down": {"our_s": down, **{f"{NAMES[peer]}_over_ours": each / down for peer, each in captum.items()}},
+        "end_to_end": {**whole, **{f"{NAMES[peer]}_over_ours": each / ours for peer, each in captum.items()}},
         "mining": mining(network, images[:256], 2 * options.rounds + 1),
     }
     print(json.dumps(report, indent=2))

@@ -13,7 +13,7 @@ from PIL import Image
 from zfscope.callbacks.when import epoch_number
 
 MOST_IMAGES = 49  # W&B shows fewer than 50 images of a key at one step
-LARGE = 2**20  # pixels above which W&B gets a JPEG: of grids of photographs a tenth of a PNG's size, and fast
+LARGE = 2**19  # pixels above which W&B gets a JPEG: of grids of photographs a tenth of a PNG's size, and fast
 
 
 def show(trainer: lightning.Trainer, key: str, figures: Image.Image | Mapping[str, Image.Image]) -> list[Path]:

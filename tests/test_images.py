@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
+from zfscope.images import contrast_limits, cross_out, enlarge, grid, to_pil, to_tiles
 
 
 def signed(*rows):
@@ -87,3 +87,16 @@ def test_what_is_no_tile_is_refused():
         grid(torch.zeros(1, 1, 2, 2), columns=0)
     with pytest.raises(ValueError, match="came as torch.float32"):
         to_pil(torch.zeros(3, 2, 2))
+
+
+def test_contrast_leaves_out_the_largest_of_the_values_that_are_not_zero():
+    values = torch.zeros(3, 1, 20, 50)
+    values[0].view(-1)[:1000] = torch.arange(1.0, 1001.0)[torch.randperm(1000)]
+    values[1].view(-1)[300:500] = -torch.arange(1.0, 201.0)  # 800 zeros say nothing about contrast
+
+    limits = contrast_limits(values, share=0.99)
+
+    assert limits.tolist() == [990.0, 198.0, 0.0]
+    tiles = to_tiles(values, limit=limits)
+    assert tiles[0].flatten()[values[0].flatten() >= 990].unique().tolist() == [255]
+    assert tiles[2].unique().tolist() == [128]

@@ -80,7 +80,7 @@ def projection_sheet(
         maps: Numbers of the feature maps, shape ``(M,)``, written above their blocks.
         patches: Image patches, strongest activation first, uint8, shape ``(M, k, 3, h, w)``.
         projections: Their projections as tiles (a 0 is mid grey), uint8, shape ``(M, k, 3, h, w)``.
-        values: The activations, shape ``(M, k)``; minus infinity or NaN where there is no such winner.
+        values: The activations, shape ``(M, k)``; one that is not above 0 is no winner.
         title: Written above.
         tile: Longer side of a tile as shown, in pixels: larger tiles are reduced to it, smaller ones are enlarged
             by the nearest whole number. Chosen where not given: about 96 pixels for 16 maps, 48 for hundreds.
@@ -102,7 +102,7 @@ def projection_sheet(
         raise ValueError(f"columns must be at least 1, but is {columns}")
     count, winners, _, height, width = patches.shape
     values = values.detach().double().cpu()
-    missing = values.isnan() | (values == -math.inf)
+    missing = ~(values > 0)
     strongest = values.masked_fill(missing, -math.inf).amax(dim=1).tolist()
 
     height, width = _shown_size(height, width, tile or _tile_side(max(height, width), 2 * count * winners))

@@ -53,9 +53,9 @@ def contrast_limits(values: Tensor, share: float = 0.995) -> Tensor:
         share: Of the values that are not 0; the rest is shown black or white.
     """
     flat = values.detach().float().flatten(1).abs().cpu()
-    zeros = (flat == 0).sum(1)
-    place = zeros + (share * (flat.shape[1] - zeros)).long()
-    return flat.sort(1).values.gather(1, place.clamp(max=flat.shape[1] - 1)[:, None]).squeeze(1)
+    beyond = ((1 - share) * (flat > 0).sum(1)).long()  # how many values lie above the limit
+    most = int(beyond.max()) + 1 if len(beyond) else 1
+    return flat.topk(most, dim=1).values.gather(1, beyond[:, None]).squeeze(1)
 
 
 def enlarge(tiles: Tensor, at_least: int) -> Tensor:
