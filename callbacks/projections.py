@@ -8,20 +8,24 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, SequentialSampler
 
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
 from zfscope.figures import projection_sheet
 from zfscope.networks import Network, network_of
-from zfscope.winners import OUTSIDE, Miner, choose_maps, layers_to_watch, project_winners
+from zfscope.winners import OUTSIDE, Miner, choose_maps, comes_again, layers_to_watch, project_winners, try_out
 
 
 class Projections(lightning.Callback):
     """The top 9 image patches of feature maps beside their deconvnet projections; panels ``projections/<layer>``.
 
     The winners are found inside the validation pass that runs anyway. Then the images that the shown maps need are
-    read once more, go forward once and are projected.
+    read once more, go forward once and are projected. Batches are ``(images, ...)`` or images alone; of several
+    validation loaders the first counts. One that shuffles needs data whose third part is the index.
 
     Args:
         layers: Layers to look into; default: the conv layers of a zfscope network, the stages of a timm model, up to
@@ -33,7 +37,8 @@ class Projections(lightning.Callback):
         unpooling: ``sum`` or ``overwrite``, see ``zfscope.deconvnet.project``.
 
     Raises:
-        ValueError: If a number is below 1; before training, if there is no such layer.
+        ValueError: If a number is below 1; before training, if there is no such layer, the network cannot be
+            projected, or winners could not be found again in the validation data set.
     """
 
     def __init__(
@@ -52,18 +57,28 @@ class Projections(lightning.Callback):
         self.layers, self.maps, self.top, self.when, self.seed = layers, maps, top, When(when), seed
         self.unpooling = unpooling
         self._network: Network | None = None
+        self._layers: tuple[str, ...] | None = None
+        self._order: list[list[int]] | None = None
         self._miner: Miner | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network = network_of(pl_module, self.layers)
-        self.layers = layers_to_watch(self._network, self.layers)
+        self._network, self._layers = network_of(pl_module, self.layers), None
+        layers_to_watch(self._network, self.layers)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuse what cannot be shown before the first step; a loader that Lightning has not yet, before its pass."""
+        if trainer.val_dataloaders is not None:
+            self._try_out(trainer)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start to listen."""
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if fitting and epoch_number(trainer) in self.when:
-            self._miner = Miner(self._network, self.layers, self.top)
+            if self._layers is None:
+                self._try_out(trainer)
+            self._order = order_of(validation_loader(trainer))
+            self._miner = Miner(self._network, self._layers, self.top)
 
     def on_validation_batch_start(
         self,
@@ -75,7 +90,7 @@ class Projections(lightning.Callback):
     ) -> None:
         """Tell the miner which images come."""
         if self._miner is not None:
-            self._miner.indices = indices_of(trainer, batch, batch_idx) if dataloader_idx == 0 else None
+            self._miner.indices = indices_of(self._order, batch, batch_idx) if dataloader_idx == 0 else None
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw and show."""
@@ -84,6 +99,7 @@ class Projections(lightning.Callback):
         miner, self._miner = self._miner, None
         miner.close()
         if miner.top is None:
+            rank_zero_warn(f"Projections: validation ran none of {', '.join(self._layers)}; there is nothing to show")
             return
         tables = miner.top.compute()  # meets the other ranks
         if not trainer.is_global_zero:
@@ -92,16 +108,20 @@ class Projections(lightning.Callback):
         for layer, table in tables.items():
             maps[layer] = choose_maps(len(table.values), self.maps, self.seed)
             chosen[layer] = type(table)(*(part.cpu()[maps[layer]] for part in table))
-        dataset = validation_set(trainer)
-        found = project_winners(
-            self._network,
-            chosen,
-            maps,
-            lambda indices: torch.stack([torch.as_tensor(dataset[index][0]) for index in indices]),
-            unpooling=self.unpooling,
-        )
+        dataset = validation_loader(trainer).dataset
+
+        def read(indices: Sequence[int]) -> Tensor:
+            with isolate_rng():
+                return torch.stack([image_of(dataset[index]) for index in indices])
+
+        if not comes_again(self._network, chosen, maps, read):
+            rank_zero_warn(
+                "Projections: an image read again from the validation data set does not give the activations that it "
+                "won with; are images changed at random, or between the loader and the module's forward? Then the "
+                "panels show something else"
+            )
         panels: dict[str, tuple[Tensor, Tensor]] = {}
-        for winners in found:
+        for winners in project_winners(self._network, chosen, maps, read, unpooling=self.unpooling):
             if winners.layer not in panels:
                 shape = *chosen[winners.layer].values.shape, *winners.patches.shape[1:]
                 panels[winners.layer] = torch.full((2, *shape), OUTSIDE, dtype=torch.uint8).unbind()
@@ -120,34 +140,95 @@ class Projections(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Take the hooks off."""
+        self._let_go()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Let go of the network."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._miner is not None:
             self._miner.close()
-            self._miner = None
+        self._network = self._layers = self._order = self._miner = None
+
+    def _try_out(self, trainer: lightning.Trainer) -> None:
+        """Find the layers that have maps; refuse a loader that cannot be followed, and what cannot be projected."""
+        loader = validation_loader(trainer)
+        last = len(loader.dataset) - 1
+        with isolate_rng():
+            item = loader.dataset[last]
+        third = item[2] if isinstance(item, list | tuple) and len(item) > 2 else None
+        if order_of(loader) is None and not (_is_number(third) and int(third) == last):
+            raise ValueError(
+                "Projections must know which images a validation batch holds: use a loader without shuffling, "
+                "or data (image, label, index)"
+            )
+        self._layers = try_out(self._network, self.layers, image_of(item), self.unpooling)
 
 
-def indices_of(trainer: lightning.Trainer, batch: Any, batch_idx: int) -> Tensor:
-    """Index in the data set of each image of a batch: the batch's third part, else counted as the samplers count."""
-    images = batch[0] if isinstance(batch, list | tuple) else batch
-    if isinstance(batch, list | tuple) and len(batch) > 2:
-        third = batch[2]
-        if isinstance(third, Tensor) and third.shape == (len(images),) and not third.is_floating_point():
-            return third
-    dataloader = _first_loader(trainer)
-    count = len(dataloader.dataset)
-    start = batch_idx * (dataloader.batch_size or len(images))
-    local = torch.arange(start, start + len(images), device=images.device)
-    # A distributed sampler deals images out in turn, and begins again at the first to fill up its last round.
-    return (local * trainer.world_size + trainer.global_rank) % count
+def indices_of(order: Sequence[Sequence[int]] | None, batch: Any, batch_idx: int) -> Tensor:
+    """Index in the data set of each image of a batch.
+
+    Args:
+        order: The indices of each batch, as ``order_of`` finds them; None where the batch's third part says them.
+        batch: ``(images, ...)`` or images alone, as the loader gives them.
+        batch_idx: Which batch of the loader it is.
+
+    Raises:
+        ValueError: If neither tells them.
+    """
+    images = image_of(batch)
+    if order is not None and len(order[batch_idx]) == len(images):
+        return torch.tensor(order[batch_idx], device=images.device)
+    third = batch[2] if isinstance(batch, list | tuple) and len(batch) > 2 else None
+    if isinstance(third, Tensor) and third.shape == images.shape[:1] and not third.is_floating_point():
+        return third
+    raise ValueError(
+        f"Projections: which are the {len(images)} images of validation batch {batch_idx}? Its loader does not tell; "
+        "give batches (images, labels, indices)"
+    )
 
 
-def validation_set(trainer: lightning.Trainer) -> Any:
-    """The data set that validation runs over; images are read from it by index."""
-    return _first_loader(trainer).dataset
+def order_of(loader: Any) -> list[list[int]] | None:
+    """The indices of all batches of this rank, where asking for them again gives the same; else None."""
+    batches = getattr(loader, "batch_sampler", None)
+    if type(batches) is not BatchSampler:
+        return None
+    fixed = SequentialSampler | DistributedSampler | range | list | tuple
+    return list(batches) if isinstance(batches.sampler, fixed) else None
 
 
-def _first_loader(trainer: lightning.Trainer) -> Any:
-    loaders = trainer.val_dataloaders
-    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-    if not hasattr(getattr(loader, "dataset", None), "__getitem__"):
-        raise ValueError("Projections reads the winners' images again: the validation data set needs dataset[index]")
+def image_of(item: Any) -> Tensor:
+    """The image or images of an item or batch: its first part, or all of it.
+
+    Raises:
+        ValueError: If that is no tensor.
+    """
+    image = item[0] if isinstance(item, list | tuple) and len(item) else item
+    if not hasattr(image, "__array__"):
+        raise ValueError(
+            f"Projections needs validation data (image, ...) with the image as a tensor, but got {type(image).__name__}"
+        )
+    return torch.as_tensor(image)
+
+
+def validation_loader(trainer: lightning.Trainer) -> Any:
+    """The first validation loader; winners are read from its data set by index.
+
+    Raises:
+        ValueError: If that cannot be done.
+    """
+    loader = trainer.val_dataloaders
+    while isinstance(loader, list | tuple | dict) and loader:
+        loader = next(iter(loader.values())) if isinstance(loader, dict) else loader[0]
+    dataset = getattr(loader, "dataset", None)
+    readable = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not readable or isinstance(dataset, IterableDataset) or not len(dataset):
+        raise ValueError(
+            "Projections reads the winners' images again: the validation data set needs dataset[index] and a length"
+        )
     return loader
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, Tensor) and value.numel() == 1)

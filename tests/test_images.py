@@ -100,3 +100,10 @@ def test_contrast_leaves_out_the_largest_of_the_values_that_are_not_zero():
     tiles = to_tiles(values, limit=limits)
     assert tiles[0].flatten()[values[0].flatten() >= 990].unique().tolist() == [255]
     assert tiles[2].unique().tolist() == [128]
+
+
+def test_contrast_does_not_cut_off_what_is_nearly_all_there_is():
+    values = torch.full((1, 1, 100, 100), 1e-6)
+    values[0, 0, 50, 50:60] = torch.arange(1.0, 11.0)
+
+    assert contrast_limits(values, share=0.99).tolist() == [10.0]

@@ -89,7 +89,8 @@ def projection_sheet(
     Returns:
         A picture with a block for each map: above, its number and its strongest activation; projections left, patches
         right, row by row in ``ceil(sqrt(k))`` columns. A place without a winner is empty. A map whose strongest
-        activation is not above 0 is dead, and its block says so.
+        activation is not above 0 is dead, and its block says so. Of all tiles the same outermost pixels are left away
+        where the projections have next to nothing: in a ResNet most of a receptive field.
 
     Raises:
         ValueError: If the shapes do not fit each other, the tiles are not uint8, or ``tile`` or ``columns`` is below 1.
@@ -103,6 +104,9 @@ def projection_sheet(
     count, winners, _, height, width = patches.shape
     values = values.detach().double().cpu()
     missing = ~(values > 0)
+    margin = _empty_margin(projections, ~missing)
+    patches, projections = (_without(margin, tiles) for tiles in (patches, projections))
+    height, width = patches.shape[3:]
     strongest = values.masked_fill(missing, -math.inf).amax(dim=1).tolist()
 
     height, width = _shown_size(height, width, tile or _tile_side(max(height, width), 2 * count * winners))
@@ -177,6 +181,9 @@ def evolution_sheet(
     if len(epochs) != moments:
         raise ValueError(f"epochs must name the {moments} epochs of the projections, but names {len(epochs)}")
     alive = (values.detach() > 0).cpu() & (indices >= 0).cpu()
+    margin = _empty_margin(projections, alive)
+    projections = _without(margin, projections)
+    height, width = projections.shape[3:]
     jumped, alive = jumps(indices.cpu(), alive).tolist(), alive.tolist()
 
     height, width = _shown_size(height, width, tile or _tile_side(max(height, width), count * moments))
@@ -234,6 +241,26 @@ def _check_sheet(maps: Tensor, tiles: dict[str, Tensor], tables: dict[str, Tenso
             )
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1 pixel, but is {tile}")
+
+
+def _empty_margin(projections: Tensor, shown: Tensor) -> int:
+    """How many outermost pixels of square tiles hold 1 % of the magnitude of what is shown, on average, or less."""
+    side = projections.shape[3]
+    distance = (torch.arange(side) - (side - 1) / 2).abs()
+    rings = ((side - 1) / 2 - torch.maximum(distance[:, None], distance)).long()  # 0 is the outermost
+    strength, tiles = torch.zeros(side, side), 0
+    for row, which in zip(projections, shown.cpu(), strict=True):
+        if projections.shape[4] != side or not which.any():
+            continue
+        each = (row.detach().cpu()[which].float() - 127.5).abs().sub_(1).clamp_min_(0).sum(1)  # 127 and 128 are zero
+        strength += (each / each.sum((1, 2), keepdim=True).clamp_min(1)).sum(0)
+        tiles += len(each)
+    share = torch.zeros(side).scatter_add_(0, rings.flatten(), strength.flatten()).cumsum(0) / max(1, tiles)
+    return min(int((share <= 0.01).sum()), max(0, side // 2 - 8)) if tiles and share[-1] > 0 else 0
+
+
+def _without(margin: int, tiles: Tensor) -> Tensor:
+    return tiles[..., margin : tiles.shape[3] - margin, margin : tiles.shape[4] - margin]
 
 
 def _tile_side(side: int, count: int) -> int:

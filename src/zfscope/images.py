@@ -50,12 +50,14 @@ def contrast_limits(values: Tensor, share: float = 0.995) -> Tensor:
 
     Args:
         values: ``(N, C, H, W)``.
-        share: Of the values that are not 0; the rest is shown black or white.
+        share: Of the values that are not 0; the rest, at most a tenth of all magnitude, is shown black or white.
     """
     flat = values.detach().float().flatten(1).abs().cpu()
     beyond = ((1 - share) * (flat > 0).sum(1)).long()  # how many values lie above the limit
-    most = int(beyond.max()) + 1 if len(beyond) else 1
-    return flat.topk(most, dim=1).values.gather(1, beyond[:, None]).squeeze(1)
+    largest = flat.topk(int(beyond.max()) + 1 if len(beyond) else 1, dim=1).values
+    # Where a few values are nearly all there is, as in a ResNet's projections, cutting them off would leave a blot.
+    light = (largest.cumsum(1) <= 0.1 * flat.sum(1, keepdim=True)).sum(1)
+    return largest.gather(1, torch.minimum(beyond, light)[:, None]).squeeze(1)
 
 
 def enlarge(tiles: Tensor, at_least: int) -> Tensor:
