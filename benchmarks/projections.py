@@ -297,7 +297,7 @@ def main() -> None:
         "captum_s_from_sample": captum,
         "way_down": {"our_s": down, **{f"{NAMES[peer]}_over_ours": each / down for peer, each in captum.items()}},
         "end_to_end": {**whole, **{f"{NAMES[peer]}_over_ours": each / ours for peer, each in captum.items()}},
-        "mining": mining(network, images[:256], 2 * options.rounds + 1),
+        "mining": mining(network, images[:640], options.rounds),
     }
     print(json.dumps(report, indent=2))
 

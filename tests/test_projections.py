@@ -520,18 +520,43 @@ def test_what_cannot_be_shown_is_refused_in_a_line_before_the_first_step(tmp_pat
     assert not hooks_of(module) and not (tmp_path / "figures").exists()
 
 
-def test_a_loader_that_lightning_has_late_is_refused_before_its_pass(tmp_path):
-    class Counting(Stream):
-        def __iter__(self):
-            passes.append(self)
-            return super().__iter__()
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"validation": Stream()}, r"needs dataset\[index\] and a length"), ({"activation": F.gelu}, "for gelu")],
+    ids=["stream", "gelu"],
+)
+def test_what_lightning_shows_late_is_refused_before_the_pass(tmp_path, given, message):
+    class Counting(Plain):
+        def validation_step(self, batch, batch_idx):
+            passed.append(batch_idx)
 
-    passes = []
+    passed = []
 
-    with pytest.raises(ValueError, match=r"needs dataset\[index\] and a length"):
-        fit(tmp_path, Plain(Counting()), Projections(), max_epochs=2, check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    with pytest.raises(ValueError, match=message):
+        fit(
+            *(tmp_path, Counting(**given), Projections()),
+            **{"max_epochs": 2, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
+        )
 
-    assert len(passes) <= 1
+    assert passed == []
+
+
+def test_an_unknown_layer_is_refused_where_nothing_is_validated(tmp_path):
+    module, _ = chain()
+
+    with pytest.raises(ValueError, match="no layer 'conv9'"):
+        fit(tmp_path, module, Projections(["conv9"]), limit_val_batches=0)
+
+    assert module.global_step == 0
+
+
+def test_other_ranks_neither_read_nor_draw(tmp_path, monkeypatch):
+    calls = recorded(monkeypatch)
+    monkeypatch.setattr(lightning.Trainer, "is_global_zero", False)
+
+    fit(tmp_path, Plain(), Projections())
+
+    assert calls == [] and not (tmp_path / "figures").exists()
 
 
 class Scaling(Plain):
@@ -954,7 +979,8 @@ def test_arrays_that_are_not_finished_leave_the_old_ones_and_nothing_else(tmp_pa
 
 def test_controls_are_means_over_winners_with_the_same_random_weights_each_time():
     network, images = small_chain().eval(), Pictures().images
-    table = brute_force(network, images, "conv1", torch.arange(5), 3)
+    maps = torch.tensor([3, 0, 4])
+    table = brute_force(network, images, "conv2", maps, 3)
     asked = ProjectionsAnalysis(controls=1000, batch_size=4, seed=5)
     reads = []
 
@@ -963,8 +989,9 @@ def test_controls_are_means_over_winners_with_the_same_random_weights_each_time(
         return images[list(indices)]
 
     before = torch.get_rng_state()
-    found = controls(network, {"conv1": table}, {"conv1": torch.arange(5)}, read, asked)
-    again = controls(network, {"conv1": table}, {"conv1": torch.arange(5)}, read, asked)
+    found = controls(network, {"conv2": table}, {"conv2": maps}, read, asked)
+    again = controls(network, {"conv2": table}, {"conv2": maps}, read, asked)
+    after = torch.get_rng_state()
 
     randomised = small_chain().eval()
     with torch.random.fork_rng():
@@ -975,13 +1002,13 @@ def test_controls_are_means_over_winners_with_the_same_random_weights_each_time(
         trace = network.trace(images[table.indices[rows, ranks]])
     places = table.positions[rows, ranks]
     expected = control_correlations(
-        network, trace, "conv1", rows, places, torch.arange(len(rows)), randomised, torch.Generator()
+        network, trace, "conv2", maps[rows], places, torch.arange(len(rows)), randomised, torch.Generator()
     )
-    assert found == again and torch.equal(torch.get_rng_state(), before)
+    assert found == again and torch.equal(after, before)
     for name in ("random_weights", "random_weights_place"):  # the other map is drawn, these are not
-        assert found[f"conv1/{name}_correlation"] == pytest.approx(float(expected[name].mean()), abs=1e-5)
+        assert found[f"conv2/{name}_correlation"] == pytest.approx(float(expected[name].mean()), abs=1e-5)
     assert all(len(indices) <= 4 and len(indices) == len(set(indices)) for indices in reads)
-    few = controls(network, {"conv1": table}, {"conv1": torch.arange(5)}, read, ProjectionsAnalysis(controls=2))
+    few = controls(network, {"conv2": table}, {"conv2": maps}, read, ProjectionsAnalysis(controls=2))
     assert len(reads[-1]) <= 2 and few != found
 
 

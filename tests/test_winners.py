@@ -186,20 +186,22 @@ def test_each_image_is_read_once_and_a_chain_sees_it_once_whatever_it_won(make):
     tables = mined(network, LAYERS[make], k=2)
     won = {int(index) for table in tables.values() for index in table.indices[table.values > 0]}
     below = network.conv1.conv if make is chain else network.body.conv1
-    reads, forwards = [], []
+    reads, forwards, above = [], [], []
 
     def counted(indices):
         reads.extend(indices)
         return read(indices)
 
     hook = below.register_forward_hook(lambda _module, inputs, _output: forwards.extend(inputs[0]))
+    if make is chain:
+        network.fc5.register_forward_hook(lambda *_: above.append(1))
     consumed = list(project_winners(network, tables, all_maps(tables), counted, batch_size=3))
     hook.remove()
 
     assert sum(len(winners.rows) for winners in consumed) > 2 * len(won)
     assert reads == sorted(won)
     if make is chain:
-        assert torch.equal(torch.stack(forwards), read(reads))
+        assert torch.equal(torch.stack(forwards), read(reads)) and not above
 
 
 def test_images_that_won_nothing_above_zero_are_not_read():

@@ -324,7 +324,7 @@ class ProjectionsAnalysis(Strict):
     top: Count = 9
     unpooling: Literal["sum", "overwrite"] = "sum"
     controls: Annotated[int, Field(ge=0)] = 64
-    batch_size: Count = 32
+    batch_size: Count = 16
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -5,7 +5,6 @@ Source: Zeiler & Fergus (2014), Fig. 2; the controls follow Mahendran & Vedaldi 
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import zipfile
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from zfscope.activations import TopTable
 from zfscope.analyses.evaluate import part_of
-from zfscope.config import AnalyzeConfig, InitConfig, ProjectionsAnalysis
+from zfscope.config import AnalyzeConfig, ConvLayer, DenseLayer, InitConfig, ProjectionsAnalysis
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.transforms import CentreTransform
 from zfscope.deconvnet import control_correlations
@@ -123,13 +122,17 @@ def controls(
     """
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(asked.seed)
-    randomised = copy.deepcopy(network)
+    convs = {name: spec for name, spec in network.spec.items() if isinstance(spec, ConvLayer)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)
-        randomised.cpu().initialise(InitConfig(scheme="he"))
-    randomised.to(device)
+        randomised = ConvNet(
+            {**convs, "classes": DenseLayer()}, num_classes=1, image_size=network.image_size, init=InitConfig()
+        )
+    randomised.to(next(network.parameters()))
     found = {}
     for layer, table in tables.items():
+        if layer not in convs:
+            continue
         rows, ranks = ((table.indices >= 0) & (table.values > 0)).nonzero(as_tuple=True)
         drawn = torch.randperm(len(rows), generator=generator)[: asked.controls]
         if not len(drawn):
@@ -160,7 +163,7 @@ class Arrays:
     def __init__(self, path: Path, tables: Mapping[str, TopTable], maps: Mapping[str, Tensor]) -> None:
         self.path, self.tables, self.maps = path, tables, maps
         self._scratch = path.with_suffix(".tmp")
-        self._arrays: dict[tuple[str, str], np.memmap] = {}
+        self._files: dict[tuple[str, str], Path] = {}
 
     def __enter__(self) -> Arrays:
         self._scratch.mkdir(parents=True, exist_ok=True)
@@ -183,17 +186,17 @@ class Arrays:
             if kind is None:
                 self._write()
         finally:
-            self._arrays.clear()
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _open(self, layer: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
-        if (layer, name) not in self._arrays:
-            places = tuple(self.tables[layer].values.shape)
-            path = self._scratch / f"{len(self._arrays)}.npy"
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(*places, *shape))
-            array[...] = OUTSIDE if dtype == np.uint8 else 0
-            self._arrays[layer, name] = array
-        return self._arrays[layer, name]
+        # Mapped anew at each call: pages of a mapping that stays count as this process's memory.
+        if (layer, name) in self._files:
+            return np.lib.format.open_memmap(self._files[layer, name], mode="r+")
+        places = tuple(self.tables[layer].values.shape)
+        path = self._files[layer, name] = self._scratch / f"{len(self._files)}.npy"
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(*places, *shape))
+        array[...] = OUTSIDE if dtype == np.uint8 else 0
+        return array
 
     def _write(self) -> None:
         for layer in self.tables:
@@ -201,9 +204,8 @@ class Arrays:
                 self.get(layer, name)
         whole = self._scratch / "arrays.npz"
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
-            for (layer, name), array in self._arrays.items():
-                array.flush()
-                file.write(array.filename, f"{layer}/{name}.npy")
+            for (layer, name), path in self._files.items():
+                file.write(path, f"{layer}/{name}.npy")
             for layer, table in self.tables.items():
                 small = {"maps": self.maps[layer], "values": table.values, "indices": table.indices}
                 for name, values in {**small, "positions": table.positions}.items():
