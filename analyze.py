@@ -39,7 +39,6 @@ def main(values: DictConfig) -> None:
 
 def analyze(config: AnalyzeConfig, folder: Path) -> None:
     """Load the network and its data, run the analysis, save and print what it found."""
-    keep_memory()
     device = find_device(config.device)
     network = load_network(config.checkpoint)
     run = run_config(config.checkpoint)
@@ -48,6 +47,7 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given, "batch_size": 1}, "data")
     data = ImageData(open_data(data_config), data_config, preprocessing)
+    keep_memory()  # not before: what reading a checkpoint takes shall go back
     found = ANALYSES[config.analysis.name](network, data, config, device, folder)
     paper = run.get("paper", {})
     metrics = {name: {**metric, "paper": paper.get(name)} for name, metric in found.items()}

@@ -17,7 +17,7 @@ from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
 from zfscope.figures import projection_sheet
 from zfscope.networks import Network, network_of
-from zfscope.winners import OUTSIDE, Miner, choose_maps, comes_again, layers_to_watch, project_winners, try_out
+from zfscope.winners import OUTSIDE, Miner, choose_maps, comes_again, project_winners, try_out
 
 
 class Projections(lightning.Callback):
@@ -64,7 +64,6 @@ class Projections(lightning.Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
         self._network, self._layers = network_of(pl_module, self.layers), None
-        layers_to_watch(self._network, self.layers)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse what cannot be shown before the first step; a loader that Lightning has not yet, before its pass."""

@@ -194,7 +194,7 @@ def test_each_image_is_read_once_and_a_chain_sees_it_once_whatever_it_won(make):
 
     hook = below.register_forward_hook(lambda _module, inputs, _output: forwards.extend(inputs[0]))
     if make is chain:
-        network.fc5.register_forward_hook(lambda *_: above.append(1))
+        network.fc5.linear.register_forward_hook(lambda *_: above.append(1))
     consumed = list(project_winners(network, tables, all_maps(tables), counted, batch_size=3))
     hook.remove()
 

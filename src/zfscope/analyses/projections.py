@@ -124,10 +124,11 @@ def controls(
     generator = torch.Generator().manual_seed(asked.seed)
     convs = {name: spec for name, spec in network.spec.items() if isinstance(spec, ConvLayer)}
     with torch.random.fork_rng(devices=[]):
+        # Filters of its own, but nothing above them: the dense layers are most of a network's memory.
+        layers = {**convs, network.layers[-1]: DenseLayer()}
+        randomised = ConvNet(layers, num_classes=1, image_size=network.image_size)
         torch.manual_seed(asked.seed)
-        randomised = ConvNet(
-            {**convs, "classes": DenseLayer()}, num_classes=1, image_size=network.image_size, init=InitConfig()
-        )
+        randomised.initialise(InitConfig(scheme="he"))
     randomised.to(next(network.parameters()))
     found = {}
     for layer, table in tables.items():
