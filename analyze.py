@@ -10,7 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from train import CONF, REFUSALS, console, keep_memory, refuse, run_command
+from train import CONF, REFUSALS, console, refuse, run_command
 from zfscope.analyses.evaluate import evaluate
 from zfscope.analyses.evolution import evolution
 from zfscope.analyses.projections import projections
@@ -47,7 +47,6 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given, "batch_size": 1}, "data")
     data = ImageData(open_data(data_config), data_config, preprocessing)
-    keep_memory()  # not before: what reading a checkpoint takes shall go back
     found = ANALYSES[config.analysis.name](network, data, config, device, folder)
     paper = run.get("paper", {})
     metrics = {name: {**metric, "paper": paper.get(name)} for name, metric in found.items()}

@@ -466,6 +466,15 @@ def test_the_controls_of_one_layer_are_correlations_of_its_filters():
     assert found["random_weights_place"].tolist() == pytest.approx(magnitudes)
 
 
+def test_a_layer_of_one_map_has_no_other_map_to_compare_with():
+    torch.manual_seed(0)
+    filters, others = torch.randn(2, 1, 3, 3, 3, dtype=torch.float64)
+
+    found, _ = asked_controls(one_layer(filters), one_layer(others), torch.tensor([0, 0]))
+
+    assert found["other_map"].isnan().all() and found["random_weights"].isfinite().all()
+
+
 def test_a_control_that_is_the_same_map_correlates_fully_and_its_negative_in_place_only():
     torch.manual_seed(0)
     same = torch.randn(1, 3, 3, 3).repeat(2, 1, 1, 1)

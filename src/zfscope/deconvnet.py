@@ -149,7 +149,8 @@ def control_correlations(
     Returns:
         ``other_map`` and ``random_weights``: Pearson's correlation of each control with the true projection over the
         pixels of its box, ``(P,)``; ``other_map_place`` and ``random_weights_place``: the same of their magnitudes,
-        summed over colours, which asks only where there is something. NaN where one of the two is constant.
+        summed over colours, which asks only where there is something. NaN where one of the two is constant, or a
+        layer has no other map.
 
     Source: Mahendran & Vedaldi (2016), "Salient deconvolutional networks", who found the switches and the architecture
     to matter more than the neuron; Adebayo et al. (2018) for random weights. The form of the controls is ours.
@@ -161,7 +162,7 @@ def control_correlations(
     shifts = torch.randint(1, max(2, count), (len(maps),), generator=generator)
     ones = torch.ones(len(maps), dtype=trace.images.dtype, device=trace.images.device)
     true = way.carry(layer, ones, maps, cells, sources, boxes)
-    other = way.carry(layer, ones, (maps + shifts) % count, cells, sources, boxes)
+    other = way.carry(layer, ones if count > 1 else ones * torch.nan, (maps + shifts) % count, cells, sources, boxes)
     random = WayDown(randomised, trace).carry(layer, ones, maps, cells, sources, boxes)
     found = {}
     for name, control in {"other_map": other, "random_weights": random}.items():
