@@ -77,9 +77,14 @@ def projections(
         figures = folder / "figures" / "projections"
         figures.mkdir(parents=True, exist_ok=True)
         for layer, table in progress.track(chosen.items(), description="Drawing"):
-            patches, tiles = (torch.from_numpy(arrays.get(layer, name)) for name in ("patches", "projections"))
             title = f"{layer}, {len(images):,} images"
-            projection_sheet(maps[layer], patches, tiles, table.values, title=title).save(figures / f"{layer}.png")
+            projection_sheet(
+                maps[layer],
+                # Held nowhere else: two layers' tiles at a time would be half a gigabyte.
+                *(torch.from_numpy(arrays.get(layer, name)) for name in ("patches", "projections")),
+                table.values,
+                title=title,
+            ).save(figures / f"{layer}.png")
         metrics = {}
         for layer, table in tables.items():
             dead = int((table.values[:, 0] <= 0).sum())
