@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import hydra
 import lightning
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -101,6 +102,7 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
     statistics = statistics_of(
         splits.train, config.data.resize, config.data.cache, most=config.data.mean_images, num_workers=workers
     )
+    torch.manual_seed(config.seed)  # measuring a data set draws numbers, reading what was measured does not
     network = build_network(config.model, len(splits.train.classes), config.data.crop)
     network.classes = splits.train.classes
     network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)

@@ -354,3 +354,13 @@ def test_help_explains_the_groups_and_shows_examples():
     assert answer.returncode == 0
     for words in ("model: ", "zfnet_mini", "python train.py -m model/stem=", "experiment=elpv"):
         assert words in answer.stdout
+
+
+def test_a_run_whose_data_was_measured_before_repeats_the_one_that_measured_it(command, tiny, tmp_path):
+    weights = []
+    for name in ("first", "second"):  # the second finds the statistics in the cache
+        code, _, error = command("train", *tiny, "evaluate.enabled=false", f"hydra.run.dir={tmp_path / name}")
+        assert code == 0, error
+        weights.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
