@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -11,16 +13,29 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from train import CONF, REFUSALS, console, refuse, run_command
+from zfscope.analyses.correspondence import correspondence
+from zfscope.analyses.diagnostics import diagnostics
 from zfscope.analyses.evaluate import evaluate
 from zfscope.analyses.evolution import evolution
+from zfscope.analyses.invariance import invariance
+from zfscope.analyses.occlusion import occlusion
 from zfscope.analyses.projections import projections
 from zfscope.checkpoints import load_network, run_config
 from zfscope.config import AnalyzeConfig, DataConfig, check
 from zfscope.data.datamodule import ImageData, open_data
+from zfscope.preprocessing import Preprocessing
 from zfscope.runs import Busy, lock, remove_unused, write_results
 from zfscope.tables import results_table
 
-ANALYSES = {"evaluate": evaluate, "projections": projections, "evolution": evolution}
+ANALYSES = {
+    "evaluate": evaluate,
+    "projections": projections,
+    "evolution": evolution,
+    "occlusion": occlusion,
+    "invariance": invariance,
+    "correspondence": correspondence,
+    "diagnostics": diagnostics,
+}
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="analyze")
@@ -42,18 +57,31 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
     device = find_device(config.device)
     network = load_network(config.checkpoint)
     run = run_config(config.checkpoint)
-    given = {name: value for name, value in config.data.items() if value is not None}
-    preprocessing = network.preprocessing
-    sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
-    data_config = check(DataConfig, {**run.get("data", {}), **sizes, **given, "batch_size": 1}, "data")
-    data = ImageData(open_data(data_config), data_config, preprocessing)
+    data = find_data(config, run.get("data", {}), network.preprocessing)
     found = ANALYSES[config.analysis.name](network, data, config, device, folder)
     paper = run.get("paper", {})
-    metrics = {name: {**metric, "paper": paper.get(name)} for name, metric in found.items()}
-    conditions = {"checkpoint": str(config.checkpoint), "data": data_config.name, **config.analysis.model_dump()}
+    metrics = {name: {"paper": paper.get(name), **metric} for name, metric in found.items()}
+    conditions = {"checkpoint": str(config.checkpoint), "data": data.config.name if data else None}
+    conditions |= {"image": config.image} if config.image else {}
+    conditions |= config.analysis.model_dump()
     write_results(folder, metrics, conditions)
     console.print(results_table(metrics, str(config.checkpoint)))
     console.print(f"saved in {folder}", markup=False)
+
+
+def find_data(config: AnalyzeConfig, known: Mapping[str, Any], preprocessing: Preprocessing) -> ImageData | None:
+    """The run's data, changed by the command line; with images of one's own None where there are none."""
+    own = config.image or getattr(config.analysis, "boxes", None)
+    given = {name: value for name, value in config.data.items() if value is not None}
+    sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
+    try:
+        data_config = check(DataConfig, {**known, **sizes, **given, "batch_size": 1}, "data")
+        return ImageData(open_data(data_config), data_config, preprocessing)
+    except (ValueError, OSError, ImportError) as error:
+        if own is None or given:
+            raise
+        console.print(f"only {own} is looked at: {error}", markup=False)
+        return None
 
 
 def find_device(name: str) -> torch.device:

@@ -4,16 +4,17 @@ Source: Zeiler & Fergus (2014), Sec. 3: without it a few first-layer filters dom
 """
 
 import lightning
+import torch
 from torch import Tensor, nn
 
-from zfscope.layers import conv_layers, rescale_filters_
+from zfscope.layers import conv_layers, filter_rms, rescale_filters_
 
 
 class FilterRenorm(lightning.Callback):
     """After each optimiser step, rescale every conv filter whose RMS exceeds the radius.
 
-    Logs each epoch ``filter_renorm/<layer>``: how many of its filters were rescaled at least once. Frozen layers are
-    left as they are.
+    Logs each epoch ``filter_renorm/<layer>``: how many of its filters were rescaled at least once; and
+    ``filter_rms/<layer>``: the largest RMS that one of them had before. Frozen layers are left as they are.
 
     Args:
         radius: Largest RMS of a filter, above 0. The paper's 0.1 belongs to inputs in about [-128, 128].
@@ -28,6 +29,7 @@ class FilterRenorm(lightning.Callback):
         self.radius = radius
         self._layers: dict[str, nn.Conv2d] = {}
         self._above: dict[str, Tensor] = {}
+        self._largest: dict[str, Tensor] = {}
         self._step = 0
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -39,7 +41,7 @@ class FilterRenorm(lightning.Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start counting anew."""
         self._step = trainer.global_step
-        self._above = {}
+        self._above, self._largest = {}, {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Rescale if the optimiser made a step; while gradients accumulate it makes none."""
@@ -48,10 +50,13 @@ class FilterRenorm(lightning.Callback):
         self._step = trainer.global_step
         for name, layer in self._layers.items():
             if layer.weight.requires_grad:
+                largest = filter_rms(layer.weight.detach()).amax()
                 above = rescale_filters_(layer.weight, self.radius)
                 self._above[name] = self._above[name] | above if name in self._above else above
+                self._largest[name] = torch.maximum(self._largest.get(name, largest), largest)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log how many filters were rescaled."""
+        """Log how many filters were rescaled, and how far the largest had grown."""
         for name, above in self._above.items():
             pl_module.log(f"filter_renorm/{name}", above.sum().float())
+            pl_module.log(f"filter_rms/{name}", self._largest[name].float())

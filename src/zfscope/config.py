@@ -340,7 +340,71 @@ class EvolutionAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-Analysis = Annotated[EvaluateAnalysis | ProjectionsAnalysis | EvolutionAnalysis, Field(discriminator="name")]
+class OcclusionAnalysis(Strict):
+    """``analysis=occlusion``: what the network says while a grey square slides over an image (Fig. 7)."""
+
+    name: Literal["occlusion"] = "occlusion"
+    part: Literal["train", "val", "test"] = "val"
+    images: Count = 6
+    indices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    shown: Annotated[int, Field(ge=0)] = 12
+    target: str | int | None = None
+    size: Count | None = None
+    stride: Count | None = None
+    fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    layer: str | None = None
+    top: Annotated[int, Field(ge=0)] = 9
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class InvarianceAnalysis(Strict):
+    """``analysis=invariance``: how far features move when an image is shifted, scaled or turned (Fig. 5)."""
+
+    name: Literal["invariance"] = "invariance"
+    part: Literal["train", "val", "test"] = "val"
+    images: Annotated[int, Field(ge=2)] = 64
+    shown: Annotated[int, Field(ge=1, le=10)] = 5
+    layers: tuple[str, str] | None = None
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class CorrespondenceAnalysis(Strict):
+    """``analysis=correspondence``: does hiding one part change features alike in all images (Table 1, Fig. 8)."""
+
+    name: Literal["correspondence"] = "correspondence"
+    boxes: str | None = None
+    part: Literal["train", "val", "test"] = "test"
+    images: Annotated[int, Field(ge=2)] = 5
+    layers: tuple[str, ...] | None = None
+    masks: Count = 100
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DiagnosticsAnalysis(Strict):
+    """``analysis=diagnostics``: dead maps, frequencies of filters, aliasing; two checkpoints side by side (Fig. 6)."""
+
+    name: Literal["diagnostics"] = "diagnostics"
+    part: Literal["train", "val", "test"] = "val"
+    other: str | None = None
+    images: Count | None = None
+    maps: Count = 64
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+Analysis = Annotated[
+    EvaluateAnalysis
+    | ProjectionsAnalysis
+    | EvolutionAnalysis
+    | OcclusionAnalysis
+    | InvarianceAnalysis
+    | CorrespondenceAnalysis
+    | DiagnosticsAnalysis,
+    Field(discriminator="name"),
+]
 
 
 class AnalyzeConfig(Strict):
@@ -349,15 +413,26 @@ class AnalyzeConfig(Strict):
     checkpoint: str
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     data: dict[str, Any] = {}
+    image: str | None = None
     analysis: Analysis
+
+    @model_validator(mode="after")
+    def _image_is_looked_at(self) -> AnalyzeConfig:
+        if self.image is not None and self.analysis.name != "occlusion":
+            raise ValueError(f"image={self.image} belongs to analysis=occlusion, not to analysis={self.analysis.name}")
+        if self.image is not None and self.analysis.indices is not None:
+            raise ValueError("image=FILE and analysis.indices name different images; give one of them")
+        return self
 
 
 Config = TypeVar("Config", bound=BaseModel)
 
 # Spelling out what `_target_` may name keeps a config file from running foreign code.
 TARGETS = (
+    "zfscope.callbacks.Diagnostics",
     "zfscope.callbacks.FeatureEvolution",
     "zfscope.callbacks.FilterImages",
+    "zfscope.callbacks.OcclusionMaps",
     "zfscope.callbacks.Projections",
     "lightning.pytorch.callbacks.EarlyStopping",
     "lightning.pytorch.callbacks.GradientAccumulationScheduler",

@@ -177,7 +177,7 @@ class ConvNet(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
-        self._check_images(images)
+        self.check_images(images)
         maps = images
         for name in self.layers:
             maps = self._enter(name, maps)
@@ -239,7 +239,7 @@ class ConvNet(Network):
             images: Preprocessed images, ``(N, 3, H, W)``.
             top: The last layer that is computed; default: all of them.
         """
-        self._check_images(images)
+        self.check_images(images)
         top = self.layers[-1] if top is None else top
         trace = Trace(images)
         maps = images
@@ -263,7 +263,8 @@ class ConvNet(Network):
     def _enter(self, name: str, maps: Tensor) -> Tensor:
         return maps.flatten(1) if isinstance(self.spec[name], DenseLayer) and maps.ndim > 2 else maps
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Refuse images of another shape than the chain's."""
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(f"images must be (N, {', '.join(map(str, expected))}), but they are {tuple(images.shape)}")

@@ -1,20 +1,19 @@
-"""The figures, one function each: tensors in, a PIL picture out. No plotting state is kept between calls."""
+"""Sheets of tiles: first-layer filters, projections beside patches, projections over the epochs."""
 
 import math
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.evolution import jumps
+from zfscope.figures.canvas import EDGE, EMPTY, QUIET, RED, canvas, draw_dead, short
 from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
 from zfscope.layers import filter_rms
 
 DEAD_SHARE = 0.01  # a filter is called dead below this share of the median RMS
-RED, QUIET = "#b00020", "#606060"  # what is wrong or has changed; what is said beside
 SHEET_SIDE = 5900  # pixels; where hundreds of blocks can be laid out within it, they are
-EMPTY, EDGE = 244, 208  # greys of a place with nothing to show and of lines around tiles; far from that of a 0
 
 
 def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> Image.Image:
@@ -52,7 +51,7 @@ def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> 
     below, right = 18, 6
     sheet = to_pil(grid(tiles, columns, (below, right)))
     legend = f"one scale: black {-limit:.3g}, white {limit:.3g}; below: RMS, red if dead"
-    figure, draw, top = _canvas(sheet.width, sheet.height - below, title, legend, margin=right)
+    figure, draw, top = canvas(sheet.width, sheet.height - below, title, legend, margin=right)
     figure.paste(sheet.crop((0, below, *sheet.size)), (0, top))  # the sheet begins with an empty strip
     small = ImageFont.load_default(11)
     for index, value in enumerate(rms.tolist()):
@@ -116,7 +115,7 @@ def projection_sheet(
     gap, middle, room = (2, 8, 28) if large else (1, 5, 18)  # around tiles, between the two halves, between blocks
     above, font = (26, ImageFont.load_default(16)) if large else (20, ImageFont.load_default(13))
     names = [f"map {number}" for number in maps.tolist()]
-    notes = [f"max {_short(value)}" if value > 0 else "" for value in strongest]
+    notes = [f"max {short(value)}" if value > 0 else "" for value in strongest]
     labels = max(font.getlength(name + "  " + note) for name, note in zip(names, notes, strict=True))
     half = across * (width + gap) + gap
     block_width = max(2 * half + middle, math.ceil(labels))
@@ -127,14 +126,14 @@ def projection_sheet(
     winner = f"{winners} strongest activations" if winners > 1 else "strongest activation"
     legend = f"{winner} of each map: left the projections (grey is 0, each on its own scale), right the image patches"
     size = columns * step_x + room, math.ceil(count / columns) * step_y + room // 2
-    figure, draw, top = _canvas(*size, title, legend, margin=room)
+    figure, draw, top = canvas(*size, title, legend, margin=room)
     for index, (name, note, value) in enumerate(zip(names, notes, strongest, strict=True)):
         row, column = divmod(index, columns)
         x, y = room + column * step_x, top + row * step_y
         draw.text((x, y + above - 7), name, "black", font, anchor="ls")
         draw.text((x + block_width, y + above - 7), note, QUIET, font, anchor="rs")
         if not value > 0:
-            _draw_dead(draw, (x, y + above, x + block_width - 1, y + block_height - 1), font)
+            draw_dead(draw, (x, y + above, x + block_width - 1, y + block_height - 1), font)
             continue
         for left, tiles in ((x, projections), (x + half + middle, patches)):
             shown = torch.full((across * down, 3, height, width), EMPTY, dtype=torch.uint8)
@@ -199,7 +198,7 @@ def evolution_sheet(
 
     legend = "strongest activation of each map, projected (grey is 0, each on its own scale);   "
     size = left + moments * pitch - gap + room, line + count * step - gap + room
-    figure, draw, top = _canvas(*size, title, legend, margin=room, mark="before a tile: now another image (a jump)")
+    figure, draw, top = canvas(*size, title, legend, margin=room, mark="before a tile: now another image (a jump)")
     for column, header in enumerate(headers):
         draw.text((left + column * pitch + width / 2, top + line - 8), header, "black", font, anchor="ms")
     for row, name in enumerate(names):
@@ -209,7 +208,7 @@ def evolution_sheet(
         for column in range(moments):
             x = left + column * pitch
             if not alive[row][column]:
-                _draw_dead(draw, (x, y, x + width - 1, y + height - 1), font)
+                draw_dead(draw, (x, y, x + width - 1, y + height - 1), font)
                 continue
             figure.paste(to_pil(shown[column]), (x, y))
             if jumped[row][column]:
@@ -296,46 +295,3 @@ def _balanced_columns(count: int, width: int, height: int) -> int:
         return too_long, max(columns * width, 1.1 * rows * height) * (rows * columns / count) ** 2
 
     return min(range(1, count + 1), key=cost)
-
-
-def _canvas(
-    width: int, height: int, title: str, legend: str, *, margin: int, mark: str = ""
-) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
-    """Make a white picture with title and legend above room for ``width`` x ``height``.
-
-    Args:
-        width: Pixels needed below; the picture is wider where title or legend need more.
-        height: Pixels needed below.
-        title: First line.
-        legend: Second line.
-        margin: Pixels left of the text, and at least as many right of it.
-        mark: What a red bar means; follows the legend.
-
-    Returns:
-        The picture, its drawing surface, and the row where the room begins.
-    """
-    scale = min(2.5, max(1.0, width / 1600))  # large sheets are looked at from further away
-    heading, small = ImageFont.load_default(14 * scale), ImageFont.load_default(12 * scale)
-    end = margin + small.getlength(legend)
-    right = end + small.getlength(mark) + 8 * scale if mark else end
-    top = round(44 * scale)
-    needed = math.ceil(max(margin + heading.getlength(title), right) + margin)
-    figure = Image.new("RGB", (max(width, needed), top + height), "white")
-    draw = ImageDraw.Draw(figure)
-    draw.text((margin, 5 * scale), title, "black", heading)
-    draw.text((margin, 25 * scale), legend, "#444444", small)
-    if mark:
-        draw.rectangle((end, 26 * scale, end + 3 * scale, 37 * scale), RED)
-        draw.text((end + 8 * scale, 25 * scale), mark, "#444444", small)
-    return figure, draw, top
-
-
-def _draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: ImageFont.FreeTypeFont) -> None:
-    """Fill a box (left, top, right, bottom; all inside) that has nothing to show, and say why."""
-    draw.rectangle(box, (EMPTY,) * 3, (EDGE,) * 3)
-    draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), "dead", RED, font, anchor="mm")
-
-
-def _short(value: float) -> str:
-    """Write a positive number in a few characters."""
-    return f"{value:.3g}" if 0.01 <= value < 999.5 else f"{value:.0f}" if 999.5 <= value < 99999.5 else f"{value:.1e}"

@@ -1,0 +1,152 @@
+"""Whether hiding one part changes features alike in all images, against hiding random places.
+
+Source: Zeiler & Fergus (2014), Sec. 4.3, Fig. 8 and Table 1. How many random masks there were and where, the paper does
+not say; all of that is our choice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from zfscope.analyses.evaluate import part_of
+from zfscope.config import AnalyzeConfig
+from zfscope.correspondence import correspond, layers_to_compare, occluded, random_boxes
+from zfscope.data.datamodule import ImageData
+from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
+from zfscope.data.phantom import Phantom
+from zfscope.figures import correspondence_sheet
+from zfscope.networks import Network
+from zfscope.runs import write_arrays
+from zfscope.winners import as_pictures
+
+# Table 1, in percent; five dogs, ZFNet.
+PAPER = {
+    "conv5": {"right_eye": 6.7, "left_eye": 6.9, "nose": 7.9, "random": 10.7},
+    "fc7": {"right_eye": 6.9, "left_eye": 6.8, "nose": 6.9, "random": 7.3},
+}
+CONTROLS = ("random", "on_object", "same_place")
+SHOWN = 5  # images on the sheet, as in Fig. 8
+
+
+def correspondence(
+    network: Network, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Write ``arrays.npz`` and ``figures/correspondence.png``; give Delta in percent by part and layer.
+
+    ``<part>/<layer>`` is Delta, its spread the standard deviation over pairs of images. ``random/<layer>`` is the mean
+    over random masks of all parts' sizes, each image's anywhere; ``on_object/<layer>`` over those on the object (their
+    middles within the box that holds all parts); ``same_place/<layer>`` over those at one place in all images. Their
+    spread and 95 % interval are over masks. ``<part>/<layer>/random_above`` … is the share of the masks of that part's
+    own sizes whose Delta is larger: 97.5 % and more is below the 95 % interval. ``<part>/<layer>/changed`` is the share
+    of dimensions that hiding the part changes at all. ``misalignment``: see ``PartImages``.
+
+    ``arrays.npz`` holds ``images (N,)``, ``parts (P,)``, ``boxes (P, N, 4)``, ``random_boxes (P, masks, N, 4)`` …, and
+    for each layer ``<layer>/pairs (P, pairs)``, ``<layer>/changed (P,)``, ``<layer>/random (P, masks)`` … and
+    ``<layer>/random_changed (P,)`` …; shares 0-1.
+
+    Raises:
+        ValueError: For an unknown layer, a CSV that does not fit, data without parts, or too few faces.
+        FileNotFoundError: If there is no such CSV.
+    """
+    asked = config.analysis
+    layers = layers_to_compare(network) if asked.layers is None else tuple(dict.fromkeys(asked.layers))
+    for layer in layers:
+        network.check_layer(layer)
+    if not layers:
+        raise ValueError(f"analysis.layers names no layer; the layers are {', '.join(network.layers)}")
+    examples = _examples(network, data, config)
+    # float64 is unknown to Apple's GPUs, and rounding must not make signs.
+    network = network.to("cpu" if device.type == "mps" else device)
+
+    size, generator = examples.inputs.shape[2:], torch.Generator().manual_seed(asked.seed)
+    masks = {}
+    for part, boxes in examples.boxes.items():
+        masks[part, "part"] = boxes[None]
+        masks[part, "random"] = random_boxes(boxes, asked.masks, size, generator)
+        masks[part, "on_object"] = random_boxes(boxes, asked.masks, size, generator, around=examples.objects())
+        masks[part, "same_place"] = random_boxes(boxes, asked.masks, size, generator, together=True)
+    found = {
+        key: correspond(network, examples.inputs, boxes, layers, batch_size=asked.batch_size)
+        for key, boxes in track(masks.items(), "Hiding", transient=True)
+    }
+
+    parts = tuple(examples.boxes)
+    arrays = {"images": np.array(examples.names), "parts": np.array(parts)}
+    arrays["boxes"] = torch.stack(list(examples.boxes.values())).numpy()
+    for kind in CONTROLS:
+        arrays[f"{kind}_boxes"] = torch.stack([masks[part, kind] for part in parts]).numpy()
+    for layer in layers:
+        arrays[f"{layer}/pairs"] = np.stack([found[part, "part"][layer].pairs[0] for part in parts])
+        arrays[f"{layer}/changed"] = np.array([float(found[part, "part"][layer].changed.mean()) for part in parts])
+        for kind in CONTROLS:
+            each = [found[part, kind][layer] for part in parts]
+            arrays[f"{layer}/{kind}"] = np.stack([one.delta for one in each])
+            arrays[f"{layer}/{kind}_changed"] = np.array([float(one.changed.mean()) for one in each])
+
+    hidden = [*examples.boxes.values(), masks[parts[0], "random"][0]]
+    shown = [examples.inputs, *(occluded(examples.inputs, boxes) for boxes in hidden)]
+    write_arrays(folder / "arrays.npz", arrays)
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    correspondence_sheet(
+        torch.stack([as_pictures(network, inputs[:SHOWN]) for inputs in shown], dim=1),
+        parts,
+        {
+            layer: {
+                "part": torch.from_numpy(arrays[f"{layer}/pairs"]).mean(1),
+                **{kind: torch.from_numpy(arrays[f"{layer}/{kind}"]) for kind in CONTROLS},
+            }
+            for layer in layers
+        },
+        title=f"{Path(config.checkpoint).name}: do the same features change in all {len(examples.names)} images?",
+    ).save(figures / "correspondence.png")
+    return _metrics(parts, layers, arrays, examples)
+
+
+def _examples(network: Network, data: ImageData, config: AnalyzeConfig) -> PartImages:
+    asked = config.analysis
+    if asked.boxes is not None:
+        if not Path(asked.boxes).is_file():
+            raise FileNotFoundError(f"analysis.boxes={asked.boxes}: there is no such file")
+        return read_parts(asked.boxes, network.preprocessing)
+    images = part_of(data, asked.part) if data is not None else None
+    if not isinstance(images, Phantom):
+        raise ValueError(
+            "analysis=correspondence: where the parts of these images are is not known; "
+            f"analysis.boxes=FILE.csv gives {','.join(COLUMNS)}"
+        )
+    return aligned_faces(images, network.preprocessing, asked.images)
+
+
+def _metrics(
+    parts: tuple[str, ...], layers: tuple[str, ...], arrays: dict[str, np.ndarray], examples: PartImages
+) -> dict[str, dict[str, Any]]:
+    metrics: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        pairs, paper = arrays[f"{layer}/pairs"], PAPER.get(layer, {})
+        for part, values in zip(parts, pairs, strict=True):
+            metrics[f"{part}/{layer}"] = _metric(values.mean(), spread=values.std(), paper=paper.get(part))
+        for kind in CONTROLS:
+            draws = arrays[f"{layer}/{kind}"]
+            interval = [100 * each for each in np.quantile(draws, (0.025, 0.975)).tolist()]
+            metrics[f"{kind}/{layer}"] = _metric(draws.mean(), spread=draws.std(), paper=paper.get(kind))
+            metrics[f"{kind}/{layer}"]["interval"] = interval
+        for kind in CONTROLS:
+            for part, draws, delta in zip(parts, arrays[f"{layer}/{kind}"], pairs.mean(1), strict=True):
+                metrics[f"{part}/{layer}/{kind}_above"] = _metric((draws > delta).mean())
+        for part, share in zip(parts, arrays[f"{layer}/changed"], strict=True):
+            metrics[f"{part}/{layer}/changed"] = _metric(share)
+    metrics["misalignment"] = {"value": examples.misalignment(), "unit": "px"}
+    return metrics
+
+
+def _metric(share: float, **more: float | None) -> dict[str, Any]:
+    """A share as a metric in percent, its spread too; the paper's number is in percent already."""
+    if "spread" in more:
+        more["spread"] = 100 * float(more["spread"])
+    return {"value": 100 * float(share), "unit": "%", **more}

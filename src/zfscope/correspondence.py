@@ -1,0 +1,213 @@
+"""Correspondence: does hiding the same part change the features of different images in the same way?
+
+If a network knows that a nose is a nose, hiding the nose raises and lowers the same features in every face. The signs
+of the changes are compared between images; random places are the control. Two masks at one place change the same cells
+of a feature map whatever they hide, so of all random places those that are the same in all images are the hardest
+control.
+
+Source: Zeiler & Fergus (2014), Sec. 4.3, Fig. 8 and Table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zfscope.networks import Network, evaluating
+from zfscope.winners import layers_to_watch
+
+# Of an image's largest feature in the layer. Rounding in float64 stays a thousand times below, a true change above.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class SignChanges:
+    """What masking did to the features of one layer.
+
+    Attributes:
+        pairs: Share of dimensions whose changes differ in sign, for each mask of the set and each pair of images,
+            ``(K, N (N - 1) / 2)``. Its mean over pairs is the paper's Delta.
+        changed: Share of dimensions that changed at all, ``(K, N)``.
+    """
+
+    pairs: Tensor
+    changed: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """The mean feature sign change of each mask, ``(K,)``: over ordered pairs of images and dimensions."""
+        return self.pairs.mean(-1)
+
+
+def sign_change(errors: Tensor) -> Tensor:
+    """The normalised Hamming distance between the signs of each two images' changes.
+
+    Args:
+        errors: Features of the original minus those of the masked image, ``(…, N, D)``.
+
+    Returns:
+        Share of the ``D`` dimensions that differ, 0-1, for the pairs (0, 1), (0, 2), …, ``(…, N (N - 1) / 2)``. A pair
+        has one distance in both orders, so the mean over these is the mean over ordered pairs. ``sign(0) = 0`` differs
+        from both signs.
+
+    Raises:
+        ValueError: If there are fewer than two images, no dimension, or values that are not finite.
+
+    Source: Zeiler & Fergus (2014), Sec. 4.3: Delta = sum over i != j of H(sign e_i, sign e_j), H the normalised
+    Hamming distance. What the printed "mean feature sign change" is the mean of, and what its +- is over, the paper
+    does not say; we take the mean and the standard deviation over pairs. The rule for 0 is ours.
+    """
+    if errors.ndim < 2 or errors.shape[-2] < 2 or not errors.shape[-1]:
+        raise ValueError(f"errors must be (…, N, D) of 2 images or more, but are {tuple(errors.shape)}")
+    if not bool(errors.isfinite().all()):
+        raise ValueError("errors hold NaN or infinity: the network's features are not finite")
+    signs = errors.sign()
+    same = torch.zeros((), dtype=torch.float64, device=errors.device)
+    for sign in (-1, 0, 1):
+        having = (signs == sign).double()  # counts stay exact
+        same = same + having @ having.mT
+    first, second = torch.triu_indices(errors.shape[-2], errors.shape[-2], 1, device=errors.device)
+    return 1 - same[..., first, second] / errors.shape[-1]
+
+
+def feature_errors(original: Tensor, masked: Tensor) -> Tensor:
+    """Original minus masked features, ``(…, N, D)``, where the difference is more than rounding; else 0.
+
+    Units that the mask cannot reach must not vote, and the same sum in another order may differ in the last bit.
+    """
+    errors = original - masked
+    return errors.masked_fill(errors.abs() <= ROUNDING * original.abs().amax(-1, keepdim=True), 0)
+
+
+def occluded(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
+    """Copies of images with a box of each filled.
+
+    Args:
+        images: Network inputs, ``(N, 3, H, W)``.
+        boxes: Half-open ``(x0, y0, x1, y1)`` in pixels, ``(…, N, 4)``; what overhangs is cut off.
+        fill: Value in the box; 0 is the mean grey.
+
+    Returns:
+        ``(…, N, 3, H, W)``.
+    """
+    if images.ndim != 4 or boxes.shape[-2:] != (len(images), 4):
+        raise ValueError(
+            f"boxes must be (…, N, 4) for images (N, 3, H, W), but are {tuple(boxes.shape)} for {tuple(images.shape)}"
+        )
+    x0, y0, x1, y1 = boxes.to(images.device)[..., None, None, None, :].unbind(-1)
+    rows = torch.arange(images.shape[2], device=images.device)[:, None]
+    columns = torch.arange(images.shape[3], device=images.device)
+    return images.masked_fill((y0 <= rows) & (rows < y1) & (x0 <= columns) & (columns < x1), fill)
+
+
+def random_boxes(
+    boxes: Tensor,
+    draws: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    around: Tensor | None = None,
+    together: bool = False,
+) -> Tensor:
+    """Boxes of the same sizes at random places, every place equally probable.
+
+    Args:
+        boxes: One for each image, inside it, ``(N, 4)``, pixels.
+        draws: Random boxes of each.
+        size: Height and width of the images, pixels.
+        generator: Of the places, on the CPU.
+        around: Boxes ``(N, 4)`` in which the random ones' middles shall lie; they are pushed inside the image.
+        together: Draw one place for all images; boxes of other sizes have theirs at the same share of their room.
+
+    Returns:
+        ``(draws, N, 4)`` int64, wholly inside the images.
+    """
+    extent = boxes[:, 2:] - boxes[:, :2]
+    room = torch.tensor([size[1], size[0]]) - extent
+    shares = torch.rand(draws, 1 if together else len(boxes), 2, generator=generator, dtype=torch.float64)
+    if around is None:
+        corners = (shares * (room + 1)).long()
+    else:
+        low, high = around[:, :2], around[:, 2:]
+        corners = (low + shares * (high - low) - extent / 2).round().long()
+    corners = torch.minimum(corners.clamp_min(0), room)
+    return torch.cat([corners, corners + extent], dim=-1)
+
+
+@torch.no_grad()
+def correspond(
+    network: Network,
+    images: Tensor,
+    boxes: Tensor,
+    layers: Sequence[str],
+    *,
+    fill: float = 0.0,
+    batch_size: int = 32,
+) -> dict[str, SignChanges]:
+    """Mask images and compare how their features change.
+
+    Everything is computed in float64, so that what the mask cannot reach is told from what it changes a little.
+
+    Args:
+        network: Any network, on the device to compute on.
+        images: Network inputs, ``(N, 3, H, W)``, 2 or more.
+        boxes: Sets of masks, one for each image, ``(K, N, 4)``, pixels; see ``occluded``.
+        layers: Names from ``network.layers``.
+        fill: Value in the box; 0 is the mean grey.
+        batch_size: Images that go forward together.
+
+    Returns:
+        By layer, on the CPU.
+
+    Raises:
+        ValueError: If there is no such layer, or it gives no tensor with a row for each image.
+    """
+    for layer in layers:
+        network.check_layer(layer)
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    with evaluating(network), in_float64(network):
+        weight = next(network.parameters())
+        images = images.to(weight.device, torch.float64)
+        original = _features(network, images, layers, batch_size)
+        for some in boxes.split(max(1, batch_size // len(images))):
+            masked = _features(network, occluded(images, some, fill).flatten(0, 1), layers, batch_size)
+            for layer in layers:
+                errors = feature_errors(original[layer], masked[layer].unflatten(0, some.shape[:2]))
+                found[layer].append((sign_change(errors).cpu(), (errors != 0).double().mean(-1).cpu()))
+    return {layer: SignChanges(*map(torch.cat, zip(*parts, strict=True))) for layer, parts in found.items()}
+
+
+@contextmanager
+def in_float64(module: nn.Module) -> Iterator[None]:
+    """Parameters and buffers in float64 inside; afterwards, also after an exception, as they were."""
+    tensors = [each for each in (*module.parameters(), *module.buffers()) if each.is_floating_point()]
+    kept = [each.data for each in tensors]
+    try:
+        for each in tensors:
+            each.data = each.data.double()
+        yield
+    finally:
+        for each, data in zip(tensors, kept, strict=True):
+            each.data = data
+
+
+def layers_to_compare(network: Network) -> tuple[str, ...]:
+    """The last layer with feature maps and the layer below the classes': conv5 and fc7 (Table 1)."""
+    maps = layers_to_watch(network, None)
+    return tuple(dict.fromkeys([*maps[-1:], *network.layers[-2:-1]]))
+
+
+def _features(network: Network, images: Tensor, layers: Sequence[str], batch_size: int) -> Mapping[str, Tensor]:
+    """Flattened features of some layers, ``(N, D)`` each."""
+    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    for some in images.split(batch_size):
+        maps = network.trace(some).maps
+        for layer in layers:
+            if not isinstance(maps.get(layer), Tensor) or maps[layer].shape[:1] != some.shape[:1]:
+                raise ValueError(f"layer {layer!r} gives no features (N, …) of its images; name other layers")
+            found[layer].append(maps[layer].flatten(1))
+    return {layer: torch.cat(parts) for layer, parts in found.items()}

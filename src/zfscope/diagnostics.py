@@ -1,0 +1,273 @@
+"""What is wrong with an architecture: dead maps, filters that mix frequencies, aliasing.
+
+Source: Zeiler & Fergus (2014), Sec. 4.1 and Fig. 6: AlexNet's first layer "is a mix of extremely high and low frequency
+information, with little coverage of the mid frequencies", and its second "shows aliasing artifacts caused by the large
+stride 4". The paper shows pictures; the numbers here are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from zfscope.layers import conv_layers
+from zfscope.networks import HookedNetwork, Network, uncompiled
+
+NEAR_DEAD = 0.01  # share of the layer's median range; the share of the median RMS below which a filter is called dead
+LOW, HIGH = 1 / 8, 1 / 4  # cycles per pixel: waves of more than 8 pixels are low, of fewer than 4 high
+GRID = 96  # filters of any size are padded to it, so that a band means the same frequencies for all
+
+
+class MapRanges(Metric):
+    """The largest and the smallest activation of each feature map of a layer, over all images.
+
+    Images that come again, as in the padded batches of DDP, change nothing, nor do their order and their split over
+    batches and ranks. NaN stays NaN.
+
+    Args:
+        maps: Number of feature maps (of units, if dense).
+        **kwargs: As for any ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(self, maps: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # The largest activation and minus the smallest: one tensor with one rule meets the other ranks once.
+        self.add_state("extremes", torch.full((2, maps), -torch.inf), dist_reduce_fx="max")
+
+    def update(self, maps: Tensor) -> None:
+        """Take in the feature maps of some images, ``(N, C, h, w)`` or ``(N, C)``."""
+        if maps.numel():
+            axes = [axis for axis in range(maps.ndim) if axis != 1]
+            found = torch.stack([maps.amax(axes), -maps.amin(axes)]).detach().to(self.extremes)
+            self.extremes = torch.maximum(self.extremes, found)
+
+    def compute(self) -> Tensor:
+        """Largest and smallest activation of each map over all ranks, ``(2, C)`` float32; -inf, inf without images."""
+        return self.extremes * self.extremes.new_tensor([[1.0], [-1.0]])
+
+
+def dead_maps(ranges: Tensor) -> Tensor:
+    """Which maps have no activation above 0 in any image, bool ``(C,)``; ``ranges`` as from ``MapRanges``."""
+    return ranges[0] <= 0
+
+
+def near_dead_maps(ranges: Tensor) -> Tensor:
+    """Which maps live, but hardly answer to any image, bool ``(C,)``.
+
+    A map's range is its largest minus its smallest activation, neither taken below 0, where a ReLU ends. It is nearly
+    dead below 1 % of the median range of the layer's living maps. So a map is found that is always about 0, and one
+    that is always about the same, as of a filter of zeros under a bias. Not counted are images that a map answers to:
+    a map of one class among a thousand is silent in 99.9 % of them, and well.
+
+    Args:
+        ranges: Largest and smallest activation of each map, ``(2, C)``, as from ``MapRanges``.
+
+    Source: ours; Zeiler & Fergus (2014), Fig. 6, only speaks of dead features.
+    """
+    largest, smallest = ranges.clamp_min(0)
+    spans = largest - smallest
+    living = largest > 0
+    return living & (spans < NEAR_DEAD * spans[living].nanmedian()) if living.any() else living
+
+
+class MapWatch:
+    """Hooks on a network's feature maps that note each map's range; ``close`` takes them off.
+
+    Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over.
+
+    Args:
+        network: The network that runs.
+        layers: Whose maps are watched; default: all but the classes' layer, whose logits may well be negative.
+
+    Attributes:
+        listening: Whether what runs now counts.
+        ranges: By layer, once it has run.
+    """
+
+    def __init__(self, network: Network, layers: Sequence[str] | None = None) -> None:
+        if layers is None:
+            layers = [layer for layer in network.layers if not isinstance(network.map_module(layer), nn.Linear)]
+        self.listening = True
+        self.ranges: dict[str, MapRanges] = {}
+        modules = {layer: network.map_module(layer) for layer in layers}
+        self._hooks = ExitStack()
+        self._hooks.enter_context(uncompiled())
+        for layer, module in modules.items():
+            hook = module.register_forward_hook(lambda _module, _inputs, maps, layer=layer: self._note(layer, maps))
+            self._hooks.callback(hook.remove)
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self._hooks.close()
+
+    def _note(self, layer: str, maps: Any) -> None:
+        if not self.listening or not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
+            return
+        if layer not in self.ranges:
+            self.ranges[layer] = MapRanges(maps.shape[1]).to(maps.device)
+        self.ranges[layer].update(maps)
+
+
+@dataclass(frozen=True)
+class FilterFrequencies:
+    """Which share of each filter's energy lies where, ``(C,)`` each, 0-1; NaN for a filter of zeros.
+
+    Attributes:
+        low: Below 1/8 cycles per pixel, the mean (the colour) included.
+        middle: From 1/8 to 1/4.
+        high: Above 1/4.
+        beyond_stride: Beyond what the layer's stride can carry: the subsampling folds it back as something else.
+    """
+
+    low: Tensor
+    middle: Tensor
+    high: Tensor
+    beyond_stride: Tensor
+
+
+# Of filters of white noise: each band's area. What a filter has in a band is much or little beside this.
+NOISE = {"low": math.pi * LOW**2, "middle": math.pi * (HIGH**2 - LOW**2), "high": 1 - math.pi * HIGH**2}
+
+
+def filter_frequencies(weight: Tensor, stride: int | Sequence[int] = 1) -> FilterFrequencies:
+    """Share of each filter's energy in low, middle and high spatial frequencies, and beyond its stride's.
+
+    The energy is that of the 2-D Fourier transform, summed over the channels below, of the filter padded with zeros to
+    96x96: a common grid, so that a band holds the same frequencies for 7x7 and 11x11 filters. The frequency of a wave
+    is counted along its direction, in cycles per input pixel. A stride of s keeps waves of up to ``1 / (2 s)`` cycles
+    along rows and along columns; those beyond alias.
+
+    Args:
+        weight: Filters, shape ``(C, C_in, h, w)``.
+        stride: Of the layer in input pixels, or by axis (rows, columns).
+
+    Raises:
+        ValueError: If ``weight`` is no set of filters or the stride is below 1.
+
+    Source: Zeiler & Fergus (2014), Sec. 4.1, in words. Bands and shares are ours: 4 and 8 pixels a wave, since 7 pixels
+    do not tell more bands apart.
+    """
+    if weight.ndim != 4 or not weight.numel():
+        raise ValueError(f"weight must be filters (C, C_in, h, w), at least one, but came with {tuple(weight.shape)}")
+    strides = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    if len(strides) != 2 or min(strides) < 1:
+        raise ValueError(f"stride must be 1 or more, for rows and columns, but is {stride}")
+    side = GRID * math.ceil(max(weight.shape[2:]) / GRID)
+    # Half a cell off zero: so a band's or stride's border falls between two cells, not onto one.
+    turned = [torch.exp(-1j * math.pi / side * torch.arange(size, dtype=torch.float64)) for size in weight.shape[2:]]
+    filters = weight.detach().cpu().double() * turned[0][:, None] * turned[1]
+    energy = torch.fft.fft2(filters, s=(side, side)).abs().square().sum(1)
+    along = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    along = torch.minimum(along, 1 - along)
+    rows, columns = along[:, None], along[None, :]
+    frequency = torch.hypot(rows, columns)
+    beyond = (rows > 0.5 / strides[0]) | (columns > 0.5 / strides[1])
+    parts = [frequency < LOW, (frequency >= LOW) & (frequency <= HIGH), frequency > HIGH, beyond]
+    return FilterFrequencies(*(energy[:, part].sum(1) / energy.sum((1, 2)) for part in parts))
+
+
+def first_filters(network: Network) -> tuple[str, nn.Conv2d] | None:
+    """Name and module of the first conv layer; None if there is none."""
+    body = network.body if isinstance(network, HookedNetwork) else network
+    return next(iter(conv_layers(body).items()), None)
+
+
+class GridScore(NamedTuple):
+    """How unevenly energy lies over the phases of a grid: 0 where evenly; ``chance`` is what no grid would give."""
+
+    score: float
+    chance: float
+
+
+@torch.no_grad()
+def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
+    """Whether projections lie on a grid of the image: aliasing of a layer with that stride below them.
+
+    A filter that is put down every ``period`` pixels leaves more at some phases (pixel modulo period) than at others,
+    the same ones in all projections; what the images hold falls on every phase alike. So each projection's energy is
+    summed by phase, rows and columns, and averaged over projections; the score is the standard deviation over the
+    ``period ** 2`` phases, as a share of their mean: by Parseval the strength of all harmonics of ``1 / period`` in the
+    energy's spectrum, as far as projections have them in step. ``chance`` is the same if each projection were shifted
+    by a random number of pixels: root mean square, in closed form. A Hann window keeps edges of patches from counting.
+
+    Not found is what has energy everywhere, as an even checkerboard: ``beyond_stride`` of the filters tells of it.
+
+    Args:
+        projections: ``(P, C, h, w)``, at least two periods high and wide.
+        corners: Left and upper pixel ``(x0, y0)`` of each, ``(P, 2)``; may be negative.
+        period: Of the grid, pixels, 2 or more.
+
+    Returns:
+        NaN, NaN if all projections are zero.
+
+    Raises:
+        ValueError: If that is not what came.
+
+    Source: ours. Zeiler & Fergus (2014), Sec. 4.1, name the artefacts of Fig. 6 (d), but give no measure.
+    """
+    count, _, height, width = projections.shape
+    if corners.shape != (count, 2):
+        raise ValueError(f"corners must be (x0, y0) of {count} projections, but is {tuple(corners.shape)}")
+    if period < 2 or min(height, width) < 2 * period:
+        raise ValueError(
+            f"period={period} must be 2 or more, and two of it must fit into projections of {height}x{width} pixels"
+        )
+    energy = projections.cpu().double().square().sum(1)
+    for axis, side in ((1, height), (2, width)):
+        window = torch.hann_window(side + 2, periodic=False, dtype=torch.float64)[1:-1]  # without its two zeros
+        energy = energy * window.view([-1 if each == axis else 1 for each in range(3)])
+    total = energy.sum((1, 2))
+    energy = energy[total > 0] / total[total > 0, None, None]
+    columns, rows = (
+        F.one_hot((corners[total > 0, axis, None].cpu().long() + torch.arange(side)) % period, period).double()
+        for axis, side in ((0, width), (1, height))
+    )
+    phases = torch.einsum("phw,phs,pwt->pst", energy, rows, columns) * period**2  # their mean is 1
+    alone = phases.sub(1).square().mean((1, 2))
+    return GridScore(
+        float(phases.mean(0).sub(1).square().mean().sqrt()),
+        float(alone.sum().sqrt() / len(alone)) if len(alone) else math.nan,
+    )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in one network.
+
+    Attributes:
+        name: Of the checkpoint.
+        ranges: Largest and smallest activation of each map, ``(2, C)``, by layer.
+        first: Name of the first conv layer; None if there is none.
+        filters: Its filters, ``(C, C_in, h, w)``.
+        stride: Its stride, pixels.
+        frequencies: Of its filters.
+        second: Name of the second layer, whose strongest activations were projected; None if they could not be.
+        maps: Which of its feature maps, ``(M,)``.
+        tiles: Projection of each one's strongest activation, uint8 ``(M, 3, h, w)``, each on its own scale.
+        grids: Score of the projections by period in pixels.
+        missing: Why there are no projections.
+    """
+
+    name: str
+    ranges: dict[str, Tensor]
+    first: str | None = None
+    filters: Tensor | None = None
+    stride: int = 1
+    frequencies: FilterFrequencies | None = None
+    second: str | None = None
+    maps: Tensor | None = None
+    tiles: Tensor | None = None
+    grids: dict[int, GridScore] = field(default_factory=dict)
+    missing: str = ""

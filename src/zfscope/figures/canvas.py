@@ -1,0 +1,51 @@
+"""What every drawn sheet has: a title and a legend above, colours, and a place that says that there is nothing."""
+
+import math
+
+from PIL import Image, ImageDraw, ImageFont
+
+RED, QUIET = "#b00020", "#606060"  # what is wrong or has changed; what is said beside
+EMPTY, EDGE = 244, 208  # greys of a place with nothing to show and of lines around tiles; far from that of a 0
+
+
+def canvas(
+    width: int, height: int, title: str, legend: str, *, margin: int, mark: str = ""
+) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """Make a white picture with title and legend above room for ``width`` x ``height``.
+
+    Args:
+        width: Pixels needed below; the picture is wider where title or legend need more.
+        height: Pixels needed below.
+        title: First line.
+        legend: Second line.
+        margin: Pixels left of the text, and at least as many right of it.
+        mark: What a red bar means; follows the legend.
+
+    Returns:
+        The picture, its drawing surface, and the row where the room begins.
+    """
+    scale = min(2.5, max(1.0, width / 1600))  # large sheets are looked at from further away
+    heading, small = ImageFont.load_default(14 * scale), ImageFont.load_default(12 * scale)
+    end = margin + small.getlength(legend)
+    right = end + small.getlength(mark) + 8 * scale if mark else end
+    top = round(44 * scale)
+    needed = math.ceil(max(margin + heading.getlength(title), right) + margin)
+    figure = Image.new("RGB", (max(width, needed), top + height), "white")
+    draw = ImageDraw.Draw(figure)
+    draw.text((margin, 5 * scale), title, "black", heading)
+    draw.text((margin, 25 * scale), legend, "#444444", small)
+    if mark:
+        draw.rectangle((end, 26 * scale, end + 3 * scale, 37 * scale), RED)
+        draw.text((end + 8 * scale, 25 * scale), mark, "#444444", small)
+    return figure, draw, top
+
+
+def draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: ImageFont.FreeTypeFont) -> None:
+    """Fill a box (left, top, right, bottom; all inside) that has nothing to show, and say why."""
+    draw.rectangle(box, (EMPTY,) * 3, (EDGE,) * 3)
+    draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), "dead", RED, font, anchor="mm")
+
+
+def short(value: float) -> str:
+    """Write a positive number in a few characters."""
+    return f"{value:.3g}" if 0.01 <= value < 999.5 else f"{value:.0f}" if 999.5 <= value < 99999.5 else f"{value:.1e}"

@@ -1,0 +1,168 @@
+"""What is wrong with an architecture, two networks side by side. Source: Zeiler & Fergus (2014), Fig. 6."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from zfscope.diagnostics import NOISE, Diagnosis, dead_maps, near_dead_maps
+from zfscope.figures.canvas import RED, canvas
+from zfscope.images import enlarge, grid, to_pil, to_tiles
+
+WIDTH, ROOM, LINE, GAP = 660, 28, 24, 3  # pixels: a network's column, around it, a heading, between tiles
+LARGEST = 104  # pixels of a tile's longer side
+BANDS = {"low": "#1b3a5c", "middle": "#e0a030", "high": "#b9cbd9"}
+NEARLY, ALIVE = "#f0a0a8", "#e4e4e4"
+
+
+def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
+    """Draw what was found in one network, or in two side by side.
+
+    Args:
+        networks: One or more; each gets a column.
+
+    Returns:
+        A picture, from above: the first layer's filters on one scale; the projections of the second layer's strongest
+        activations, each on its own scale; the share of each first filter's energy in low, middle and high frequencies,
+        filters sorted by the low one; dead maps by layer.
+
+    Raises:
+        ValueError: If there is no network.
+
+    Source: Zeiler & Fergus (2014), Fig. 6 (b) to (e); the bars are ours.
+    """
+    if not networks:
+        raise ValueError("networks holds none; give one Diagnosis or more")
+    columns = [_parts(found) for found in networks]
+    # Parts of one kind begin at one height, so that they can be compared.
+    heights = [max(picture.height for _, picture in row) for row in zip(*columns, strict=True)]
+    size = len(columns) * (WIDTH + ROOM) + ROOM, sum(heights) + len(heights) * (LINE + ROOM // 2) + LINE
+    title = "Diagnostics"
+    legend = "filters: one scale for all of a network (grey is 0); projections: each on its own scale"
+    figure, draw, top = canvas(*size, title, legend, margin=ROOM)
+    name, heading = ImageFont.load_default(16), ImageFont.load_default(13)
+    for column, (found, parts) in enumerate(zip(networks, columns, strict=True)):
+        x, y = ROOM + column * (WIDTH + ROOM), top
+        draw.text((x, y + LINE - 8), found.name, "black", name, anchor="ls")
+        y += LINE
+        for (text, picture), height in zip(parts, heights, strict=True):
+            draw.text((x, y + LINE - 7), text, "black", heading, anchor="ls")
+            figure.paste(picture, (x, y + LINE))
+            y += LINE + height + ROOM // 2
+    return figure
+
+
+def _parts(found: Diagnosis) -> list[tuple[str, Image.Image]]:
+    """Heading and picture of each part; a part that cannot be says why."""
+    if found.first is None:
+        filters = bars = ("no conv layer", _blank())
+    else:
+        size = "x".join(map(str, found.filters.shape[2:]))
+        shown = found.filters if found.filters.shape[1] == 3 else found.filters.mean(1, keepdim=True)
+        filters = (
+            f"{found.first}: {len(shown)} filters, {size}, stride {found.stride}; black and white at "
+            f"{float(shown.abs().amax()):.3g}",
+            _tiles(to_tiles(shown), 44),
+        )
+        medians = ", ".join(f"{band} {100 * getattr(found.frequencies, band).nanmedian():.0f} %" for band in BANDS)
+        beyond = 100 * found.frequencies.beyond_stride.nanmedian()
+        bars = (
+            f"Energy of each filter; medians: {medians}; beyond what stride {found.stride} carries {beyond:.0f} %",
+            _frequency_bars(found),
+        )
+    if found.second is None:
+        projected = (textwrap.shorten(found.missing, 100, placeholder=" …"), _blank())
+    else:
+        text = f"{found.second}, strongest activations of {len(found.tiles)} maps, projected"
+        if found.grids:
+            score = ", ".join(f"{each.score:.2f} at {period} px" for period, each in found.grids.items())
+            text += (
+                f"; grid score {score} (by chance {', '.join(f'{each.chance:.2f}' for each in found.grids.values())})"
+            )
+        projected = (text, _tiles(found.tiles, 72))
+    return [filters, projected, bars, ("Dead maps by layer", _dead_bars(found))]
+
+
+def _tiles(tiles: Tensor, at_least: int) -> Image.Image:
+    """Tiles in rows that fill the column, all pixels of one size; tiles larger than 104 pixels are reduced to that."""
+    longer = max(tiles.shape[2:])
+    if longer > LARGEST:
+        size = [max(1, round(side * LARGEST / longer)) for side in tiles.shape[2:]]
+        tiles = F.interpolate(tiles.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+    tiles = enlarge(tiles, min(at_least, LARGEST * min(tiles.shape[2:]) // max(tiles.shape[2:])))
+    rows = math.ceil(len(tiles) / ((WIDTH - GAP) // (tiles.shape[3] + GAP)))
+    return to_pil(grid(tiles, math.ceil(len(tiles) / rows), GAP))
+
+
+def _frequency_bars(found: Diagnosis) -> Image.Image:
+    """A column for each filter, low frequencies at the bottom; dashed, what white noise would have."""
+    shares = {band: getattr(found.frequencies, band).nan_to_num(0.0) for band in BANDS}
+    order = shares["low"].argsort(descending=True)
+    figure, axes = _axes(170)
+    places, bottom = range(len(order)), torch.zeros(len(order))
+    for band, colour in BANDS.items():
+        values = shares[band][order]
+        axes.bar(places, values.numpy(), 0.92, bottom.numpy(), color=colour, label=band)
+        bottom = bottom + values
+    for level in (NOISE["low"], NOISE["low"] + NOISE["middle"]):
+        axes.axhline(level, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set(xlim=(-0.6, len(order) - 0.4), ylim=(0, 1), ylabel="share of energy", xlabel="filters, sorted")
+    axes.set_xticks([])
+    handles, labels = axes.get_legend_handles_labels()
+    dashed = axes.plot([], [], color="black", linewidth=0.9, linestyle=(0, (4, 3)))[0]
+    waves = {"low": "waves > 8 px", "middle": "4 to 8 px", "high": "< 4 px"}
+    labels = [f"{label} ({waves[label]})" for label in labels]
+    figure.legend([*handles, dashed], [*labels, "white noise"], loc="upper center", ncols=4, frameon=False, fontsize=8)
+    figure.subplots_adjust(left=0.09, right=0.995, top=0.86, bottom=0.11)
+    return _drawn(figure)
+
+
+def _dead_bars(found: Diagnosis) -> Image.Image:
+    """A bar for each layer: all its maps, from the left the dead and the nearly dead ones."""
+    if not found.ranges:
+        return _blank()
+    figure, axes = _axes(34 + 22 * len(found.ranges))
+    rows = list(found.ranges)
+    for row, layer in enumerate(rows):
+        ranges = found.ranges[layer]
+        count = ranges.shape[1]
+        dead, nearly = int(dead_maps(ranges).sum()), int(near_dead_maps(ranges).sum())
+        left = 0.0
+        for number, colour in ((dead, RED), (nearly, NEARLY), (count - dead - nearly, ALIVE)):
+            axes.barh(row, number / count, 0.72, left, color=colour)
+            left += number / count
+        axes.text(1.01, row, f"{dead} dead, {nearly} nearly, of {count}", va="center", fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    figure.subplots_adjust(left=0.11, right=0.74, top=0.98, bottom=24 / (34 + 22 * len(rows)))
+    return _drawn(figure)
+
+
+def _axes(height: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100)
+    axes = figure.add_subplot()
+    axes.tick_params(labelsize=8, length=2)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    agg = FigureCanvasAgg(figure)
+    agg.draw()
+    return Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3].copy())
+
+
+def _blank() -> Image.Image:
+    return Image.new("RGB", (WIDTH, 1), "white")
