@@ -11,10 +11,10 @@ JSON.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from projections import ROOT, photographs, seconds, zfnet
@@ -110,7 +110,9 @@ def be_measured(which: str, size: int, stride: int) -> None:
     """Print the peak memory, in MiB, of a process that does nothing else."""
     network, layer = (vgg16(), "conv5_3") if which == "vgg16" else (zfnet(), "conv5")
     occlude(network, photographs(1)[0], 0, size=size, stride=stride, layer=layer)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not ru_maxrss, which begins with what the process that started this one held.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 1024)
 
 
 def peak(which: str, size: int, stride: int, threads: int) -> float:

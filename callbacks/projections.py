@@ -206,7 +206,7 @@ def image_of(item: Any) -> Tensor:
     image = item[0] if isinstance(item, list | tuple) and len(item) else item
     if not hasattr(image, "__array__"):
         raise ValueError(
-            f"Projections needs validation data (image, ...) with the image as a tensor, but got {type(image).__name__}"
+            f"pictures need validation data (image, ...) with the image as a tensor, but got {type(image).__name__}"
         )
     return torch.as_tensor(image)
 
@@ -224,7 +224,7 @@ def validation_loader(trainer: lightning.Trainer) -> Any:
     readable = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not readable or isinstance(dataset, IterableDataset) or not len(dataset):
         raise ValueError(
-            "Projections reads the winners' images again: the validation data set needs dataset[index] and a length"
+            "pictures of single validation images need a validation data set with dataset[index] and a length"
         )
     return loader
 

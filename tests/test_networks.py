@@ -20,6 +20,7 @@ from zfscope.networks import (
     network_of,
     run_to,
     torchvision_chain,
+    uncompiled,
 )
 from zfscope.preprocessing import Preprocessing
 
@@ -661,3 +662,22 @@ def test_run_stops_at_the_layer():
     with pytest.raises(ValueError, match=r"layer '7\.unused' does not run"):
         body[8] = nn.Identity()
         run_to(HookedNetwork(body, ["7.unused"]), torch.zeros(1, 3, 9, 9), "7.unused")
+
+
+def test_compiled_code_is_compiled_again_whoever_lets_go_first():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    import torch._dynamo  # what torch.compile loads, without which nothing is held
+
+    held = [uncompiled(), uncompiled()]
+    for each in held:
+        each.__enter__()
+    for each in held:  # first come, first gone
+        each.__exit__(None, None, None)
+    torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(1))
+
+    assert len(graphs) == 1

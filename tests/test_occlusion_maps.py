@@ -607,7 +607,7 @@ class Endless(IterableDataset):
     [
         ({"layer": "conv9"}, None, "no layer 'conv9'; the layers are conv1, conv2, fc3, fc4"),
         ({"size": 22}, None, "size=22 is larger than the image"),
-        ({}, Endless(), r"the validation data set needs dataset\[index\] and a length"),
+        ({}, Endless(), r"a validation data set with dataset\[index\] and a length"),
     ],
     ids=["layer", "size", "dataset"],
 )

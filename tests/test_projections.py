@@ -497,11 +497,11 @@ class Dicts(Plain):
         (lambda: Plain(), {"layers": ["conv9"]}, ValueError, "Plain has no submodule 'conv9'; there are body"),
         (lambda: chain()[0], {"layers": ["conv9"]}, ValueError, "no layer 'conv9'; the layers are conv1, conv2, fc3"),
         (lambda: chain()[0], {"layers": []}, ValueError, "layers names no layer; the layers are conv1"),
-        (lambda: Plain(Stream()), {}, ValueError, r"the validation data set needs dataset\[index\] and a length"),
-        (lambda: Plain(Long()), {}, ValueError, r"the validation data set needs dataset\[index\] and a length"),
+        (lambda: Plain(Stream()), {}, ValueError, r"a validation data set with dataset\[index\] and a length"),
+        (lambda: Plain(Long()), {}, ValueError, r"a validation data set with dataset\[index\] and a length"),
         (lambda: Plain(DataLoader(Pictures(), 4, shuffle=True)), {}, ValueError, "use a loader without shuffling"),
         (lambda: Plain(Reversed(Pictures())), {}, ValueError, "use a loader without shuffling"),
-        (lambda: Dicts(Named()), {}, ValueError, "needs validation data .* but got dict"),
+        (lambda: Dicts(Named()), {}, ValueError, "need validation data .* but got dict"),
         (lambda: Plain(activation=F.gelu), {}, ValueError, "the rule 'deconvnet' is not defined for gelu"),
         (lambda: Plain(Pictures(channels=1), channels=1), {}, ValueError, r"square images in colour.* \(1, 21, 21\)"),
         (lambda: Plain(), {"unpooling": "overwrite"}, ValueError, "unpooling='overwrite' needs a chain"),
@@ -522,7 +522,7 @@ def test_what_cannot_be_shown_is_refused_in_a_line_before_the_first_step(tmp_pat
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"validation": Stream()}, r"needs dataset\[index\] and a length"), ({"activation": F.gelu}, "for gelu")],
+    [({"validation": Stream()}, r"set with dataset\[index\] and a length"), ({"activation": F.gelu}, "for gelu")],
     ids=["stream", "gelu"],
 )
 def test_what_lightning_shows_late_is_refused_before_the_pass(tmp_path, given, message):

@@ -449,14 +449,28 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             each.training = training
 
 
+_eager, _eager_holders = ExitStack(), 0
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled code as ordinary code inside: it would not see hooks and rules that came after it."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and loading the compiler takes seconds
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
+    """Run compiled code as ordinary code inside: it would not see hooks and rules that came after it.
+
+    Several may hold this at a time and let go in any order, as callbacks do.
+    """
+    global _eager_holders
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading the compiler takes seconds
         yield
+        return
+    if _eager_holders == 0:
+        _eager.enter_context(torch.compiler.set_stance("force_eager"))
+    _eager_holders += 1
+    try:
+        yield
+    finally:
+        _eager_holders -= 1
+        if _eager_holders == 0:
+            _eager.close()
 
 
 def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, image_size: int) -> Network:

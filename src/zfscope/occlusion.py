@@ -23,9 +23,10 @@ from zfscope.networks import ConvNet, Network, evaluating
 
 # Positions along each axis of a tile, which goes up together: more share a call, fewer share what the border cuts off.
 _TILE = 4
+_TILE_BYTES = 2**26  # of its largest windows, which limits its positions where windows are large
 _DENSE = 256  # top maps that go through the dense layers together, whose weights are read once for all of them
 _WHOLE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
-_BYTES = 2**26  # of the largest maps in one batch of full passes
+_BYTES = 2**26  # of the largest maps in one batch of full passes, and of the top maps that are held
 
 Found = Iterator[
     tuple[Tensor, Tensor, Tensor]
@@ -241,7 +242,7 @@ class _OldLayer:
     it stays 0 whatever is added, and 0 after. Windows go up to the top layer's ReLU; what is above it sees whole maps.
     """
 
-    def __init__(self, network: ConvNet, name: str, below: Tensor, top: bool) -> None:
+    def __init__(self, network: ConvNet, name: str, top: bool) -> None:
         self.spec: ConvLayer = network.spec[name]
         parts = dict(getattr(network, name).named_children())
         pool, norm = parts.get("pool"), parts.get("norm")
@@ -250,17 +251,19 @@ class _OldLayer:
         self._above = [] if before or norm is None else [norm]
         self.conv = parts["conv"]
         self.weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
-        filtered = self.conv(below)
-        self.side = filtered.shape[2]
-        self.filtered = _rows(filtered, -math.inf)
-        self.rectified = filtered.relu()
-        self.feature_maps = self.to_maps(self.rectified)
-        self.out = self.above(self.feature_maps)
-        # Then the old output is the rectified old row, which is read anyway.
+        # Without pool and norm the old output is the rectified old row, which is read anyway.
         self.plain = top or not (self._to_maps or self._above)
         self.pool = None if self.plain else self.spec.pool
-        self.out_side = self.side if top else self.out.shape[2]
-        self.out_rows = None if self.plain else _rows(self.out, 0)
+
+    def see(self, below: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep of the unoccluded image what its changes need; give feature maps and output, ``(1, C, h, w)``."""
+        filtered = self.conv(below)
+        feature_maps = self.to_maps(filtered.relu())
+        out = self.above(feature_maps)
+        self.side, self.out_side = filtered.shape[2], (filtered if self.plain else out).shape[2]
+        self.filtered = _rows(filtered, -math.inf)
+        self.out_rows = None if self.plain else _rows(out, 0)
+        return feature_maps, out
 
     def to_maps(self, rectified: Tensor) -> Tensor:
         """From the ReLU to the feature map."""
@@ -287,22 +290,22 @@ class _Climb(_Passes):
         below = image[None].contiguous(memory_format=torch.channels_last)
         self.change = _rows(fill.view(-1, 1, 1) - below, 0)  # of each pixel, if the square covers it
         convs = network.layers[: -len(self.dense)]
+        self.watched: Tensor | None = None
         for name in convs:
-            self.layers[name] = _OldLayer(network, name, below, top=name == convs[-1])
-            below = self.layers[name].out
-        self.top = self.layers[convs[-1]]
-        self.top_rows = _rows(self.top.rectified, 0)
+            self.layers[name] = self.top = _OldLayer(network, name, top=name == convs[-1])
+            feature_maps, below = self.top.see(below)
+            if name == layer:
+                self.watched = feature_maps[0]
+        self.top_rows = self.top.filtered.relu()
         self.classes = network.num_classes
-        if layer in self.layers:
-            self.sums = self.layers[layer].feature_maps.sum((2, 3))
-        else:
-            self.sums = self._dense(below.flatten(1))[1]
+        self.sums = self._dense(below.flatten(1))[1] if self.watched is None else self.watched.sum((1, 2))[None]
+        self.tile, self.held = self._budget()
 
     def watch(self, target: int, feature_map: int | None) -> int:
         """Choose the feature map that is watched; refuse a class or a map that is not there."""
         feature_map = super().watch(target, feature_map)
-        if self.layer in self.layers:
-            old = self.layers[self.layer].feature_maps[0, feature_map].flatten()
+        if self.watched is not None:
+            old = self.watched[feature_map].flatten()
             self.old_map = torch.cat([old, old.new_zeros(1)])
         return feature_map
 
@@ -326,7 +329,7 @@ class _Climb(_Passes):
             for column in columns:
                 where = torch.tensor([i * len(starts[1]) + j for i in row.numbers for j in column.numbers])
                 held.append((where, *self._tile(row, column)))
-                if sum(len(each) for each, _, _ in held) >= _DENSE:
+                if sum(len(each) for each, _, _ in held) >= self.held:
                     yield self._finish(held)
                     held = []
         if held:
@@ -396,6 +399,15 @@ class _Climb(_Passes):
         flat = (rows[:, None, :, None] * side + columns[None, :, None, :]).flatten(0, 1)
         return flat.masked_fill_(~inside, side**2), inside
 
+    def _budget(self) -> tuple[int, int]:
+        """Positions along each axis of a tile, and positions whose top maps are held: what memory allows."""
+        spans = self._run_of([0], [(self.side - self.size) // 2]).spans
+        windows = [span.cells**2 * len(old.weight) for old, span in zip(self.layers.values(), spans)]  # noqa: B905
+        tops = self.top_rows.numel()
+        item = self.top_rows.element_size()
+        positions = _TILE_BYTES // (max(windows + [tops]) * item)
+        return max(1, min(_TILE, math.isqrt(positions))), max(1, min(_DENSE, _BYTES // (tops * item)))
+
     def _runs(self, starts: range) -> list[_Run]:
         """Cut one axis of positions into runs whose windows are alike: of one phase of the chain's stride."""
         strides = [old.spec.stride * (old.pool.stride if old.pool else 1) for old in self.layers.values()]
@@ -405,7 +417,7 @@ class _Climb(_Passes):
             alike.setdefault(start % phase, []).append(number)
         runs = []
         for numbers in alike.values():
-            pieces = math.ceil(len(numbers) / _TILE)
+            pieces = math.ceil(len(numbers) / self.tile)
             for piece in range(pieces):
                 some = numbers[piece * len(numbers) // pieces : (piece + 1) * len(numbers) // pieces]
                 runs.append(self._run_of(some, [starts[number] for number in some]))

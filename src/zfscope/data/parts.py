@@ -23,7 +23,7 @@ from zfscope.preprocessing import Preprocessing
 
 COLUMNS = ("image", "part", "x0", "y0", "x1", "y1")
 FACE_PARTS = ("right_eye", "left_eye", "nose", "mouth")
-RESERVED = ("random", "on_object")  # what results call the controls
+RESERVED = ("random", "on_object", "same_place")  # what results call the controls
 SEEN = 0.95  # share of a part's box in which the object is seen: what lies behind another object is no part to hide
 
 Box = tuple[float, float, float, float]
