@@ -217,8 +217,10 @@ def test_the_map_watched_is_the_one_with_the_largest_sum_unoccluded():
     network = small()
     image = torch.randn(3, 16, 16, dtype=torch.float64)
     with torch.no_grad():
+        network.conv1.conv.bias[4] += 5.0
         sums = network.trace(image[None]).maps["conv1"][0].sum((1, 2))
 
+    assert int(sums.argmax()) == 4
     assert occlude(network, image, 0, size=4, stride=8, layer="conv1").feature_map == int(sums.argmax())
     assert occlude(network, image, 0, size=4, stride=8, layer="conv1", feature_map=3).feature_map == 3
 
@@ -240,7 +242,7 @@ def test_the_network_stays_as_it_was():
     image = torch.randn(3, 16, 16, dtype=torch.float64)
     before = [module.training for module in network.modules()]
 
-    occlude(network, image, 1, size=4, stride=4, layer="conv2")
+    found = occlude(network, image, 1, size=4, stride=4, layer="conv2")
     with pytest.raises(ValueError, match="target"):
         occlude(network, image, 9, size=4, stride=4, layer="conv2")
     occlude(HookedNetwork(network, ["conv2"]), image, 1, size=4, stride=4, layer="conv2")
@@ -248,6 +250,9 @@ def test_the_network_stays_as_it_was():
     assert [module.training for module in network.modules()] == before
     assert not any(module._forward_hooks for module in network.modules())
     assert all(parameter.grad is None for parameter in network.parameters())
+    # Dropout was off all the same.
+    network.eval()
+    assert_same(found, *by_brute_force(network, image, 1, 4, 4, 0.0, "conv2", found.feature_map), 1e-12)
 
 
 @pytest.mark.parametrize(
