@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
@@ -39,6 +40,25 @@ def write_folders(root: Path, parts: dict[str, int], classes: tuple[str, ...] = 
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{number}.jpg")
     return root
+
+
+def fit(
+    folder: Path, module: lightning.LightningModule, *callbacks: lightning.Callback, **options
+) -> lightning.Trainer:
+    """Train for an epoch on the CPU, seeded, without logger and checkpoints; options are the Trainer's."""
+    lightning.seed_everything(7, verbose=False)
+    trainer = lightning.Trainer(
+        **({"max_epochs": 1, "devices": 1, "log_every_n_steps": 1} | options),
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module)
+    return trainer
 
 
 @pytest.fixture

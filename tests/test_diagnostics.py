@@ -4,12 +4,14 @@ import json
 import math
 import sys
 from datetime import timedelta
+from functools import partial
 
 import lightning
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, composed
+from conftest import fit as train_briefly
 from PIL import Image
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -391,20 +393,7 @@ class Kept(lightning.Callback):
         self.epochs.append({name: each.clone() for name, each in pl_module.state_dict().items()})
 
 
-def fit(folder, module, *callbacks, **options):
-    lightning.seed_everything(7, verbose=False)
-    trainer = lightning.Trainer(
-        **({"max_epochs": 2, "num_sanity_val_steps": 0, "log_every_n_steps": 1} | options),
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module)
-    return trainer
+fit = partial(train_briefly, max_epochs=2, num_sanity_val_steps=0)
 
 
 def brute_force(network, images):

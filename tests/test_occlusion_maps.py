@@ -5,12 +5,14 @@ import io
 import json
 import random
 import sys
+from functools import partial
 
 import lightning
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, composed, write_folders
+from conftest import fit as train_briefly
 from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
@@ -418,20 +420,7 @@ class Module(lightning.LightningModule):
 MODULES = {"chain": chain, "module": Body, "resnet18": resnet}
 
 
-def fit(folder, module, *callbacks, **options):
-    lightning.seed_everything(7, verbose=False)
-    trainer = lightning.Trainer(
-        **({"max_epochs": 2, "num_sanity_val_steps": 0} | options),
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module)
-    return trainer
+fit = partial(train_briefly, max_epochs=2, num_sanity_val_steps=0)
 
 
 def panels(folder):

@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed, write_folders
+from conftest import ROOT, composed, fit, write_folders
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from PIL import Image
 from torch import nn
@@ -142,22 +142,6 @@ def resnet(_validation=None):
 
 
 MODULES = pytest.mark.parametrize("make", [plain, chain, resnet])
-
-
-def fit(folder, module, *callbacks, **options):
-    lightning.seed_everything(7, verbose=False)
-    trainer = lightning.Trainer(
-        **({"max_epochs": 1, "devices": 1} | options),
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module)
-    return trainer
 
 
 def hooks_of(module):
@@ -596,7 +580,7 @@ def test_a_dead_map_has_a_block_that_says_so(tmp_path, monkeypatch, dead):
     module.network.conv2.conv.bias.data[dead] = -1e4
     oracle = Oracle(validation.images, maps=6, k=3)
     drawn = []
-    monkeypatch.setattr("zfscope.figures._draw_dead", lambda *_: drawn.append(1))
+    monkeypatch.setattr("zfscope.figures.sheets.draw_dead", lambda *_: drawn.append(1))
 
     fit(tmp_path, module, Projections(top=3), oracle)
 
