@@ -62,8 +62,8 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
     paper = run.get("paper", {})
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in found.items()}
     conditions = {"checkpoint": str(config.checkpoint), "data": data.config.name if data else None}
-    conditions |= {"image": config.image} if config.image else {}
-    conditions |= config.analysis.model_dump()
+    own = {"image": config.image} if config.image else {}
+    conditions |= own | config.analysis.model_dump(exclude={"images", "indices"} if own else None)
     write_results(folder, metrics, conditions)
     console.print(results_table(metrics, str(config.checkpoint)))
     console.print(f"saved in {folder}", markup=False)

@@ -20,7 +20,8 @@ class Diagnostics(lightning.Callback):
     ``energy_beyond_stride`` are shares 0-1, the median over its filters. See ``zfscope.diagnostics``.
 
     Args:
-        layers: Layers to count in; default: all but the classes' layer, up to five conv layers of a foreign module.
+        layers: Layers to count in; default: all that give activations. Of a foreign module's conv layers, which come
+            before its ReLUs, none is counted; name those.
         when: Every n-th epoch, or a list of epochs counted from 1.
 
     Raises:
@@ -79,8 +80,9 @@ class Diagnostics(lightning.Callback):
                 found[f"{name}/{band}_frequency_energy"] = getattr(shares, band).nanmedian()
             found[f"{name}/energy_beyond_stride"] = shares.beyond_stride.nanmedian()
         for key, value in found.items():
-            # All ranks have the same value; sync_dist only tells Lightning that this was thought of.
-            pl_module.log(f"diagnostics/{key}", value.float(), sync_dist=True)
+            # All ranks have the same value; sync_dist only tells Lightning that this was thought of. It sends the value
+            # round on its device, and NCCL takes none from a CPU.
+            pl_module.log(f"diagnostics/{key}", value.float().to(pl_module.device), sync_dist=True)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the hooks off."""

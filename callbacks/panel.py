@@ -1,5 +1,6 @@
 """Where a picture goes: always to a file of the run folder, then to each logger that takes images."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,20 +45,24 @@ def show(trainer: lightning.Trainer, key: str, figures: Image.Image | Mapping[st
     paths = {name: folder / (f"epoch_{epoch:03d}" + (f"_{_plain(name)}" if name else "") + ".png") for name in figures}
     if len(set(paths.values())) < len(paths):
         raise ValueError(f"{key}: the names {', '.join(figures)} give the same file; use letters, digits, - and _")
+    written: dict[str, Path] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in paths.items():
-            figures[name].save(path, compress_level=COMPRESSION)
+            temporary = path.with_suffix(".tmp")
+            figures[name].save(temporary, "png", compress_level=COMPRESSION)
+            os.replace(temporary, path)
+            written[name] = path
     except OSError as error:
         rank_zero_warn(f"{key}: the picture was not written to {folder} ({error}); free space or mend its permissions")
     for logger in trainer.loggers:
         try:
-            _send(logger, trainer, key, figures, paths)
+            _send(logger, trainer, key, figures, written)
         except Exception as error:  # whatever a server or its client does must not end a training of days
             rank_zero_warn(
                 f"{key}: {type(logger).__name__} did not take the picture ({error}); its file is in {folder}"
             )
-    return [path for path in paths.values() if path.is_file()]
+    return list(written.values())
 
 
 def _send(
@@ -65,7 +70,7 @@ def _send(
     trainer: lightning.Trainer,
     key: str,
     figures: Mapping[str, Image.Image],
-    paths: Mapping[str, Path],
+    written: Mapping[str, Path],
 ) -> None:
     """Hand figures to one logger, if it takes images."""
     epoch = epoch_number(trainer)
@@ -75,8 +80,8 @@ def _send(
         images = []
         for name, figure in figures.items():
             caption = f"{name} epoch {epoch}".strip()
-            if figure.width * figure.height <= LARGE and paths[name].is_file():
-                images.append(wandb.Image(str(paths[name]), caption=caption))  # encoded once is enough
+            if figure.width * figure.height <= LARGE and name in written:
+                images.append(wandb.Image(str(written[name]), caption=caption))  # encoded once is enough
             else:
                 images.append(wandb.Image(figure, caption=caption, file_type=_file_type(figure)))
         # ``epoch`` as Lightning logs it beside every metric, from 0, so that pictures and errors share one axis.

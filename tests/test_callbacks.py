@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -225,6 +225,32 @@ def test_a_picture_that_cannot_be_written_warns(tmp_path):
 
     with pytest.warns(UserWarning, match="panel: the picture was not written to"):
         assert show(trainer_of(tmp_path), "panel", picture()) == []
+
+
+def test_what_could_not_be_written_is_not_sent_from_an_older_file(tmp_path, monkeypatch):
+    class Recording(WandbLogger):
+        def __init__(self):
+            self.sent = []
+
+        def log_metrics(self, metrics, step=None):
+            self.sent += metrics["panel"]
+
+        log_hyperparams = save = finalize = lambda *_, **__: None
+
+    def half_written(self, path, *_, **__):
+        Path(path).write_bytes(b"half a picture")
+        raise OSError("disk full")
+
+    logger = Recording()
+    show(trainer_of(tmp_path), "panel", picture(7))
+    monkeypatch.setattr(Image.Image, "save", half_written)
+    monkeypatch.setattr("wandb.Image", lambda given, **_: given)
+
+    with pytest.warns(UserWarning, match="was not written to .*disk full"):
+        written = show(trainer_of(tmp_path, logger=logger), "panel", picture(9))
+
+    assert written == [] and logger.sent[0].getpixel((0, 0))[0] == 9
+    assert Image.open(tmp_path / "figures/panel/epoch_001.png").getpixel((0, 0))[0] == 7
 
 
 def test_panels_refuse_what_wandb_would_drop_and_names_that_would_overwrite(tmp_path):

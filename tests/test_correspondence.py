@@ -200,6 +200,19 @@ def test_unknown_layers_are_refused():
         correspond(chain(), pictures(2), squares(2), ["conv9"])
 
 
+@pytest.mark.parametrize("box", [(3, 3, 3, 9), (9, 3, 5, 9), (-9, 0, 0, 9), (0, 40, 9, 60)])
+def test_a_box_that_hides_nothing_is_refused(box):
+    boxes = torch.tensor([[0, 0, 5, 5], box])[None]
+
+    with pytest.raises(ValueError, match="a box is empty or outside its image"):
+        correspond(chain(), pictures(2), boxes, ["conv1"])
+
+
+def test_a_random_box_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="a box is larger than the images of 20x30 pixels"):
+        random_boxes(torch.tensor([[0, 0, 31, 5]]), 3, (20, 30), torch.Generator())
+
+
 def test_compared_are_the_last_maps_and_the_layer_below_the_classes():
     resnet = build_network(composed("model=timm", "model.name=resnet18")["model"], 3, 64)
     zfnet_mini = build_network(composed()["model"], 3, 112)
@@ -332,6 +345,7 @@ GOOD = f"{HEADER}\na.png,eye,20,10,30,20\n"
         ("", "parts.csv, line 1: no column image, part, x0, y0, x1, y1; .* names nothing"),
         ("image;part;x0\n", "line 1: no column image, .*names image;part;x0"),
         ("image,part,x0,y0,x1\n", "line 1: no column y1"),
+        ("image,part,x0,y0,x1,y1,x0\n", "line 1: column x0 stands there twice; keep one"),
         (GOOD + "b.png,eye,1,2,3\n", "line 3: no y1; a row holds"),
         (GOOD + "b.png,,1,2,3,4\n", "line 3: no part"),
         (GOOD + "\nb.png,eye,left,10,30,20\n", "line 4: x0=left is no number"),
@@ -511,6 +525,15 @@ def test_what_cannot_be_asked_is_refused_before_any_work(phantom, tmp_path):
 
 
 # The picture
+
+
+def test_any_part_name_can_be_drawn():
+    pictures = torch.zeros(2, 3, 3, 9, 9, dtype=torch.uint8)
+    deltas = {"part": torch.rand(1), **dict.fromkeys(("random", "on_object", "same_place"), torch.rand(1, 5))}
+
+    plain, odd = (correspondence_sheet(pictures, [name], {"$conv_{5$": deltas}) for name in ("nose", "$\\frac$" * 40))
+
+    assert plain.size == odd.size
 
 
 def test_the_sheet_shows_every_picture_and_one_panel_for_each_layer():

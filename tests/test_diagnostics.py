@@ -399,7 +399,7 @@ fit = partial(train_briefly, max_epochs=2, num_sanity_val_steps=0)
 def brute_force(network, images):
     """What is logged, from the whole maps of all images at once and from a plain loop."""
     expected = {}
-    layers = ["conv1", "conv2", "fc3"] if isinstance(network, ConvNet) else ["0", "3"]
+    layers = ["conv1", "conv2", "fc3"] if isinstance(network, ConvNet) else ["2", "4"]
     hooked = network if isinstance(network, ConvNet) else HookedNetwork(network, layers)
     with torch.no_grad():
         for layer in layers:
@@ -417,12 +417,12 @@ def brute_force(network, images):
     return expected
 
 
-@pytest.mark.parametrize("make", [chain, plain])
+@pytest.mark.parametrize(("make", "layers"), [(chain, None), (plain, ["network.2", "network.4"])])
 @pytest.mark.parametrize("loaders", [1, 2])
-def test_each_epoch_logs_what_brute_force_over_all_validation_images_finds(tmp_path, make, loaders):
+def test_each_epoch_logs_what_brute_force_over_all_validation_images_finds(tmp_path, make, layers, loaders):
     module, kept = Module(make(), loaders), Kept()
 
-    trainer = fit(tmp_path, module, Diagnostics(), kept, num_sanity_val_steps=2)
+    trainer = fit(tmp_path, module, Diagnostics(layers), kept, num_sanity_val_steps=2)
 
     for epoch, weights in enumerate(kept.epochs[1:]):  # the first was the sanity check
         module.load_state_dict(weights)
@@ -435,6 +435,16 @@ def test_each_epoch_logs_what_brute_force_over_all_validation_images_finds(tmp_p
     assert set(expected) <= set(trainer.logged_metrics)
     if make is chain:
         assert found["diagnostics/conv2/dead_maps"] == 2 and found["diagnostics/conv1/near_dead_maps"] == 1
+
+
+def test_a_foreign_modules_bare_filterings_are_not_called_dead(tmp_path):
+    module = Module(plain())
+    module.network[0].bias.data[0] = -1000.0  # brought back by the norm above it
+
+    fit(tmp_path, module, Diagnostics())
+
+    assert not any("dead" in name for _, name, _ in module.logged)
+    assert any("network.0/low_frequency_energy" in name for _, name, _ in module.logged)
 
 
 def test_training_goes_the_same_way_to_the_bit_and_no_hook_stays(tmp_path):
@@ -495,7 +505,7 @@ def test_an_unknown_layer_is_refused_before_the_first_step_and_the_callback_is_k
         fit(tmp_path, Module(), Diagnostics(["conv9"]))
 
     callbacks = composed()["callbacks"]
-    assert callbacks["diagnostics"] == {"_target_": "zfscope.callbacks.Diagnostics"}
+    assert callbacks["diagnostics"]["_target_"] == "zfscope.callbacks.Diagnostics"
     check_targets(callbacks)
 
 

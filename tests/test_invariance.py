@@ -420,7 +420,8 @@ def test_the_analysis_writes_figure_arrays_and_metrics_that_follow_from_them(run
     ("override", "message"),
     [
         ("analysis.layers=[conv1,conv9]", "no layer 'conv9'; the layers are conv1"),
-        ("analysis.layers=[fc7,fc7]", "analysis.layers names fc7 twice; name a low and a high layer"),
+        ("analysis.layers=[fc7,fc7]", "analysis.layers: layers names a low and a high layer"),
+        ("analysis.layers=[conv5]", "analysis.layers: layers names a low and a high layer"),
         ("analysis.part=test", "analysis.part=test: this data set has no labelled test images"),
     ],
 )

@@ -265,6 +265,8 @@ def test_the_network_stays_as_it_was():
         ({"layer": "conv9"}, "no layer 'conv9'; the layers are conv1, conv2, fc6, fc8"),
         ({"feature_map": 8}, "feature_map must be one of the maps of conv2, 0 … 7, but is 8"),
         ({"target": 4}, "target must be one of the classes, 0 … 3, but is 4"),
+        ({"target": True}, "target must be one of the classes, 0 … 3, but is True"),
+        ({"target": 1.0}, "target must be one of the classes, 0 … 3, but is 1.0"),
         ({"target": -1}, "target must be one of the classes, 0 … 3, but is -1"),
         ({"fill": float("nan")}, "fill must be a finite number, or three of them, but is nan"),
         ({"fill": torch.zeros(2)}, "fill must be a finite number, or three of them"),

@@ -180,6 +180,19 @@ def test_a_look_that_cannot_be_is_refused(given, message):
         look(chain(), picture(), **given)
 
 
+def test_a_network_without_logits_is_refused_by_what_it_gives():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+
+        def forward(self, images):
+            return {"logits": self.conv(images).mean((2, 3))}
+
+    with pytest.raises(ValueError, match="occlusion needs a network that gives logits"):
+        look(HookedNetwork(Named(), ["conv"]), picture())
+
+
 def test_a_projection_is_that_of_the_strongest_activation():
     network = chain()
     with torch.no_grad():

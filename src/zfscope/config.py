@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -348,7 +348,7 @@ class OcclusionAnalysis(Strict):
     images: Count = 6
     indices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     shown: Annotated[int, Field(ge=0)] = 12
-    target: str | int | None = None
+    target: Annotated[str | None, BeforeValidator(lambda given: None if given is None else str(given))] = None
     size: Count | None = None
     stride: Count | None = None
     fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
@@ -365,9 +365,16 @@ class InvarianceAnalysis(Strict):
     part: Literal["train", "val", "test"] = "val"
     images: Annotated[int, Field(ge=2)] = 64
     shown: Annotated[int, Field(ge=1, le=10)] = 5
-    layers: tuple[str, str] | None = None
+    layers: tuple[str, ...] | None = None
     batch_size: Count = 32
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("layers")
+    @classmethod
+    def _two(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if layers is not None and len(set(layers)) != 2:
+            raise ValueError("layers names a low and a high layer, such as [conv1,fc7]")
+        return layers
 
 
 class CorrespondenceAnalysis(Strict):

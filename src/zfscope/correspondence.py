@@ -113,7 +113,7 @@ def random_boxes(
     around: Tensor | None = None,
     together: bool = False,
 ) -> Tensor:
-    """Boxes of the same sizes at random places, every place equally probable.
+    """Boxes of the same sizes at random places inside the images, all equally probable unless ``around`` is given.
 
     Args:
         boxes: One for each image, inside it, ``(N, 4)``, pixels.
@@ -125,9 +125,14 @@ def random_boxes(
 
     Returns:
         ``(draws, N, 4)`` int64, wholly inside the images.
+
+    Raises:
+        ValueError: If a box is larger than the images.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
     room = torch.tensor([size[1], size[0]]) - extent
+    if bool((room < 0).any()):
+        raise ValueError(f"a box is larger than the images of {size[0]}x{size[1]} pixels; give boxes inside them")
     shares = torch.rand(draws, 1 if together else len(boxes), 2, generator=generator, dtype=torch.float64)
     if around is None:
         corners = (shares * (room + 1)).long()
@@ -164,10 +169,13 @@ def correspond(
         By layer, on the CPU.
 
     Raises:
-        ValueError: If there is no such layer, or it gives no tensor with a row for each image.
+        ValueError: If there is no such layer, it gives no tensor with a row for each image, or a box hides nothing.
     """
     for layer in layers:
         network.check_layer(layer)
+    corners = boxes.clamp_min(0).minimum(torch.tensor(images.shape[-1:-3:-1] * 2))
+    if bool((corners[..., 2:] <= corners[..., :2]).any()):
+        raise ValueError("a box is empty or outside its image; what hides nothing would count as perfect agreement")
     found: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with evaluating(network), in_float64(network):
         weight = next(network.parameters())

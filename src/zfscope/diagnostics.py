@@ -89,7 +89,8 @@ class MapWatch:
 
     Args:
         network: The network that runs.
-        layers: Whose maps are watched; default: all but the classes' layer, whose logits may well be negative.
+        layers: Whose maps are watched; default: all that give activations. What a bare filtering gives, as the classes'
+            layer's logits or the conv layers of a foreign module, may well be negative without being dead.
 
     Attributes:
         listening: Whether what runs now counts.
@@ -98,7 +99,8 @@ class MapWatch:
 
     def __init__(self, network: Network, layers: Sequence[str] | None = None) -> None:
         if layers is None:
-            layers = [layer for layer in network.layers if not isinstance(network.map_module(layer), nn.Linear)]
+            bare = (nn.Linear, nn.Conv2d)
+            layers = [layer for layer in network.layers if not isinstance(network.map_module(layer), bare)]
         self.listening = True
         self.ranges: dict[str, MapRanges] = {}
         modules = {layer: network.map_module(layer) for layer in layers}
@@ -178,10 +180,14 @@ def filter_frequencies(weight: Tensor, stride: int | Sequence[int] = 1) -> Filte
     return FilterFrequencies(*(energy[:, part].sum(1) / energy.sum((1, 2)) for part in parts))
 
 
+def filters_of(network: Network) -> dict[str, nn.Conv2d]:
+    """The conv layers by name, as ``layers.conv_layers`` has them; of a wrapped module by its own names."""
+    return conv_layers(network.body if isinstance(network, HookedNetwork) else network)
+
+
 def first_filters(network: Network) -> tuple[str, nn.Conv2d] | None:
     """Name and module of the first conv layer; None if there is none."""
-    body = network.body if isinstance(network, HookedNetwork) else network
-    return next(iter(conv_layers(body).items()), None)
+    return next(iter(filters_of(network).items()), None)
 
 
 class GridScore(NamedTuple):

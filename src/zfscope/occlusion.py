@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zfscope.config import ConvLayer
-from zfscope.networks import ConvNet, Network, evaluating
+from zfscope.networks import ConvNet, Network, Trace, evaluating
 
 # Positions along each axis of a tile, which goes up together: more share a call, fewer share what the border cuts off.
 _TILE = 4
@@ -107,6 +108,17 @@ def occlude(
     return Occlusion(*(each[where.argsort()].view(shape) for each in found), feature_map)
 
 
+def logits_of(trace: Trace) -> Tensor:
+    """The logits of a trace, ``(N, classes)``.
+
+    Raises:
+        ValueError: If the network gives something else.
+    """
+    if not isinstance(trace.logits, Tensor) or trace.logits.ndim != 2:
+        raise ValueError("occlusion needs a network that gives logits (N, classes) for images (N, 3, H, W)")
+    return trace.logits
+
+
 class _Passes:
     """How the positions of the square are gone through; ``_FullPasses`` or ``_Climb``.
 
@@ -128,7 +140,9 @@ class _Passes:
             ("feature_map", feature_map, maps, self.sums.shape[1]),
         ]
         for name, number, what, count in asked:
-            if number is not None and not 0 <= number < count:
+            if number is None:
+                continue
+            if not _is_whole(number) or not 0 <= number < count:
                 raise ValueError(f"{name} must be one of {what}, 0 … {count - 1}, but is {number}")
         self.feature_map = int(self.sums[0].argmax()) if feature_map is None else int(feature_map)
         return self.feature_map
@@ -171,11 +185,9 @@ class _FullPasses(_Passes):
     def _pass(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(N, classes)`` and the sums of the layer's maps ``(N, C)``."""
         trace = self.network.trace(images.contiguous(memory_format=torch.channels_last))
-        logits, maps = trace.logits, trace.maps[self.layer]
+        logits, maps = logits_of(trace), trace.maps[self.layer]
         if not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
             raise ValueError(f"layer {self.layer!r} has no feature maps (N, C, h, w) or (N, C); choose another layer")
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ValueError("occlusion needs a network that gives logits (N, classes) for images (N, 3, H, W)")
         return logits, maps.sum((2, 3)) if maps.ndim == 4 else maps
 
 
@@ -485,13 +497,17 @@ def _linear(linear: nn.Linear, inputs: Tensor) -> Tensor:
     return linear(inputs)
 
 
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
 def _check_square(network: Network, image: Tensor, size: int, stride: int, layer: str) -> None:
     """Refuse what cannot slide."""
     network.check_layer(layer)
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image must be one network input (3, H, W), but is {tuple(image.shape)}")
     for name, value in (("size", size), ("stride", stride)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_whole(value) or value < 1:
             raise ValueError(f"{name} must be a whole number of pixels, 1 or more, but is {value!r}")
     if size > min(image.shape[1:]):
         height, width = image.shape[1:]

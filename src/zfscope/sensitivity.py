@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zfscope.deconvnet import project
 from zfscope.images import contrast_limits, to_tiles
 from zfscope.networks import Network, evaluating
-from zfscope.occlusion import Occlusion, occlude
+from zfscope.occlusion import Occlusion, logits_of, occlude
 from zfscope.winners import layers_to_watch
 
 
@@ -87,7 +87,7 @@ def look(
         if not spatial:
             raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
         layer = spatial[-1]
-    probabilities = F.softmax(trace.logits[0].float(), dim=0).cpu()
+    probabilities = F.softmax(logits_of(trace)[0].float(), dim=0).cpu()
     label = int(probabilities.argmax())
     side = min(image.shape[1:])
     size = max(1, round(side * 48 / 224)) if size is None else size

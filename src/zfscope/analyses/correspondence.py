@@ -90,10 +90,7 @@ def correspondence(
 
     hidden = [*examples.boxes.values(), masks[parts[0], "random"][0]]
     shown = [examples.inputs, *(occluded(examples.inputs, boxes) for boxes in hidden)]
-    write_arrays(folder / "arrays.npz", arrays)
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    correspondence_sheet(
+    sheet = correspondence_sheet(
         torch.stack([as_pictures(network, inputs[:SHOWN]) for inputs in shown], dim=1),
         parts,
         {
@@ -104,7 +101,10 @@ def correspondence(
             for layer in layers
         },
         title=f"{Path(config.checkpoint).name}: do the same features change in all {len(examples.names)} images?",
-    ).save(figures / "correspondence.png")
+    )
+    write_arrays(folder / "arrays.npz", arrays)
+    (folder / "figures").mkdir(exist_ok=True)
+    sheet.save(folder / "figures" / "correspondence.png")
     return _metrics(parts, layers, arrays, examples)
 
 

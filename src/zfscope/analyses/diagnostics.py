@@ -25,6 +25,7 @@ from zfscope.diagnostics import (
     MapWatch,
     dead_maps,
     filter_frequencies,
+    filters_of,
     first_filters,
     grid_score,
     near_dead_maps,
@@ -32,7 +33,7 @@ from zfscope.diagnostics import (
 from zfscope.figures import diagnostics_sheet
 from zfscope.geometry import probe_field, receptive_field
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.layers import conv_layers, filter_rms
+from zfscope.layers import filter_rms
 from zfscope.networks import ConvNet, Network, evaluating
 from zfscope.runs import write_arrays
 from zfscope.winners import Miner, choose_maps, layers_to_watch, project_winners, try_out
@@ -68,9 +69,10 @@ def diagnostics(
         radius = run_config(source).get("model", {}).get("filter_rms")
         measured[prefix] = scores(found[-1]) | filters_at_radius(each, radius)
         arrays |= {f"{prefix}{name}": part.numpy() for name, part in _arrays(found[-1]).items()}
+    sheet = diagnostics_sheet(found)
     write_arrays(folder / "arrays.npz", arrays)
     (folder / "figures").mkdir(exist_ok=True)
-    diagnostics_sheet(found).save(folder / "figures" / "diagnostics.png")
+    sheet.save(folder / "figures" / "diagnostics.png")
     # One beside the other, as far as both have it.
     names = dict.fromkeys(name for metrics in measured.values() for name in metrics)
     return {prefix + name: metrics[name] for name in names for prefix, metrics in measured.items() if name in metrics}
@@ -137,7 +139,7 @@ def scores(found: Diagnosis) -> dict[str, dict[str, Any]]:
 def filters_at_radius(network: Network, radius: float | None) -> dict[str, dict[str, Any]]:
     """Largest RMS of each layer's filters; how many are at the radius that training kept them within, if it did."""
     metrics = {}
-    for layer, conv in conv_layers(network).items():
+    for layer, conv in filters_of(network).items():
         rms = filter_rms(conv.weight.detach().cpu())
         metrics[f"{layer}/largest_filter_rms"] = {"value": float(rms.max()), "unit": ""}
         if radius is not None:

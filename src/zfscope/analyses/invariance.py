@@ -41,15 +41,13 @@ def invariance(
     (``images_below``), and the mean probability.
 
     Raises:
-        ValueError: For an unknown layer, one layer named twice, a part of the data that is not there, classes that are
+        ValueError: For an unknown layer, a part of the data that is not there, classes that are
             not the network's, images with several labels.
     """
     asked = config.analysis
     layers = low_and_high(network) if asked.layers is None else asked.layers
     for layer in layers:
         network.check_layer(layer)
-    if layers[0] == layers[1]:
-        raise ValueError(f"analysis.layers names {layers[0]} twice; name a low and a high layer")
     images = part_of(data, asked.part)
     check_classes(network, images.classes)
     if images.labels.ndim != 1:
@@ -78,12 +76,12 @@ def invariance(
     for layer in layers:
         arrays[f"another/{layer}"] = np.array(found[0].another[layer])
         arrays[f"norms/{layer}"] = found[0].norms[layer].numpy()
-    write_arrays(folder / "arrays.npz", arrays)
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
     names = [images.classes[labels[number]] for number in shown.tolist()]
     title = f"{config.checkpoint}: {len(indices):,} images of {asked.part}"
-    invariance_figure(found, tiles, shown, names, title=title).save(figures / "invariance.png")
+    figure = invariance_figure(found, tiles, shown, names, title=title)
+    write_arrays(folder / "arrays.npz", arrays)
+    (folder / "figures").mkdir(exist_ok=True)
+    figure.save(folder / "figures" / "invariance.png")
     metrics = {}
     for each in found:
         metrics |= _metrics(each, each.kind, each.changed, layers)

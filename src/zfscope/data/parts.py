@@ -176,6 +176,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{printable(path)}, line 1: no column {', '.join(missing)}; the header must name "
                     f"{','.join(COLUMNS)}, and names {printable(','.join(header)) or 'nothing'}"
                 )
+            twice = [name for name in COLUMNS if header.count(name) > 1]
+            if twice:
+                raise ValueError(f"{printable(path)}, line 1: column {', '.join(twice)} stands there twice; keep one")
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue

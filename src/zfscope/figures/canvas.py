@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 RED, QUIET = "#b00020", "#606060"  # what is wrong or has changed; what is said beside
@@ -49,3 +52,10 @@ def draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: I
 def short(value: float) -> str:
     """Write a positive number in a few characters."""
     return f"{value:.3g}" if 0.01 <= value < 999.5 else f"{value:.0f}" if 999.5 <= value < 99999.5 else f"{value:.1e}"
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A matplotlib figure as a picture."""
+    agg = FigureCanvasAgg(figure)
+    agg.draw()
+    return Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3].copy())

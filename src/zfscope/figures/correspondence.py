@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 from torch import Tensor
 
-from zfscope.figures.canvas import EDGE, RED, canvas
+from zfscope.figures.canvas import EDGE, RED, canvas, drawn
 from zfscope.images import enlarge, grid, to_pil
 
 GAP, MARGIN, LINE = 6, 24, 26  # pixels around tiles, around all, of a line of text
 CONTROLS = {
-    "random": ("#8a8a8a", "random places"),
+    "random": ("#8a8a8a", "random places (bar: 95 %)"),
     "on_object": ("#3b7dd8", "random places on the object"),
     "same_place": ("#c77f00", "a random place, the same in all images"),
 }
@@ -47,10 +45,10 @@ def correspondence_sheet(
             f"give one layer or more, and pictures (R, {len(parts) + 2}, 3, h, w) for {len(parts)} parts, not "
             f"{len(deltas)} layers and {tuple(pictures.shape)}"
         )
-    names = ["image", *(part.replace("_", " ") for part in parts), "random place"]
+    names = ["image", *(_short_name(part) for part in parts), "random place"]
     tiles = enlarge(pictures.flatten(0, 1), at_least=140)
     tiles = to_pil(grid(tiles, len(names), GAP, EDGE))
-    chart = _chart(names[1:-1], deltas, width=max(tiles.width, 360 * len(deltas)))
+    chart = _chart(names[1:-1], deltas, width=max(tiles.width, 900, 300 * len(deltas)))
     legend = (
         f"{len(pictures)} of them as the network sees each: a part hidden, or a random place of the first part's size"
     )
@@ -81,11 +79,16 @@ def _chart(names: Sequence[str], deltas: Mapping[str, Mapping[str, Tensor]], wid
             )
         places = torch.arange(len(names)) - 0.3
         axis.scatter(places, 100 * found["part"], s=70, color=RED, marker="D", label="the part", zorder=3)
-        axis.set_xticks(range(len(names)), names)
+        axis.set_xticks(range(len(names)), names, parse_math=False)
         axis.set_xlim(-0.55, len(names) - 0.45)
-        axis.set_title(f"{layer}: mean feature sign change, % (bars: 95 % of the masks)", fontsize=11)
+        axis.set_title(layer, fontsize=11, parse_math=False)
         axis.grid(alpha=0.25, axis="y")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    written = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(written)
-    return Image.open(written).convert("RGB")
+    axes[0].set_ylabel("mean feature sign change, %")
+    columns = 4 if width >= 1100 else 2
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
+    return drawn(figure)
+
+
+def _short_name(part: str) -> str:
+    part = part.replace("_", " ")
+    return part if len(part) <= 16 else f"{part[:15]}…"

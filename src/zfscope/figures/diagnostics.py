@@ -4,17 +4,15 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.diagnostics import NOISE, Diagnosis, dead_maps, near_dead_maps
-from zfscope.figures.canvas import RED, canvas
+from zfscope.figures.canvas import RED, canvas, drawn
 from zfscope.images import enlarge, grid, to_pil, to_tiles
 
 WIDTH, ROOM, LINE, GAP = 660, 28, 24, 3  # pixels: a network's column, around it, a heading, between tiles
@@ -122,7 +120,7 @@ def _frequency_bars(found: Diagnosis) -> Image.Image:
     labels = [f"{label} ({waves[label]})" for label in labels]
     figure.legend([*handles, dashed], [*labels, "white noise"], loc="upper center", ncols=4, frameon=False, fontsize=8)
     figure.subplots_adjust(left=0.09, right=0.995, top=0.86, bottom=0.11)
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _dead_bars(found: Diagnosis) -> Image.Image:
@@ -144,7 +142,7 @@ def _dead_bars(found: Diagnosis) -> Image.Image:
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     figure.subplots_adjust(left=0.11, right=0.74, top=0.98, bottom=24 / (34 + 22 * len(rows)))
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _axes(height: int) -> tuple[Figure, Axes]:
@@ -156,12 +154,6 @@ def _axes(height: int) -> tuple[Figure, Axes]:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
-
-
-def _drawn(figure: Figure) -> Image.Image:
-    agg = FigureCanvasAgg(figure)
-    agg.draw()
-    return Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3].copy())
 
 
 def _blank() -> Image.Image:

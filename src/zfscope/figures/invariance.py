@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from zfscope.figures.canvas import QUIET
+from zfscope.figures.canvas import QUIET, drawn
 from zfscope.images import grid, to_pil
 from zfscope.invariance import Invariance
 
@@ -86,9 +84,7 @@ def invariance_figure(
         frameon=False,
         title=f"colours: the images of (a); the rest over all {count:,} images",
     )
-    drawn = FigureCanvasAgg(figure)
-    drawn.draw()
-    return Image.fromarray(np.asarray(drawn.buffer_rgba())[..., :3])
+    return drawn(figure)
 
 
 def _draw_examples(axis: Axes, amounts: Tensor, tiles: Tensor, names: Sequence[str], colours: Sequence[tuple]) -> None:
