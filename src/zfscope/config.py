@@ -468,7 +468,9 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
         # A misspelt key is the cause of a missing one, so it is told first.
         problem = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ValueError((f"{group}." if group else "") + _sentence(schema, values, problem) + more) from None
+        prefix = f"{group}." if group else ""
+        sentence = _sentence(schema, values, problem).replace("give it as ", f"give it as {prefix}")
+        raise ValueError(prefix + sentence + more) from None
 
 
 def check_targets(callbacks: Mapping[str, Mapping[str, Any] | None], trust: Sequence[str] = ()) -> None:
