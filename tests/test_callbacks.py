@@ -324,8 +324,8 @@ def two_runs(tmp_path_factory):
             folder,
             name=f"run {number}",
             group="sweep",
-            tags=["mini", "x" * 80, "logger.api_key=abc"],
-            config={"model": {"number": number}, "password": "abc"},
+            tags=["mini", "x" * 80, "logger.api_key=opensesame"],
+            config={"model": {"number": number}, "password": "opensesame"},
             run_id=f"run{number}",
             log_model=False,
         )
@@ -366,7 +366,7 @@ def test_the_summary_of_an_offline_run_keeps_the_least_error_and_no_secret(two_r
 
     assert run["summary"]["val/top1_error"] == {"min": 50}
     assert run["config"]["model.number"] == 1 and run["config"]["password"] == REDACTED
-    assert "abc" not in text
+    assert "opensesame" not in text
     assert run["tags"] == [f"logger.api_key={REDACTED}", "mini", "x" * 64]
     assert (run["name"], run["state"], run["exit_code"]) == ("run 1", "finished", 0)
 

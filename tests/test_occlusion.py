@@ -100,7 +100,7 @@ def test_windows_give_what_brute_force_gives(seed, monkeypatch):
     assert_same(found, *expected, 1e-12)
 
 
-@pytest.mark.parametrize("tile", [1, 2, 99])
+@pytest.mark.parametrize("tile", [1, 2**13, 2**30])
 def test_tiles_of_any_size_give_the_same(tile, monkeypatch):
     monkeypatch.setattr(occlusion, "_WHOLE", math.inf)
     monkeypatch.setattr(occlusion, "_TILE", tile)

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from zfscope.config import ConvLayer
 from zfscope.networks import ConvNet, Network, Trace, evaluating
 
-# Positions along each axis of a tile, which goes up together: more share a call, fewer share what the border cuts off.
-_TILE = 4
-_TILE_BYTES = 2**26  # of its largest windows, which limits its positions where windows are large
+# Bytes of the largest windows of a tile, the positions that go up together: more share a call, fewer stay in a cache
+# and share what the border cuts off.
+_TILE = 2**23
 _DENSE = 256  # top maps that go through the dense layers together, whose weights are read once for all of them
 _WHOLE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
 _BYTES = 2**26  # of the largest maps in one batch of full passes, and of the top maps that are held
@@ -417,8 +417,8 @@ class _Climb(_Passes):
         windows = [span.cells**2 * len(old.weight) for old, span in zip(self.layers.values(), spans)]  # noqa: B905
         tops = self.top_rows.numel()
         item = self.top_rows.element_size()
-        positions = _TILE_BYTES // (max(windows + [tops]) * item)
-        return max(1, min(_TILE, math.isqrt(positions))), max(1, min(_DENSE, _BYTES // (tops * item)))
+        positions = _TILE // (max(windows + [tops]) * item)
+        return max(1, math.isqrt(positions)), max(1, min(_DENSE, _BYTES // (tops * item)))
 
     def _runs(self, starts: range) -> list[_Run]:
         """Cut one axis of positions into runs whose windows are alike: of one phase of the chain's stride."""
