@@ -120,7 +120,7 @@ def logits_of(trace: Trace) -> Tensor:
 
 
 class _Passes:
-    """How the positions of the square are gone through; ``_FullPasses`` or ``_Climb``.
+    """What the two ways of going through the positions share; ``run`` yields what each of them finds.
 
     Attributes:
         sums: Of the watched layer's maps in the unoccluded image, ``(1, C)``.
@@ -146,10 +146,6 @@ class _Passes:
                 raise ValueError(f"{name} must be one of {what}, 0 … {count - 1}, but is {number}")
         self.feature_map = int(self.sums[0].argmax()) if feature_map is None else int(feature_map)
         return self.feature_map
-
-    def run(self, starts: Sequence[range]) -> Found:
-        """Yield what is found, some positions at a time."""
-        raise NotImplementedError
 
 
 class _FullPasses(_Passes):
