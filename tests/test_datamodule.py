@@ -122,3 +122,39 @@ def test_a_missing_folder_is_named(tmp_path):
 
     with pytest.raises((ValueError, OSError), match="nowhere"):
         open_data(config)
+
+
+def test_some_classes_of_a_data_set_are_its_only_ones_in_every_part(folders):
+    config = check(DataConfig, {"name": "folder", "root": str(folders), "classes": ["owl", "cat"]})
+
+    splits = open_data(config)
+
+    assert splits.train.classes == splits.val.classes == ("cat", "owl")
+    assert np.bincount(splits.train.labels).tolist() == [8, 8]
+    with pytest.raises(ValueError, match=r"no class 'dgo' in this data set; did you mean dog\?"):
+        open_data(config.model_copy(update={"classes": ("dgo", "cat")}))
+
+
+def test_an_excluded_image_does_not_train_but_stays_where_it_validates(folders, tmp_path):
+    first = open_data(check(DataConfig, {"name": "folder", "root": str(folders)}))
+    (tmp_path / "exclude.txt").write_text(f"{first.train.key(3)}\n")
+
+    splits = open_data(
+        check(DataConfig, {"name": "folder", "root": str(folders), "exclude": str(tmp_path / "exclude.txt")})
+    )
+
+    assert len(splits.train) == len(first.train) - 1 and len(splits.val) == len(first.val)
+    assert first.train.name(3) not in {splits.train.name(i) for i in range(len(splits.train))}
+    assert splits.train.fingerprint != first.train.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "phantom", "cells": "mono"}, r"cells=mono belongs to name=elpv"),
+        ({"name": "phantom", "classes": ["dog", "dog"]}, r"classes names the classes to keep, two or more"),
+    ],
+)
+def test_a_choice_of_images_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        check(DataConfig, values)

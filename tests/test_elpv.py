@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zfscope.config import DataConfig, check
+from zfscope.data.datamodule import open_data
 from zfscope.data.elpv import open_elpv
 
 # The data set's own counts: probability 0, 1/3, 2/3, 1 of mono, then of poly cells.
@@ -106,3 +108,10 @@ def test_the_real_cells_are_reduced_by_area_averaging(monkeypatch):
     assert isinstance(read, Image.Image) and read.mode == "RGB"
     assert np.abs(np.asarray(read)[..., 1] - averaged).max() <= 1  # rounded along rows, then along columns
     assert splits.test.probability[17] == probability[number] and splits.test.types[17] == types[number]
+
+
+def test_the_cells_of_one_kind_can_be_had_alone(package):
+    splits = open_data(check(DataConfig, {"name": "elpv", "cells": "poly", "resize": 300, "crop": 300}))
+
+    assert {kind for part in splits.parts.values() for kind in part.types} == {"poly"}
+    assert sum(map(len, splits.parts.values())) == 1550

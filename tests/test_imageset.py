@@ -11,6 +11,7 @@ from PIL import Image
 from zfscope.data.imageset import (
     ArrayImages,
     FileImages,
+    JoinedImages,
     Splits,
     UnreadableImage,
     find_folder,
@@ -407,3 +408,67 @@ def test_find_folder_fetches_only_what_is_not_there_and_says_where_it_looked(tmp
 def test_names_in_messages_are_short_and_printable():
     assert listed("abcdefg") == "a, b, c, d, e and 2 more"
     assert printable("dog\tsé") == "dog\\tsé"
+
+
+def coloured(count=12, start=0, classes=("a", "b", "c", "d")):
+    pixels = np.arange(start, start + count, dtype=np.uint8)[:, None, None] + np.zeros((1, 4, 4), np.uint8)
+    return ArrayImages(pixels, np.arange(count) % len(classes), classes, prefix=f"from{start}")
+
+
+def test_some_classes_alone_keep_their_images_names_and_order_under_new_labels():
+    images = coloured()
+
+    some = images.only(["d", "b"])
+
+    assert some.classes == ("b", "d")
+    assert some.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert [some.name(i) for i in range(6)] == [f"from0/{n}" for n in (1, 3, 5, 7, 9, 11)]
+    assert some.fingerprint != images.fingerprint
+    assert images.classes == ("a", "b", "c", "d") and len(images) == 12
+    with pytest.raises(ValueError, match=r"no class 'cat' in this data set; there are a, b, c, d"):
+        images.only(["a", "cat"])
+
+
+def test_some_classes_of_files_alone():
+    images = FileImages([f"{n}.png" for n in range(6)], np.arange(6) % 3, ["x", "y", "z"], root="/data")
+
+    some = images.only(["x", "z"]).subset([1, 2])
+
+    assert some.labels.tolist() == [1, 0] and some.classes == ("x", "z")
+    assert some.name(0) == "/data/2.png"
+
+
+def test_of_images_with_several_labels_those_with_any_of_the_classes_stay():
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 1, 1]])
+    images = FileImages(["0.png", "1.png", "2.png"], labels, ["x", "y", "z"], root="/data")
+
+    some = images.only(["x", "z"])
+
+    assert some.labels.tolist() == [[1, 1], [0, 1]]
+    assert some.name(1) == "/data/2.png"
+
+
+def test_joined_sets_read_as_one_behind_the_other_also_in_a_subset():
+    joined = JoinedImages([coloured(5), coloured(4, start=100)])
+
+    some = joined.subset([8, 0, 5]).subset([0, 2, 1])
+
+    assert len(joined) == 9 and joined.labels.tolist() == [0, 1, 2, 3, 0, 0, 1, 2, 3]
+    assert [pixel_of.read(i).getpixel((0, 0))[0] for pixel_of, i in ((some, 0), (some, 1), (some, 2))] == [103, 100, 0]
+    assert [some.name(i) for i in range(3)] == ["from100/3", "from100/0", "from0/0"]
+    assert some.labels.tolist() == [3, 0, 0]
+    assert len({joined.fingerprint, some.fingerprint, joined.subset([0, 5, 8]).fingerprint}) == 3
+
+
+def test_only_sets_of_the_same_classes_are_joined():
+    with pytest.raises(ValueError, match="only sets of the same classes can be joined"):
+        JoinedImages([coloured(), coloured(classes=("a", "b", "d", "c"))])
+
+
+def test_each_part_of_a_data_set_can_be_changed():
+    splits = Splits(coloured(), coloured(8), None, carved=True)
+
+    changed = splits.each(lambda images: images.only(["a", "c"]))
+
+    assert [len(part) for part in changed.parts.values()] == [6, 4]
+    assert changed.carved and changed.test is None

@@ -157,6 +157,9 @@ class DataConfig(Strict):
     split_seed: Annotated[int, Field(ge=0)] = 0
     download: bool = False
     clutter: bool = False
+    classes: tuple[str, ...] | None = None
+    cells: Literal["mono", "poly"] | None = None
+    exclude: str | None = None
     mean_images: Count | None = None
     augment: AugmentConfig = AugmentConfig()
 
@@ -166,6 +169,10 @@ class DataConfig(Strict):
             raise ValueError(
                 f"crop={self.crop} is larger than resize={self.resize}; crops are cut from the resized image"
             )
+        if self.cells is not None and self.name != "elpv":
+            raise ValueError(f"cells={self.cells} belongs to name=elpv; classes=[…] chooses classes of any data set")
+        if self.classes is not None and len(set(self.classes)) < 2:
+            raise ValueError("classes names the classes to keep, two or more different ones")
         return self
 
 
@@ -402,6 +409,75 @@ class DiagnosticsAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class EnsembleAnalysis(Strict):
+    """``analysis=ensemble``: softmax averaged over several networks and ten crops (Table 2)."""
+
+    name: Literal["ensemble"] = "ensemble"
+    part: Literal["train", "val", "test"] | None = None
+    ten_crops: bool = True
+    members: Count | None = None
+    partial: bool = False
+    batch_size: Count = 64
+
+
+class TransferAnalysis(Strict):
+    """``analysis=transfer``: a new softmax on frozen features against training from scratch (Tables 4 to 6, Fig. 9)."""
+
+    name: Literal["transfer"] = "transfer"
+    images_per_class: tuple[Count, ...] | None = None
+    test_images: Count | None = 50
+    folds: Count = 5
+    layer: str | None = None
+    scratch: bool = True
+    scratch_steps: Count | None = None
+    scratch_folds: Count | None = None
+    shuffle_labels: bool = False
+    batch_size: Count = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ProbesAnalysis(Strict):
+    """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
+
+    name: Literal["probes"] = "probes"
+    layers: tuple[str, ...] | None = None
+    classifiers: tuple[Literal["svm", "softmax"], ...] = ("svm", "softmax")
+    images_per_class: Count | None = None
+    test_images: Count | None = 50
+    folds: Count = 5
+    shuffle_labels: bool = False
+    memory_gb: Positive = 2.0
+    batch_size: Count = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("classifiers")
+    @classmethod
+    def _some(cls, classifiers: tuple[str, ...]) -> tuple[str, ...]:
+        if not classifiers:
+            raise ValueError("classifiers names svm, softmax or both")
+        return tuple(dict.fromkeys(classifiers))
+
+
+class OverlapAnalysis(Strict):
+    """``analysis=overlap``: images of one set that also stand in another one (Sec. 5.2)."""
+
+    name: Literal["overlap"] = "overlap"
+    other: dict[str, Any]
+    parts: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    mirrored: bool = False
+    shown: Annotated[int, Field(ge=0)] = 12
+    memory_gb: Positive = 1.0
+
+
+class LedgerAnalysis(Strict):
+    """``analysis=ledger``: every number of Tables 1 to 7 beside ours, and the paper's claims as measured."""
+
+    name: Literal["ledger"] = "ledger"
+    runs: tuple[str, ...] = ("outputs",)
+
+
 Analysis = Annotated[
     EvaluateAnalysis
     | ProjectionsAnalysis
@@ -409,7 +485,12 @@ Analysis = Annotated[
     | OcclusionAnalysis
     | InvarianceAnalysis
     | CorrespondenceAnalysis
-    | DiagnosticsAnalysis,
+    | DiagnosticsAnalysis
+    | EnsembleAnalysis
+    | TransferAnalysis
+    | ProbesAnalysis
+    | OverlapAnalysis
+    | LedgerAnalysis,
     Field(discriminator="name"),
 ]
 
@@ -417,11 +498,23 @@ Analysis = Annotated[
 class AnalyzeConfig(Strict):
     """All that ``analyze.py`` reads; ``data`` changes single values of the checkpoint's own data config."""
 
-    checkpoint: str
+    checkpoint: str | tuple[str, ...] | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     data: dict[str, Any] = {}
     image: str | None = None
     analysis: Analysis
+
+    @model_validator(mode="after")
+    def _checkpoint_is_given(self) -> AnalyzeConfig:
+        name, given = self.analysis.name, self.checkpoint
+        if name in ("overlap", "ledger"):
+            if given is not None:
+                raise ValueError(f"analysis={name} looks at no network; leave checkpoint out")
+        elif not given:
+            raise ValueError("checkpoint is missing; give it as checkpoint=outputs/RUN")
+        elif not isinstance(given, str) and name != "ensemble":
+            raise ValueError(f"analysis={name} looks at one checkpoint; several belong to analysis=ensemble")
+        return self
 
     @model_validator(mode="after")
     def _image_is_looked_at(self) -> AnalyzeConfig:

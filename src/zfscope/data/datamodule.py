@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zfscope.config import DataConfig
 from zfscope.data.elpv import open_elpv
+from zfscope.data.exclusions import without
 from zfscope.data.fashion_mnist import open_fashion_mnist
 from zfscope.data.folders import open_caltech, open_folder
 from zfscope.data.imagenet import open_imagenet
@@ -30,38 +32,21 @@ from zfscope.preprocessing import Preprocessing
 
 
 def open_data(config: DataConfig) -> Splits:
-    """Open the data set that ``conf/data`` names.
+    """Open the data set that ``conf/data`` names: all of it, or the classes, cells and images that it asks for.
 
     Raises:
-        ValueError: If a folder is needed and none is given, or what lies there makes no data set.
+        ValueError: If a folder is needed and none is given, or what lies there makes no data set; for a class that is
+            not there, or a list of images to exclude that does not fit.
         FileNotFoundError: If it is not there, with where it looked and how to get it.
     """
-    needs_root = {"folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"}
-    if config.name in needs_root and config.root is None:
-        raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
-    shares = {"val_fraction": config.val_fraction, "seed": config.split_seed}
-    match config.name:
-        case "phantom":
-            return open_phantom(Path(config.cache) / "phantom", config.split_seed)
-        case "elpv":
-            return open_elpv(config.resize, **shares)
-        case "imagenet":
-            return open_imagenet(config.root)
-        case "caltech101" | "caltech256":
-            return open_caltech(
-                config.root,
-                config.name,
-                clutter=config.clutter,
-                download=config.download,
-                test_fraction=config.test_fraction,
-                **shares,
-            )
-        case "voc2012":
-            return open_voc(config.root, download=config.download)
-        case "fashion_mnist":
-            return open_fashion_mnist(config.root, download=config.download, **shares)
-        case _:
-            return open_folder(config.root, test_fraction=config.test_fraction, **shares)
+    splits = _open(config)
+    if config.cells is not None:
+        splits = splits.each(lambda images: images.subset(images.types == config.cells))
+    if config.classes is not None:
+        splits = splits.each(lambda images: images.only(config.classes))
+    if config.exclude is not None:  # the paper removed what Caltech's images share with ImageNet from its training
+        splits = replace(splits, train=without(splits.train, config.exclude))
+    return splits
 
 
 class Examples(Dataset):
@@ -227,3 +212,32 @@ def workers_for(images: ImageSet, config: DataConfig) -> int:
         return config.num_workers
     light = isinstance(images, ArrayImages) and config.augment.policy == "standard"
     return 0 if light else min(8, os.cpu_count() or 1)
+
+
+def _open(config: DataConfig) -> Splits:
+    needs_root = {"folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"}
+    if config.name in needs_root and config.root is None:
+        raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
+    shares = {"val_fraction": config.val_fraction, "seed": config.split_seed}
+    match config.name:
+        case "phantom":
+            return open_phantom(Path(config.cache) / "phantom", config.split_seed)
+        case "elpv":
+            return open_elpv(config.resize, **shares)
+        case "imagenet":
+            return open_imagenet(config.root)
+        case "caltech101" | "caltech256":
+            return open_caltech(
+                config.root,
+                config.name,
+                clutter=config.clutter,
+                download=config.download,
+                test_fraction=config.test_fraction,
+                **shares,
+            )
+        case "voc2012":
+            return open_voc(config.root, download=config.download)
+        case "fashion_mnist":
+            return open_fashion_mnist(config.root, download=config.download, **shares)
+        case _:
+            return open_folder(config.root, test_fraction=config.test_fraction, **shares)

@@ -174,7 +174,9 @@ def carved_splits(images: FileImages, val_fraction: float, test_fraction: float,
     """Carve the test images out of every class, then the validation images out of what is left."""
     stay, test = stratified_split(images.labels, test_fraction, seed)
     train, val = stratified_split(images.labels[stay], val_fraction, seed)
-    return Splits(images.subset(stay[train]), images.subset(stay[val]), images.subset(test) if len(test) else None)
+    return Splits(
+        images.subset(stay[train]), images.subset(stay[val]), images.subset(test) if len(test) else None, carved=True
+    )
 
 
 def check_same_classes(train: FileImages, other: FileImages) -> None:

@@ -8,18 +8,21 @@ Source: the paper says nothing about reading files; all policies here are our ch
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import mmap
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from zfscope.config import nearest
 
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 50  # 1x5000 px with its short side at 256 would be 256 x 1,280,000
@@ -80,9 +83,32 @@ class ImageSet:
         """What to call an image in a message: a path, or ``phantom/test/17``."""
         raise NotImplementedError
 
+    def key(self, index: int) -> str:
+        """What to call an image in a list of images: one line, the same wherever the data set lies."""
+        raise NotImplementedError
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at these positions (integers, or a mask of N booleans), in this order."""
         raise NotImplementedError
+
+    def only(self, classes: Sequence[str]) -> ImageSet:
+        """The images of these classes, which alone remain; where an image may have several, those with any of them.
+
+        Args:
+            classes: Names out of ``self.classes``, two or more; their order here stays that of the data set.
+
+        Raises:
+            ValueError: If there is no such class.
+        """
+        for name in classes:
+            if name not in self.classes:
+                raise ValueError(f"there is no class {name!r} in this data set; {nearest(name, self.classes)}")
+        kept = [number for number, name in enumerate(self.classes) if name in set(classes)]
+        several = self.labels.ndim == 2
+        images = self.subset(self.labels[:, kept].any(1) if several else np.isin(self.labels, kept))
+        images.labels = images.labels[:, kept] if several else np.searchsorted(kept, images.labels)
+        images.classes = tuple(self.classes[number] for number in kept)
+        return images
 
     @property
     def fingerprint(self) -> str:
@@ -134,6 +160,14 @@ class FileImages(ImageSet):
     def name(self, index: int) -> str:
         """The path, in one line."""
         return printable(self.path(index))
+
+    def key(self, index: int) -> str:
+        """The path relative to the root; escaped, also a backslash and a leading #, so that no two become alike."""
+        text = os.fsdecode(self._names[index])
+        if text.isprintable() and "\\" not in text and text[0] != "#":  # all names of most sets, and there are millions
+            return text
+        text = printable(text.replace("\\", "\\\\"))
+        return "\\x23" + text[1:] if text[0] == "#" else text
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> FileImages:
         """These files, under the same root."""
@@ -219,6 +253,10 @@ class ArrayImages(ImageSet):
         """Prefix and position in the whole array, also in a subset."""
         return f"{self.prefix}/{self._rows[index]}"
 
+    def key(self, index: int) -> str:
+        """The name: it holds no path."""
+        return self.name(index)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> ArrayImages:
         """These images of the same array; they keep their names."""
         rows = _positions(indices, len(self))
@@ -253,13 +291,75 @@ class ArrayImages(ImageSet):
             self.images = np.memmap(dtype=np.uint8, mode="r", **mapped)
 
 
+class JoinedImages(ImageSet):
+    """Several sets of the same classes, one behind the other; names and contents stay those of their own set.
+
+    Raises:
+        ValueError: If there is no set, or their classes differ.
+    """
+
+    def __init__(self, sets: Sequence[ImageSet]):
+        if not sets or any(images.classes != sets[0].classes for images in sets):
+            raise ValueError("only sets of the same classes can be joined, one or more")
+        super().__init__(np.concatenate([images.labels for images in sets]), sets[0].classes)
+        self.sets = tuple(sets)
+        owners = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
+        self._places = np.stack([owners, np.concatenate([np.arange(len(images)) for images in sets])], axis=1)
+
+    def read(self, index: int, short_side: int | None = None) -> Image.Image:
+        """Image number ``index`` as its own set reads it."""
+        images, position = self._find(index)
+        return images.read(position, short_side)
+
+    def name(self, index: int) -> str:
+        """Its name in its own set."""
+        images, position = self._find(index)
+        return images.name(position)
+
+    def key(self, index: int) -> str:
+        """Its key in its own set; those of two sets may be alike."""
+        images, position = self._find(index)
+        return images.key(position)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> JoinedImages:
+        """These images."""
+        rows = _positions(indices, len(self))
+        subset = copy.copy(self)
+        subset.labels, subset._places = self.labels[rows], self._places[rows]
+        return subset
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the sets' own ones, of which images are in this set, and of labels and classes."""
+        own = [images.fingerprint.encode() for images in self.sets]
+        return _digest(*own, self._places.astype("<i8").tobytes(), _described(self))
+
+    def _find(self, index: int) -> tuple[ImageSet, int]:
+        owner, position = self._places[index]
+        return self.sets[owner], int(position)
+
+
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a data set, all with the same classes; ``test`` is None where no labels are public."""
+    """The parts of a data set, all with the same classes; ``test`` is None where no labels are public.
+
+    ``carved`` says that the data set itself knows no parts: they were carved out of one whole, and may be anew.
+    """
 
     train: ImageSet
     val: ImageSet
     test: ImageSet | None = None
+    carved: bool = False
+
+    @property
+    def parts(self) -> dict[str, ImageSet]:
+        """The parts that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: images for name, images in named.items() if images is not None}
+
+    def each(self, change: Callable[[ImageSet], ImageSet]) -> Splits:
+        """The same parts, each changed."""
+        return replace(self, **{name: change(images) for name, images in self.parts.items()})
 
     def __post_init__(self):
         for part in ("val", "test"):

@@ -1,0 +1,186 @@
+"""Which images of a data set also stand in another, and the list that ``data.exclude=`` takes.
+
+Source: Zeiler & Fergus (2014), Sec. 5.2: 44 images of Caltech-101 and 243 of Caltech-256 stand in ImageNet's training
+set, from which they were removed.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zfscope.config import AnalyzeConfig, DataConfig, check
+from zfscope.data.datamodule import ImageData, open_data, workers_for
+from zfscope.data.exclusions import write_exclusions
+from zfscope.data.imageset import ImageSet, JoinedImages, Splits, printable
+from zfscope.figures import Pair, overlap_sheet
+from zfscope.overlap import Overlap, find_overlap
+from zfscope.runs import write_arrays
+
+PAPER = {"caltech101": 44, "caltech256": 243}  # images of these that stand in ImageNet's training set
+
+
+def overlap(
+    subject: None, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Write ``exclude.txt``, ``pairs.csv``, ``arrays.npz`` and ``figures/overlap.png``; give the counts.
+
+    ``exclude.txt`` names the images of the first set to leave out of its training (`zfscope.data.exclusions`).
+    ``pairs.csv`` has a line for each pair that counts. ``arrays.npz`` holds all pairs that were kept, the most alike
+    first: ``pairs (P, 2)`` positions in the joined parts of each set, ``correlation (P,)``, ``nearer (P,)``,
+    ``same (P,)`` bool.
+
+    Raises:
+        ValueError: If the other data set is not named, is the first one with no parts left to compare, or has not the
+            parts asked for; as for opening a data set.
+    """
+    asked = config.analysis
+    given = {name: value for name, value in asked.other.items() if value is not None}
+    shared = {"cache": data.config.cache, "num_workers": data.config.num_workers, "batch_size": 1}
+    other = check(DataConfig, {**shared, **given}, "analysis.other")
+    parts = list(dict.fromkeys(asked.parts))
+    first, name = joined(data.splits, parts), f"{_called(data.config)}/{'+'.join(parts)}"
+    splits = data.splits
+    if _place(other) == _place(data.config):  # within one set: what of some parts stands in the others
+        rest = [part for part in splits.parts if part not in parts]
+        if not rest:
+            raise ValueError(
+                f"analysis.other is the data set itself, and analysis.parts=[{','.join(parts)}] leaves none of it to "
+                "compare with; name fewer parts, or another data set"
+            )
+        second, other_name = joined(splits, rest), f"{_called(other)}/{'+'.join(rest)}"
+    else:
+        splits = open_data(other)
+        second, other_name = joined(splits, list(splits.parts)), _called(other)
+    found = find_overlap(
+        first,
+        second,
+        threshold=asked.threshold,
+        margin=asked.margin,
+        mirrored=asked.mirrored,
+        memory_gb=asked.memory_gb,
+        num_workers=max(workers_for(data.splits.train, data.config), workers_for(splits.train, other)),
+        device=device,
+        scratch=folder,
+    )
+    for count, called in zip(found.blank, (name, other_name), strict=True):
+        if count:
+            warnings.warn(f"{count} images of {called} are of one grey: they correlate with nothing", stacklevel=2)
+
+    rule = f"correlation {asked.threshold:g} or more, {asked.margin:g} times nearer than other images"
+    rule += ", mirror images too" if asked.mirrored else ""
+    doubles = np.unique(found.pairs[found.same, 0])
+    keys = exclusions(data.splits, parts, first, doubles)
+    write_exclusions(folder / "exclude.txt", keys, f"images of {name} that also stand in {other_name}: {rule}")
+    write_pairs(folder / "pairs.csv", first, second, found)
+    write_arrays(
+        folder / "arrays.npz",
+        {name: getattr(found, name) for name in ("pairs", "correlation", "nearer", "same")},
+    )
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    title = f"Overlap of {name} ({len(first):,} images) and {other_name} ({len(second):,})"
+    sheet = overlap_sheet(*chosen(first, second, found, asked.shown), title, f"copies: {rule}")
+    sheet.save(figures / "overlap.png")
+
+    paper = PAPER.get(other.name) if data.config.name == "imagenet" and parts == ["train"] else None
+    least, most = found.correlation[found.same], found.correlation[~found.same]
+    return {
+        "overlap/images": {"value": len(first), "unit": "images"},
+        "overlap/other_images": {"value": len(second), "unit": "images"},
+        "overlap/pairs": {"value": int(found.same.sum()), "unit": "pairs"},
+        "overlap/duplicates": {"value": len(doubles), "unit": "images"},
+        "overlap/other_duplicates": {
+            "value": len(np.unique(found.pairs[found.same, 1])),
+            "unit": "images",
+            **({} if paper is None else {"paper": paper}),
+        },
+        "overlap/excluded": {"value": len(keys), "unit": "images"},
+        "overlap/lowest_counted": {"value": float(least.min()) if len(least) else None, "unit": "correlation"},
+        "overlap/highest_not_counted": {"value": float(most.max()) if len(most) else None, "unit": "correlation"},
+    }
+
+
+def joined(splits: Splits, parts: Sequence[str]) -> ImageSet:
+    """Some parts of a data set, one behind the other.
+
+    Raises:
+        ValueError: If the data set has no such part, or none is named.
+    """
+    missing = [name for name in parts if name not in splits.parts]
+    if missing or not parts:
+        raise ValueError(
+            f"analysis.parts=[{','.join(parts)}]: this data set has the parts {', '.join(splits.parts)}; name some"
+        )
+    return splits.parts[parts[0]] if len(parts) == 1 else JoinedImages([splits.parts[name] for name in parts])
+
+
+def exclusions(splits: Splits, parts: Sequence[str], images: ImageSet, positions: np.ndarray) -> list[str]:
+    """Keys of the images to leave out of training, in order; ``images`` are these parts joined, N of them.
+
+    Where every part has a folder of its own, val/cat/1.jpg and train/cat/1.jpg have one key: only training images are
+    listed under it. Where the parts were carved out of one whole, images of all of them are: another seed carves anew.
+    """
+    in_train = np.concatenate([np.full(len(splits.parts[name]), name == "train") for name in parts])
+    listed = {images.key(int(index)): bool(in_train[index]) for index in positions[np.argsort(in_train[positions])]}
+    if not all(listed.values()):
+        taken = {splits.train.key(index) for index in range(len(splits.train))}
+        listed = {key: trains for key, trains in listed.items() if trains or key not in taken}
+    return sorted(listed)
+
+
+def write_pairs(path: Path, first: ImageSet, second: ImageSet, found: Overlap) -> None:
+    """The pairs that count, as CSV: both names, their correlation, and how many times nearer than others they are."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["first", "second", "correlation", "nearer"])
+        for position in np.flatnonzero(found.same):
+            i, j = map(int, found.pairs[position])
+            numbers = f"{found.correlation[position]:.4f}", f"{found.nearer[position]:.2f}"
+            writer.writerow([_as_text(first.name(i)), _as_text(second.name(j)), *numbers])
+    os.replace(temporary, path)
+
+
+def chosen(first: ImageSet, second: ImageSet, found: Overlap, shown: int) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to look at: of those that count from the most to the least alike, of the others the most alike."""
+    same, others = np.flatnonzero(found.same), np.flatnonzero(~found.same)
+    if len(same) > shown:
+        same = same[np.linspace(0, len(same) - 1, shown).round().astype(int)]
+    return tuple(
+        [
+            Pair(
+                (first.read(i, short_side=256), second.read(j, short_side=256)),
+                (first.name(i), second.name(j)),
+                float(found.correlation[position]),
+                float(found.nearer[position]),
+            )
+            for position in positions
+            for i, j in [map(int, found.pairs[position])]
+        ]
+        for positions in (same, others[:shown])
+    )
+
+
+def _place(config: DataConfig) -> tuple[str, str | None]:
+    """What makes a data set another one: its name and folder."""
+    return config.name, None if config.root is None else os.path.realpath(os.path.expanduser(config.root))
+
+
+def _called(config: DataConfig) -> str:
+    """What to call a data set; ``folder`` says nothing, its folder's name does."""
+    if config.name != "folder" or config.root is None:
+        return config.name
+    return printable(os.path.basename(os.path.realpath(config.root)))
+
+
+def _as_text(name: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return "'" + name if name.startswith(("=", "+", "-", "@")) else name
