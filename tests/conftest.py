@@ -1,6 +1,7 @@
 """What tests share: composed configs, a tiny data set that can be learned, tiny class folders."""
 
 import os
+import sys
 from pathlib import Path
 
 import lightning
@@ -14,6 +15,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
 
 
 def composed(*overrides: str, name: str = "train") -> dict:
@@ -65,3 +67,24 @@ def fit(
 def folders(tmp_path):
     """A small data set laid out as class folders: 8 training and 4 validation images in each of three classes."""
     return write_folders(tmp_path / "images", {"train": 8, "val": 4})
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Type a command: ``command("train", overrides…) -> (exit code, stdout, stderr)``, in an empty folder."""
+    import analyze
+    import train
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *overrides):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        job, config_name = (train.run_training, "train") if name == "train" else (analyze.main, "analyze")
+        try:
+            code = train.run_command(job, config_name) or 0
+        except SystemExit as stop:
+            code = stop.code
+        return (code, *capsys.readouterr())
+
+    return call

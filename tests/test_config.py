@@ -8,6 +8,11 @@ def options(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
+def command(experiment):
+    """The command that an experiment says it belongs to, in its second line."""
+    return (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1].split()[2]
+
+
 CHOICES = [
     *(f"model={name}" for name in options("model")),
     *(f"model/stem={name}" for name in options("model/stem")),
@@ -17,7 +22,8 @@ CHOICES = [
     *(f"trainer={name}" for name in options("trainer")),
     *(f"logger={name}" for name in options("logger")),
     *(f"callbacks={name}" for name in options("callbacks")),
-    *(f"experiment={name}" for name in options("experiment")),
+    *(f"experiment={name}" for name in options("experiment") if command(name) == "train.py"),
+    *(f"scale={name}" for name in options("scale")),
     *(f"debug={name}" for name in options("debug")),
 ]
 
@@ -31,7 +37,18 @@ def test_every_option_of_every_group_composes_and_is_valid(choice):
 
 @pytest.mark.parametrize("name", options("analysis"))
 def test_every_analysis_composes_and_is_valid(name):
-    check(AnalyzeConfig, composed(f"analysis={name}", "checkpoint=RUN", name="analyze"))
+    looked_at = [] if name in ("ledger", "overlap") else ["checkpoint=RUN"]
+
+    check(AnalyzeConfig, composed(f"analysis={name}", *looked_at, name="analyze"))
+
+
+@pytest.mark.parametrize("name", [name for name in options("experiment") if command(name) == "analyze.py"])
+@pytest.mark.parametrize("analysis", ["transfer", "probes"])
+def test_every_experiment_of_the_analyses_composes_and_is_valid(name, analysis):
+    config = check(AnalyzeConfig, composed(f"experiment={name}", f"analysis={analysis}", name="analyze"))
+
+    assert config.checkpoint == "zoo/zfnet"
+    assert config.data["name"] == name.removesuffix("_pretrained") and config.data["download"]
 
 
 def test_what_an_experiment_says_goes_before_the_defaults():

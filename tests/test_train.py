@@ -13,7 +13,6 @@ from conftest import ROOT, write_folders
 from PIL import Image
 
 sys.path.insert(0, str(ROOT))
-import analyze
 import train
 from zfscope import load_network
 
@@ -38,24 +37,6 @@ TINY = [
 ]
 
 SHORT = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Type a command: ``command("train", overrides…) -> (exit code, stdout, stderr)``, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(name, *overrides):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        job, config_name = (train.run_training, "train") if name == "train" else (analyze.main, "analyze")
-        try:
-            code = train.run_command(job, config_name) or 0
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
