@@ -1,21 +1,31 @@
-"""The error of a network: one crop or ten, over any number of images, in one pass.
+"""The error of networks, alone and averaged: one crop or ten, over any number of images, in one pass.
 
-Source: Zeiler & Fergus (2014), Sec. 3 (ten crops); Krizhevsky et al. (2012): softmax averaged over crops.
+Source: Zeiler & Fergus (2014), Sec. 3 (ten crops) and Table 2 (ensembles); Krizhevsky et al. (2012): softmax averaged
+over crops and networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from torchmetrics.functional.classification import multiclass_f1_score, multilabel_average_precision
+from torchvision.transforms.functional import ten_crop
 
+from zfscope.data.imageset import ImageSet
 from zfscope.networks import Network
-from zfscope.preprocessing import centre_crop, ten_crops
+from zfscope.preprocessing import centre_crop, square
+
+VALUES = 2**24  # averages of subsets are held at a time: 128 MB
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,26 @@ class Predictions:
     labels: Tensor
 
 
-@torch.inference_mode()
+class Canvases(Dataset):
+    """Images on the canvases of several networks, each read once: ``({side: (side, side, 3) uint8}, label, index)``.
+
+    A JPEG is decoded for the largest side. A network with a smaller one can so see slightly other pixels than in its
+    own evaluation, where the decoder halves a file of twice its side or more; of smaller files it sees the same.
+    """
+
+    def __init__(self, images: ImageSet, sides: Iterable[int]) -> None:
+        self.images, self.sides = images, sorted(set(sides))
+        self.labels = torch.from_numpy(images.labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[dict[int, Tensor], Tensor, int]:
+        image = self.images.read(index, short_side=self.sides[-1])
+        canvases = {side: torch.from_numpy(np.array(square(image, side))) for side in self.sides}
+        return canvases, self.labels[index], index
+
+
 def predict(
     network: Network,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
@@ -49,23 +78,115 @@ def predict(
         device: Where to compute.
         total: Number of batches, for the progress bar.
     """
-    network = network.to(device).eval()
-    found: dict[str, list[Tensor]] = {"centre": [], **({"ten_crops": []} if crops else {})}
-    labels, positions = [], []
-    side = network.image_size
-    for canvases, label, position in track(batches, description="Evaluating", total=total, transient=True):
-        canvases = canvases.to(device)
-        if crops:
-            views = ten_crops(canvases, side)
-            probabilities = torch.stack([F.softmax(network(view).float(), dim=1) for view in views])
-            found["ten_crops"].append(probabilities.mean(0).cpu())
-            found["centre"].append(probabilities[4].cpu())  # the fifth of ten crops is the centre
+    return _predict([network], batches, lambda canvases: [(canvases.to(device), [0])], crops, device, total)[0]
+
+
+def predict_members(
+    networks: Sequence[Network],
+    batches: Iterable[tuple[Mapping[int, Tensor], Tensor, Tensor]],
+    *,
+    crops: bool = True,
+    device: torch.device | str = "cpu",
+    total: int | None = None,
+) -> list[Predictions]:
+    """What ``predict`` gives for each of several networks, in one pass over images that are read once.
+
+    Each network has its own preprocessing; those that have the same share its crops.
+
+    Args:
+        networks: With ``preprocessing``; are put into eval mode.
+        batches: ``(canvases by side, labels, positions)`` of ``Canvases`` whose sides are the networks' ``resize``.
+        crops: Whether to add ten crops.
+        device: Where to compute; it holds all networks.
+        total: Number of batches, for the progress bar.
+    """
+    groups: list[list[int]] = []
+    for number, network in enumerate(networks):
+        group = next((group for group in groups if _same_inputs(networks[group[0]], network)), None)
+        if group is None:
+            groups.append([number])
         else:
-            found["centre"].append(F.softmax(network(centre_crop(canvases, side)).float(), dim=1).cpu())
-        labels.append(label)
-        positions.append(position)
-    order = torch.cat(positions).argsort()
-    return Predictions({kind: torch.cat(parts)[order] for kind, parts in found.items()}, torch.cat(labels)[order])
+            group.append(number)
+
+    def prepared(canvases: Mapping[int, Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
+        for group in groups:
+            preprocessing = networks[group[0]].preprocessing
+            yield preprocessing.normalise(canvases[preprocessing.resize].to(device).permute(0, 3, 1, 2)), group
+
+    return _predict(networks, batches, prepared, crops, device, total)
+
+
+def average(members: Sequence[Predictions]) -> Predictions:
+    """The ensemble: softmax averaged over its members, which predicted the same images.
+
+    Source: Zeiler & Fergus (2014), Table 2, which does not say how; so did Krizhevsky et al. (2012).
+    """
+    kinds = members[0].probabilities
+    means = {kind: _mean([member.probabilities[kind] for member in members]) for kind in kinds}
+    return Predictions(means, members[0].labels)
+
+
+def subsets(count: int, size: int, most: int = 1000, seed: int = 0) -> list[tuple[int, ...]]:
+    """All choices of ``size`` out of ``count`` members; a seeded sample of ``most`` where there are more of them."""
+    if math.comb(count, size) <= most:
+        return list(itertools.combinations(range(count), size))
+    random, found = np.random.default_rng((seed, size)), set()
+    while len(found) < most:
+        found.add(tuple(sorted(random.choice(count, size, replace=False).tolist())))
+    return sorted(found)
+
+
+def subset_errors(
+    members: Sequence[Tensor], labels: Tensor, chosen: Sequence[tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The error of each subset of an ensemble's members, from what the members predicted.
+
+    Args:
+        members: Probabilities of each member, ``(N, classes)``.
+        labels: ``(N,)`` int64, or ``(N, classes)`` of 0 and 1.
+        chosen: S subsets, each the positions of its members.
+
+    Returns:
+        Percent, ``(S,)``: ``top1_error`` and, from six classes up, ``top5_error``; for several labels per image
+        ``mean_average_precision``.
+    """
+    if labels.ndim == 2:
+        tables = [error_table(_mean([members[number] for number in subset]), labels) for subset in chosen]
+        return {"mean_average_precision": np.array([table["mean_average_precision"] for table in tables])}
+    classes = members[0].shape[1]
+    weights = torch.zeros(len(chosen), len(members), dtype=torch.float64)
+    for row, subset in enumerate(chosen):
+        weights[row, list(subset)] = 1
+    errors = {"top1_error": 1} | ({"top5_error": 5} if classes >= 6 else {})
+    wrong = {name: torch.zeros(len(chosen), dtype=torch.long) for name in errors}
+    images = max(1, VALUES // (len(chosen) * classes))
+    for first in range(0, len(labels), images):
+        part = torch.stack([member[first : first + images] for member in members]).double()
+        sums = (weights @ part.flatten(1)).unflatten(1, part.shape[1:])
+        ranks = label_ranks((sums / weights.sum(1)[:, None, None]).float(), labels[first : first + images])
+        for name, k in errors.items():
+            wrong[name] += (ranks >= k).sum(1)
+    return {name: (100.0 * count.double() / len(labels)).numpy() for name, count in wrong.items()}
+
+
+def gain_interval(before: Tensor, after: Tensor, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of how far one error lies below another on the same images, by bootstrap over images.
+
+    Args:
+        before: Which images the one gets wrong, ``(N,)`` bool.
+        after: Which the other gets wrong.
+        draws: Resamplings; each draws N of the N images, with both answers.
+        seed: Of the draws.
+
+    Returns:
+        The 2.5th and 97.5th percentile, in percent of the images.
+    """
+    difference = (before.long() - after.long()).numpy()
+    # An image counts by its difference, one of three: N draws of images are one draw of how often each comes.
+    counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=draws)
+    low, high = np.quantile(100.0 * (drawn[:, 2] - drawn[:, 0]) / counts.sum(), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def error_metrics(predictions: Predictions, part: str) -> dict[str, float]:
@@ -102,6 +223,66 @@ def error_table(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 def top_error(probabilities: Tensor, labels: Tensor, k: int) -> float:
     """Share of images, in percent, whose label is not among the ``k`` most probable; ties go to the lower class."""
-    # A stable descending sort settles ties in one way on every machine; topk does not promise that.
-    best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return 100.0 * float((best != labels[:, None]).all(dim=1).double().mean())
+    return 100.0 * float((label_ranks(probabilities, labels) >= k).double().mean())
+
+
+def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """How many classes go before an image's label: 0 where it is the most probable; ties go to the lower class.
+
+    Args:
+        probabilities: ``(…, N, classes)``.
+        labels: ``(N,)`` int64.
+
+    Returns:
+        ``(…, N)`` int64; behind all classes where a probability is NaN, so that such a network is never right.
+    """
+    places = labels[:, None].expand(*probabilities.shape[:-1], 1)
+    own = probabilities.gather(-1, places)
+    higher = ~(probabilities <= own)  # also where one of them is NaN
+    level = (probabilities == own) & (torch.arange(probabilities.shape[-1], device=labels.device) < labels[:, None])
+    return (higher | level).sum(-1)
+
+
+@torch.inference_mode()
+def _predict(
+    networks: Sequence[Network],
+    batches: Iterable[tuple[Any, Tensor, Tensor]],
+    prepared: Callable[[Any], Iterable[tuple[Tensor, list[int]]]],
+    crops: bool,
+    device: torch.device | str,
+    total: int | None,
+) -> list[Predictions]:
+    """``prepared`` normalises a batch's canvases, and says of each result which networks see it."""
+    networks = [network.to(device).eval() for network in networks]
+    found = [{"centre": [], **({"ten_crops": []} if crops else {})} for _ in networks]
+    labels, positions = [], []
+    for batch, label, position in track(batches, description="Evaluating", total=total, transient=True):
+        for canvases, numbers in prepared(batch):
+            side = networks[numbers[0]].image_size
+            # Not preprocessing.ten_crops: to stack them would copy each view twice. Channels last: half a CPU's time.
+            views = ten_crop(canvases, [side, side]) if crops else (centre_crop(canvases, side),)
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+            for number in numbers:
+                each = torch.stack([F.softmax(networks[number](view).float(), dim=1) for view in views])
+                if crops:
+                    found[number]["ten_crops"].append(each.mean(0).cpu())
+                found[number]["centre"].append(each[4 if crops else 0].cpu())  # the fifth of ten crops is the centre
+        labels.append(label)
+        positions.append(position)
+    order, labels = torch.cat(positions).argsort(), torch.cat(labels)
+    return [
+        Predictions({kind: torch.cat(parts)[order] for kind, parts in kinds.items()}, labels[order]) for kinds in found
+    ]
+
+
+def _mean(probabilities: Sequence[Tensor]) -> Tensor:
+    """The average; summed in float64, so that equal tensors give exactly themselves."""
+    return (sum(each.double() for each in probabilities) / len(probabilities)).float()
+
+
+def _same_inputs(one: Network, other: Network) -> bool:
+    """Whether two networks make the same crops of an image."""
+    if one.image_size != other.image_size or one.preprocessing.resize != other.preprocessing.resize:
+        return False
+    states = one.preprocessing, other.preprocessing
+    return all(torch.equal(*(getattr(state, name) for state in states)) for name in ("mean", "scale"))
