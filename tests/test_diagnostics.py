@@ -17,6 +17,7 @@ from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from zfscope import build_network
+from zfscope.analyses.diagnostics import filters_at_radius
 from zfscope.callbacks import Diagnostics, FilterRenorm, Projections
 from zfscope.checkpoints import save_network
 from zfscope.config import ConvLayer, DenseLayer, InitConfig, PoolConfig, check_targets
@@ -591,6 +592,16 @@ def test_ranges_in_the_arrays_are_those_of_all_images(tmp_path, folders):
             assert metrics[f"{layer}/dead_maps"]["value"] == dead
             assert (some[f"ranges/{layer}"][0] <= arrays[f"ranges/{layer}"][0] + 1e-5).all()
     assert len(some["maps"]) <= 3 < len(arrays["maps"])
+
+
+def test_dominance_is_how_far_the_largest_filter_stands_out(tmp_path, folders):
+    network = checkpoint(tmp_path / "one.ckpt", folders, *MAPS)
+    weight = network.conv1.conv.weight.detach()
+    weight /= filter_rms(weight)[:, None, None, None] / torch.tensor([1.0, 2, 3, 4, 5, 21])[:, None, None, None]
+
+    found = filters_at_radius(network, None)
+
+    assert found["conv1/filter_dominance"]["value"] == pytest.approx(7)  # of six the lower of the middle two is 3
 
 
 def test_what_a_network_has_not_is_left_out_and_said(tmp_path, folders):

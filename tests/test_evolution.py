@@ -1,15 +1,22 @@
 """The strongest activations over the epochs against brute force over all activations and single projections."""
 
+import json
+import sys
+
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT, composed
 from torch import nn
 
-from zfscope.analyses.evolution import evolve
+from zfscope.analyses.evolution import agreements, evolve
+from zfscope.checkpoints import save_network
 from zfscope.config import ConvLayer, DenseLayer, InitConfig, PoolConfig
 from zfscope.deconvnet import project
-from zfscope.evolution import feature_maps, join, jumps, observe
+from zfscope.evolution import agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.networks import ConvNet, HookedNetwork
+from zfscope.networks import ConvNet, HookedNetwork, build_network
+from zfscope.preprocessing import Preprocessing
 
 SUBSET = torch.tensor([2, 3, 5, 7, 11, 13, 17])
 
@@ -215,3 +222,94 @@ def test_a_layer_without_maps_is_refused_by_name():
     assert list(feature_maps(network, pictures([0, 1]), ["1", "2"])) == ["1"]
     with pytest.raises(ValueError, match="layer '2' has no feature maps"):
         observe(network, 1, pictures, SUBSET, ["2"], 3, 0)
+
+
+@pytest.mark.parametrize("shape", [(20, 4, 3, 5), (30, 4)])
+def test_agreement_is_the_mean_correlation_of_each_map_with_its_last_state(shape):
+    generator = torch.Generator().manual_seed(0)
+    final = torch.randn(shape, generator=generator)
+    maps = final + torch.randn(shape, generator=generator)
+
+    correlations = [np.corrcoef(maps[:, i].flatten(), final[:, i].flatten())[0, 1] for i in range(4)]
+
+    assert agreement(maps, final) == pytest.approx(np.mean(correlations), abs=1e-6)
+    assert agreement(3 * final + 2, final) == pytest.approx(1, abs=1e-6)
+    assert agreement(-final, final) == pytest.approx(-1, abs=1e-6)
+
+
+def test_a_map_that_is_dead_in_the_end_does_not_count_and_one_that_is_dead_yet_agrees_by_nothing():
+    final = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps = final.clone()
+    final[:, 0], maps[:, 1] = 0.1, 0.7  # constants that floating point does not hold exactly
+
+    assert agreement(maps, final) == pytest.approx(0.5, abs=1e-6)
+    assert np.isnan(agreement(maps, torch.full_like(final, 0.1)))
+    with pytest.raises(ValueError, match="must be the same maps of the same images"):
+        agreement(maps[:5], final)
+
+
+@pytest.mark.parametrize(
+    ("agreements", "expected"),
+    [
+        ((0.5, 0.8, 1.0, 1.0), 3.0),  # from 0.8 at epoch 2 to 1 at epoch 4: 0.9 at epoch 3
+        ((0.95, 0.97, 0.99, 1.0), 1.0),
+        ((0.95, 0.2, 0.95, 1.0), 2 + 2 * 0.7 / 0.75),  # what was near once counts only if it stays
+        ((0.1, 0.2, 0.5, 1.0), 4 + 4 * 0.8),
+        ((0.9, 0.9, 0.9, 1.0), 1.0),
+    ],
+)
+def test_a_layer_settles_where_its_agreement_rises_above_the_level_for_good(agreements, expected):
+    assert settled_epoch((1, 2, 4, 8), agreements) == pytest.approx(expected)
+
+
+def test_what_is_not_known_settles_nowhere():
+    assert np.isnan(settled_epoch((1, 2, 4), (float("nan"), 0.5, 1.0)))
+    assert np.isnan(settled_epoch((1, 2, 4), (0.5, float("nan"), 1.0)))
+
+
+@pytest.mark.parametrize(("make", "layers"), [(chain, ["conv1", "fc3"]), (module, ["0.2", "0.5"])])
+def test_epochs_are_compared_with_the_last_one_over_all_images(make, layers):
+    networks = {epoch: built(make, seed) for epoch, seed in ((7, 0), (1, 1), (3, 2))}
+    inputs = pictures(SUBSET.tolist())
+
+    found = agreements(networks, inputs, layers, batch_size=3)
+
+    last = feature_maps(networks[7], inputs, layers)
+    for layer in layers:
+        expected = [agreement(feature_maps(networks[epoch], inputs, layers)[layer], last[layer]) for epoch in (1, 3, 7)]
+        np.testing.assert_allclose(found[layer], expected, atol=1e-12)
+        assert found[layer][-1] == pytest.approx(1) and max(found[layer][:-1]) < 0.9
+
+
+def test_the_analysis_tells_when_each_layer_settles(tmp_path, folders):
+    sys.path.insert(0, str(ROOT))
+    import analyze
+
+    run, out = tmp_path / "run", tmp_path / "out"
+    config = composed(
+        "data=folder", f"data.root={folders}", f"data.cache={tmp_path / 'cache'}", "data.num_workers=0",
+        "data.resize=68", "data.crop=64", "model.fc6.units=9", "model.fc7=null",
+    )  # fmt: skip
+    (run / "checkpoints").mkdir(parents=True)
+    out.mkdir()
+    for epoch in (1, 2, 4):
+        torch.manual_seed(1)
+        network = build_network(config["model"], 3, 64)
+        network.classes = ("cat", "dog", "owl")
+        network.preprocessing = Preprocessing(68, 64, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
+        if epoch < 4:  # conv1 stays as it is, conv4 is another one until the end
+            torch.manual_seed(epoch)
+            nn.init.normal_(network.conv4.conv.weight, std=0.05)
+        save_network(network, config, run / f"checkpoints/epoch_{epoch:03d}.ckpt")
+    (run / "checkpoints/best.ckpt").write_bytes((run / "checkpoints/epoch_004.ckpt").read_bytes())
+    values = composed("analysis=evolution", f"checkpoint={run}", "analysis.maps=2", "device=cpu", name="analyze")
+
+    analyze.analyze(analyze.check(analyze.AnalyzeConfig, values), out)
+
+    metrics, arrays = json.loads((out / "results.json").read_text())["metrics"], np.load(out / "arrays.npz")
+    assert (metrics["conv1/settled"]["value"], metrics["conv1/unsettled"]["value"]) == (1, pytest.approx(0, abs=1e-9))
+    first, second, _ = curve = arrays["conv4/agreement"]
+    assert metrics["conv4/settled"]["value"] == pytest.approx(settled_epoch((1, 2, 4), curve)) and second < 0.9
+    # Two trapezoids: one epoch wide, two epochs wide.
+    lacking = 100 * ((2 - first - second) / 2 + (1 - second)) / 3
+    assert metrics["conv4/unsettled"]["value"] == pytest.approx(lacking)

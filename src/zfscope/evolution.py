@@ -1,4 +1,4 @@
-"""How the strongest activations of some feature maps change while a network trains.
+"""How the strongest activations of some feature maps change while a network trains, and when its layers settle.
 
 Source: Zeiler & Fergus (2014), Fig. 4.
 """
@@ -178,6 +178,59 @@ def jumps(indices: Tensor, alive: Tensor | None = None) -> Tensor:
     latest = torch.where(alive.cpu(), columns, -1).cummax(dim=1).values
     previous = torch.nn.functional.pad(latest[:, :-1], (1, 0), value=-1).to(indices.device)
     return alive & (previous >= 0) & (indices != indices.gather(1, previous.clamp_min(0)))
+
+
+def agreement(maps: Tensor, final: Tensor) -> float:
+    """How far feature maps are what they become: their correlation with the final ones, mean over maps.
+
+    Over the same images, place by place; a correlation does not see that a map grew as a whole.
+
+    Args:
+        maps: At one epoch, ``(N, C, h, w)`` or ``(N, C)``.
+        final: At the last epoch, of that shape.
+
+    Returns:
+        At most 1. A map that is constant at the end has nothing to become and does not count; one that is constant
+        now agrees by 0. NaN if all are constant at the end.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Source: ours; the paper shows pictures.
+    """
+    if maps.shape != final.shape:
+        raise ValueError(
+            f"maps {tuple(maps.shape)} and final {tuple(final.shape)} must be the same maps of the same images"
+        )
+    now, end = (each.transpose(0, 1).flatten(1).cpu().double() for each in (maps, final))
+    now, end = (each - each.mean(1, keepdim=True) for each in (now, end))
+    # What rounding leaves of a constant is no variation.
+    alive, moving = (each.norm(dim=1) > 1e-9 * whole.norm() for each, whole in ((end, final), (now, maps)))
+    correlation = torch.nn.functional.cosine_similarity(now, end, dim=1, eps=0).where(moving, 0.0)
+    return float(correlation[alive].mean())
+
+
+def settled_epoch(epochs: Sequence[int], agreements: Sequence[float], level: float = 0.9) -> float:
+    """The epoch from which a layer stays what it becomes: its agreement is ``level`` or more from there on.
+
+    Between two epochs that were kept the agreement is taken as a straight line.
+
+    Args:
+        epochs: Ascending; the last is the one that the others were compared with.
+        agreements: One for each, the last 1 (see ``agreement``).
+        level: Our choice: 0.9, four fifths of the variance.
+
+    Returns:
+        The first epoch if the agreement was never below; NaN if an agreement is NaN.
+    """
+    below = [index for index, each in enumerate(agreements) if not each >= level]
+    if not below:
+        return float(epochs[0])
+    last = below[-1]
+    if last + 1 == len(epochs) or any(each != each for each in agreements):
+        return float("nan")
+    rise = (level - agreements[last]) / (agreements[last + 1] - agreements[last])
+    return epochs[last] + rise * (epochs[last + 1] - epochs[last])
 
 
 @torch.no_grad()

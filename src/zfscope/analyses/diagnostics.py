@@ -137,11 +137,16 @@ def scores(found: Diagnosis) -> dict[str, dict[str, Any]]:
 
 
 def filters_at_radius(network: Network, radius: float | None) -> dict[str, dict[str, Any]]:
-    """Largest RMS of each layer's filters; how many are at the radius that training kept them within, if it did."""
+    """Largest RMS of each layer's filters; how many are at the radius that training kept them within, if it did.
+
+    ``<layer>/filter_dominance`` is the largest RMS over the median one: how far one filter stands out.
+    """
     metrics = {}
     for layer, conv in filters_of(network).items():
         rms = filter_rms(conv.weight.detach().cpu())
         metrics[f"{layer}/largest_filter_rms"] = {"value": float(rms.max()), "unit": ""}
+        dominance = float(rms.max() / rms.median())
+        metrics[f"{layer}/filter_dominance"] = {"value": dominance, "unit": "times the median"}
         if radius is not None:
             at = int((rms > 0.999 * radius).sum())
             metrics[f"{layer}/filters_at_radius"] = {"value": at, "unit": f"of {len(rms)}"}

@@ -20,17 +20,25 @@ from zfscope.checkpoints import load_network
 from zfscope.config import AnalyzeConfig
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.transforms import CentreTransform
-from zfscope.evolution import Evolution, Read, join, jumps, observe
+from zfscope.evolution import Evolution, Read, agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.figures import evolution_sheet
 from zfscope.networks import Network
 from zfscope.runs import write_arrays
 from zfscope.winners import choose_maps, layers_to_watch
 
+COMPARED = 64  # images whose feature maps are compared over the epochs
+
 
 def evolution(
     network: Network, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Write a strip for each layer and ``arrays.npz`` (see ``Evolution``); give the share of jumps at each layer.
+    """Write a strip for each layer and ``arrays.npz`` (see ``Evolution``); give jumps and when each layer settles.
+
+    ``<layer>/jumps`` is the share of maps and epochs at which another image became the strongest. ``<layer>/settled``
+    is the epoch from which the layer's maps agree by 0.9 or more with those of the last epoch that was kept, over 64
+    images; ``<layer>/unsettled`` is what they lack to full agreement, mean over the time from the first epoch kept to
+    the last; ``<layer>/agreement (E,)`` in ``arrays.npz`` is the curve. A layer that hardly learns is settled from the
+    start.
 
     Raises:
         ValueError: For a layer or a part of the data that is not there.
@@ -62,8 +70,44 @@ def evolution(
         jumped = jumps(strip.indices, strip.alive)[:, 1:]
         if jumped.numel():
             metrics[f"{layer}/jumps"] = {"value": 100 * float(jumped.double().mean()), "unit": "%"}
+    for layer, curve in agreements(networks, read(indices[:COMPARED].tolist()), layers, asked.batch_size).items():
+        arrays[f"{layer}/agreement"] = np.array(curve)
+        epochs = sorted(networks)
+        if len(epochs) > 1 and not np.isnan(curve).any():
+            lacking = 100 * np.trapezoid(1 - np.array(curve), epochs) / (epochs[-1] - epochs[0])
+            metrics[f"{layer}/settled"] = {"value": settled_epoch(epochs, curve), "unit": f"of {epochs[-1]} epochs"}
+            metrics[f"{layer}/unsettled"] = {"value": float(lacking), "unit": "%"}
     write_arrays(folder / "arrays.npz", arrays)
     return metrics
+
+
+def agreements(
+    networks: Mapping[int, Network], inputs: Tensor, layers: Sequence[str], batch_size: int = 32
+) -> dict[str, list[float]]:
+    """How far each layer's maps are at each epoch what they are at the last (see ``evolution.agreement``).
+
+    Args:
+        networks: One network at several epochs.
+        inputs: Network inputs ``(N, 3, H, W)``, on the networks' device.
+        layers: Names from ``network.layers``.
+        batch_size: Images that go forward together.
+
+    Returns:
+        By layer, a number for each epoch in ascending order; the last is 1, or NaN where all maps are constant.
+    """
+
+    def maps_at(epoch: int) -> dict[str, Tensor]:
+        network = networks[epoch]
+        parts = [feature_maps(network, batch, layers) for batch in inputs.split(batch_size)]
+        return {layer: torch.cat([part[layer].cpu() for part in parts]) for layer in parts[0]}
+
+    *epochs, last = sorted(networks)
+    final = maps_at(last)
+    curves: dict[str, list[float]] = {layer: [] for layer in final}
+    for epoch in track(epochs, "Comparing", transient=True):
+        for layer, maps in maps_at(epoch).items():
+            curves[layer].append(agreement(maps, final[layer]))
+    return {layer: [*curve, agreement(final[layer], final[layer])] for layer, curve in curves.items()}
 
 
 class Epochs(Mapping[int, Network]):
