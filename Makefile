@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help train test test-all lint clean
+.PHONY: help train paper test test-all lint clean
 
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 6 minutes on 2 cores)"
+	@echo "make paper      set up, then the whole paper at small scale, with a ledger (about half an hour on 2 cores)"
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make clean      remove .venv, caches and build products; outputs/ stays"
@@ -37,3 +38,5 @@ lint: .venv/installed-dev
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache data_cache build *.egg-info src/*.egg-info
+
+include paper.mk

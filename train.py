@@ -159,7 +159,7 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: st
             conditions = {
                 "overrides": list(overrides),
                 "data": config.data.name,
-                "images": {part: len(images) for part, images in vars(splits).items() if images is not None},
+                "images": {part: len(images) for part, images in splits.parts.items()},
                 "seed": config.seed,
                 "epochs": trainer.current_epoch,
                 "map_sizes": map_sizes_of(network),

@@ -1,0 +1,151 @@
+# The whole paper, run by run: `make paper`; `make paper scale=imagenet imagenet=DIR …` is the real thing (docs/paper.md).
+# A target is a run's results.json: what is there is not made again, an interrupted training goes on where it stopped.
+scale ?= laptop
+PAPER := outputs/paper/$(scale)
+TRAIN := $(BIN)/python train.py
+LOOK := $(BIN)/python analyze.py
+SEEDS := 0 1 2
+MEMBERS := 1 2 3 4 5 6
+# Rows of Table 3 that are not members already, as the network of Fig. 3 and the wide one are.
+ROWS := alexnet alexnet_without_3_4 alexnet_without_7 alexnet_without_6_7 alexnet_without_3_4_6_7 alexnet_fc2048 \
+	alexnet_fc8192 zfnet_fc2048 zfnet_fc8192 zfnet_wide_fc8192
+
+# What the two scales train, on what, and where features go.
+ifeq ($(scale),laptop)
+# The phantom stands for ImageNet; five of its classes are learned first, the other five stand for Caltech. Units and maps
+# are an eighth to a third of the paper's, images 80 px, 6 epochs (conf/scale/laptop.yaml).
+# Two runs side by side, one thread each, are faster than one run of two threads.
+jobs ?= 2
+paper-runs: export OMP_NUM_THREADS ?= 1
+ON := scale=laptop data=phantom callbacks=none logger=none
+ZFNET := model=zfnet_mini
+WIDE := model=zfnet_mini_wide
+ALEXNET := model=alexnet_mini
+FC2048 := model.fc6.units=256 model.fc7.units=256
+FC8192 := model.fc6.units=1024 model.fc7.units=1024
+PRETRAIN := data.classes=[face,cat,rabbit,car,clock] optim.epochs=16
+# Where filters may grow: the paper's inputs (grey levels) and SGD; the radius ten times the start of conv1, as in the paper.
+GROWING := model.input_scale=1.0 model.init.first=0.05 optim.name=sgd optim.lr=0.03 optim.epochs=3
+RADIUS := 0.06
+TARGETS := phantom
+TO_phantom := data.name=phantom data.classes=[dog,owl,fish,bicycle,flower] analysis.test_images=200
+TRANSFER := analysis.images_per_class=[6,15,30,60] analysis.scratch_folds=2
+OCCLUSION := analysis.part=test analysis.images=100 analysis.shown=3 analysis.top=0
+CORRESPONDENCE := analysis.images=20
+FACES := yes
+ELPV := $(wildcard .venv/lib/python*/site-packages/elpv_dataset)
+else ifeq ($(scale),imagenet)
+jobs ?= 1
+ON := data.root=$(imagenet) trainer=gpu
+ZFNET := model=zfnet data=imagenet
+PRETRAIN := data.exclude=$(PAPER)/exclude.txt
+TARGETS := $(if $(caltech101),caltech101) $(if $(caltech256),caltech256) $(if $(voc2012),voc2012)
+TO_caltech101 := data.name=caltech101 data.root=$(caltech101)
+TO_caltech256 := data.name=caltech256 data.root=$(caltech256)
+TO_voc2012 := data.name=voc2012 data.root=$(voc2012)
+OCCLUSION := analysis.images=100
+CORRESPONDENCE := analysis.boxes=$(faces)
+FACES := $(faces)
+else
+$(error scale=$(scale): there are laptop and imagenet)
+endif
+
+result = $(addprefix $(PAPER)/,$(addsuffix /results.json,$(1)))
+members := $(call result,$(addprefix members/,$(MEMBERS)))
+table3 := $(call result,$(addprefix table3/,$(ROWS)))
+looks := evolution invariance occlusion diagnostics $(if $(FACES),correspondence)
+looked := $(call result,$(foreach look,$(looks),$(addprefix $(look)/,$(SEEDS))))
+stems := $(call result,$(addprefix stem_diagnostics/,$(SEEDS)))
+radius := $(call result,$(if $(RADIUS),$(addprefix bounded_diagnostics/,$(SEEDS))) $(addprefix unbounded_diagnostics/,$(SEEDS)))
+moved := $(call result,$(foreach to,$(TARGETS),$(addprefix transfer/$(to)/,$(SEEDS)))\
+	$(foreach to,$(filter-out voc2012,$(TARGETS)),$(addprefix probes/$(to)/,$(SEEDS))))
+elpv := $(if $(ELPV),$(call result,$(addprefix elpv_transfer/,$(SEEDS))))
+
+# Train with these overrides, or go on where it was interrupted.
+train = $(TRAIN) $(if $(wildcard $(@D)/checkpoints),resume=$(@D),$(1) hydra.run.dir=$(@D))
+look = $(LOOK) analysis=$(1) checkpoint=$(<D) hydra.run.dir=$(@D)
+# What is looked into, not compared by its error.
+UNTESTED = $(ON) evaluate.enabled=false
+
+.PHONY: paper paper-runs
+paper: .venv/installed
+ifeq ($(scale),imagenet)
+	@test -n "$(imagenet)" || { echo "make: scale=imagenet needs imagenet=DIR, and caltech101=DIR caltech256=DIR voc2012=DIR faces=CSV for their tables; make -n paper scale=imagenet imagenet=DIR shows the commands"; exit 2; }
+endif
+	$(MAKE) --no-print-directory -j$(jobs) paper-runs
+	$(LOOK) analysis=ledger analysis.runs=[$(PAPER)] hydra.run.dir=$(PAPER)/ledger
+	@echo "open $(PAPER)/ledger/ledger.html"
+
+paper-runs: $(members) $(table3) $(call result,ensemble) $(looked) $(stems) $(radius) $(moved) $(elpv)
+
+$(PAPER)/members/%/results.json:
+	$(call train,experiment=ensemble_$* $(ON) $(if $(filter 6,$*),$(WIDE),$(ZFNET)))
+
+$(PAPER)/table3/%/results.json:
+	$(call train,experiment=table3_$* $(ON) $(if $(filter alexnet%,$*),$(ALEXNET),$(if $(findstring wide,$*),$(WIDE),$(ZFNET))) $(if $(findstring fc2048,$*),$(FC2048)) $(if $(findstring fc8192,$*),$(FC8192)))
+
+# The talk's other stem; with and without the filters' radius; without the classes or images held out.
+$(PAPER)/stem/%/results.json:
+	$(call train,$(UNTESTED) $(ZFNET) model/stem=11x11s4 seed=$*)
+
+$(PAPER)/bounded/%/results.json:
+	$(call train,$(UNTESTED) $(ZFNET) $(GROWING) model.filter_rms=$(RADIUS) seed=$*)
+
+$(PAPER)/unbounded/%/results.json:
+	$(call train,$(UNTESTED) $(ZFNET) $(GROWING) model.filter_rms=null seed=$*)
+
+$(PAPER)/pretrained/%/results.json: $(if $(filter imagenet,$(scale)),$(PAPER)/exclude.txt)
+	$(call train,$(UNTESTED) $(ZFNET) $(PRETRAIN) seed=$*)
+
+$(PAPER)/exclude.txt: $(call result,$(addprefix overlap/,$(filter caltech%,$(TARGETS))))
+	cat $(addsuffix /exclude.txt,$(^D)) /dev/null > $@
+
+$(PAPER)/overlap/%/results.json:
+	$(LOOK) analysis=overlap data.name=imagenet data.root=$(imagenet) analysis.other.name=$* analysis.other.root=$($*) hydra.run.dir=$(@D)
+
+$(PAPER)/ensemble/results.json: $(members)
+	$(LOOK) analysis=ensemble 'checkpoint=$(PAPER)/members/*' analysis.members=6 hydra.run.dir=$(@D)
+
+# The members of seeds 0, 1 and 2 are the first three.
+define looking
+$(PAPER)/evolution/$(1)/results.json: $(PAPER)/members/$(2)/results.json
+	$$(call look,evolution)
+$(PAPER)/invariance/$(1)/results.json: $(PAPER)/members/$(2)/results.json
+	$$(call look,invariance)
+$(PAPER)/occlusion/$(1)/results.json: $(PAPER)/members/$(2)/results.json
+	$$(call look,occlusion) $(OCCLUSION)
+$(PAPER)/correspondence/$(1)/results.json: $(PAPER)/members/$(2)/results.json
+	$$(call look,correspondence) $(CORRESPONDENCE)
+$(PAPER)/diagnostics/$(1)/results.json: $(PAPER)/members/$(2)/results.json
+	$$(call look,diagnostics)
+endef
+$(eval $(call looking,0,1))
+$(eval $(call looking,1,2))
+$(eval $(call looking,2,3))
+
+$(PAPER)/stem_diagnostics/%/results.json: $(PAPER)/stem/%/results.json
+	$(call look,diagnostics)
+
+$(PAPER)/bounded_diagnostics/%/results.json: $(PAPER)/bounded/%/results.json
+	$(call look,diagnostics)
+
+$(PAPER)/unbounded_diagnostics/%/results.json: $(PAPER)/unbounded/%/results.json
+	$(call look,diagnostics)
+
+define moving
+$(PAPER)/transfer/$(1)/%/results.json: $(PAPER)/pretrained/%/results.json
+	$$(call look,transfer) $(TO_$(1)) $(TRANSFER)
+$(PAPER)/probes/$(1)/%/results.json: $(PAPER)/pretrained/%/results.json
+	$$(call look,probes) $(TO_$(1))
+endef
+$(foreach to,$(TARGETS),$(eval $(call moving,$(to))))
+
+# Photographs: from monocrystalline to polycrystalline solar cells.
+$(PAPER)/elpv/%/results.json:
+	$(call train,experiment=elpv_mono scale=laptop optim.epochs=40 evaluate.enabled=false callbacks=none logger=none seed=$*)
+
+$(PAPER)/elpv_transfer/%/results.json: $(PAPER)/elpv/%/results.json
+	$(call look,transfer) data.cells=poly analysis.images_per_class=[15,30,60,120] analysis.folds=3 analysis.test_images=null analysis.scratch_folds=1
+
+# Intermediate runs are results too.
+.SECONDARY:
