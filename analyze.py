@@ -87,7 +87,8 @@ def find_subject(
         return None, {}, None
     if config.analysis.name == "ensemble":
         members = open_members(config.checkpoint, config.analysis.partial)
-        return members, run_config(members[0].path), members[0].network.preprocessing
+        largest = max(members, key=lambda member: member.network.preprocessing.resize)
+        return members, run_config(members[0].path), largest.network.preprocessing  # data may be read at that size
     network = load_network(config.checkpoint)
     return network, run_config(config.checkpoint), network.preprocessing
 

@@ -292,16 +292,16 @@ def test_the_analysis_tells_when_each_layer_settles(tmp_path, folders):
     )  # fmt: skip
     (run / "checkpoints").mkdir(parents=True)
     out.mkdir()
-    for epoch in (1, 2, 4):
+    for epoch in (1, 2, 5):
         torch.manual_seed(1)
         network = build_network(config["model"], 3, 64)
         network.classes = ("cat", "dog", "owl")
         network.preprocessing = Preprocessing(68, 64, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
-        if epoch < 4:  # conv1 stays as it is, conv4 is another one until the end
+        if epoch < 5:  # conv1 stays as it is, conv4 is another one until the end
             torch.manual_seed(epoch)
             nn.init.normal_(network.conv4.conv.weight, std=0.05)
         save_network(network, config, run / f"checkpoints/epoch_{epoch:03d}.ckpt")
-    (run / "checkpoints/best.ckpt").write_bytes((run / "checkpoints/epoch_004.ckpt").read_bytes())
+    (run / "checkpoints/best.ckpt").write_bytes((run / "checkpoints/epoch_005.ckpt").read_bytes())
     values = composed("analysis=evolution", f"checkpoint={run}", "analysis.maps=2", "device=cpu", name="analyze")
 
     analyze.analyze(analyze.check(analyze.AnalyzeConfig, values), out)
@@ -309,7 +309,7 @@ def test_the_analysis_tells_when_each_layer_settles(tmp_path, folders):
     metrics, arrays = json.loads((out / "results.json").read_text())["metrics"], np.load(out / "arrays.npz")
     assert (metrics["conv1/settled"]["value"], metrics["conv1/unsettled"]["value"]) == (1, pytest.approx(0, abs=1e-9))
     first, second, _ = curve = arrays["conv4/agreement"]
-    assert metrics["conv4/settled"]["value"] == pytest.approx(settled_epoch((1, 2, 4), curve)) and second < 0.9
-    # Two trapezoids: one epoch wide, two epochs wide.
-    lacking = 100 * ((2 - first - second) / 2 + (1 - second)) / 3
+    assert metrics["conv4/settled"]["value"] == pytest.approx(settled_epoch((1, 2, 5), curve)) and second < 0.9
+    # Two trapezoids: one epoch wide, three epochs wide.
+    lacking = 100 * ((2 - first - second) / 2 + 3 * (1 - second) / 2) / 4
     assert metrics["conv4/unsettled"]["value"] == pytest.approx(lacking)
