@@ -1,0 +1,86 @@
+"""What `make paper` would run: every command composes, and together they make the whole paper."""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, composed
+
+from zfscope.config import AnalyzeConfig, TrainConfig, check
+
+LAPTOP = ["scale=laptop"]
+IMAGENET = ["scale=imagenet", "imagenet=/i", "caltech101=/c", "caltech256=/d", "voc2012=/v", "faces=f.csv"]
+
+
+def commands(*variables):
+    """What make would run, as (command, overrides)."""
+    made = subprocess.run(
+        ["make", "-n", "paper", *variables], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = [shlex.split(line) for line in made.stdout.splitlines()]
+    return [
+        (line[1], [each for each in line[2:] if not each.startswith("hydra.")])
+        for line in lines
+        if len(line) > 2 and line[1] in ("train.py", "analyze.py")
+    ]
+
+
+@pytest.mark.parametrize("variables", [LAPTOP, IMAGENET], ids=["laptop", "imagenet"])
+def test_every_command_composes_and_is_valid(variables):
+    for command, overrides in commands(*variables):
+        if command == "train.py":
+            check(TrainConfig, composed(*overrides))
+        else:
+            check(AnalyzeConfig, composed(*overrides, name="analyze"))
+
+
+@pytest.mark.parametrize("variables", [LAPTOP, IMAGENET], ids=["laptop", "imagenet"])
+def test_all_rows_members_and_analyses_are_there(variables):
+    run = [" ".join(overrides) for _, overrides in commands(*variables)]
+
+    rows = {path.stem for path in (ROOT / "conf/experiment").glob("table3_*.yaml")}
+    members = {path.stem for path in (ROOT / "conf/experiment").glob("ensemble_*.yaml")}
+    named = set(re.findall(r"experiment=(\w+)", " ".join(run)))
+    assert members <= named and len(members) == 6
+    assert rows - named == {"table3_zfnet", "table3_zfnet_wide"}  # these two are members
+    analyses = {path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")}
+    asked = set(re.findall(r"analysis=(\w+)", " ".join(run)))
+    own = {"overlap"} if variables is LAPTOP else set()
+    assert analyses - asked == {"evaluate", "projections"} | own
+    for claim_over_seeds in ("evolution", "invariance", "occlusion", "correspondence", "transfer", "probes"):
+        assert sum(f"analysis={claim_over_seeds} " in each for each in run) >= 3
+
+
+def test_what_is_there_is_not_made_again_and_what_was_interrupted_goes_on(tmp_path):
+    for name in ("Makefile", "paper.mk", "requirements.txt", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    members = tmp_path / "outputs/paper/laptop/members"
+    for folder in ("1", "2/checkpoints"):
+        (members / folder).mkdir(parents=True)
+    (members / "1/results.json").write_text("{}")
+
+    made = subprocess.run(["make", "-n", "paper"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "experiment=ensemble_1 " not in made
+    assert "train.py resume=outputs/paper/laptop/members/2\n" in made
+    assert "experiment=ensemble_3 " in made
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [(["scale=imagenet"], "scale=imagenet needs imagenet=DIR"), (["scale=moon"], "there are laptop and imagenet")],
+)
+def test_what_is_missing_is_told(tmp_path, variables, message):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "paper.mk", tmp_path)
+    for stamp in (".venv/installed", "requirements.txt", "requirements.lock", "pyproject.toml"):
+        (tmp_path / stamp).parent.mkdir(exist_ok=True)
+        (tmp_path / stamp).touch()
+    (tmp_path / ".venv/installed").touch()
+
+    made = subprocess.run(["make", "paper", *variables], cwd=tmp_path, capture_output=True, text=True)
+
+    assert made.returncode == 2
+    assert message in made.stdout + made.stderr
