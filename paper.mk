@@ -69,15 +69,18 @@ look = $(LOOK) analysis=$(1) checkpoint=$(<D) hydra.run.dir=$(@D)
 UNTESTED = $(ON) evaluate.enabled=false
 
 .PHONY: paper paper-runs
+# A run that fails stops none of the others; the ledger has what is there.
 paper: .venv/installed
 ifeq ($(scale),imagenet)
 	@test -n "$(imagenet)" || { echo "make: scale=imagenet needs imagenet=DIR, and caltech101=DIR caltech256=DIR voc2012=DIR faces=CSV for their tables; make -n paper scale=imagenet imagenet=DIR shows the commands"; exit 2; }
 endif
-	$(MAKE) --no-print-directory -j$(jobs) paper-runs
+	-$(MAKE) --no-print-directory -k -j$(jobs) paper-runs
 	$(LOOK) analysis=ledger analysis.runs=[$(PAPER)] hydra.run.dir=$(PAPER)/ledger
 	@echo "open $(PAPER)/ledger/ledger.html"
+	@for each in $(results); do test -f $$each || { echo "make: there is no $$each; its run failed"; missing=1; }; done; test -z "$$missing"
 
-paper-runs: $(members) $(table3) $(call result,ensemble) $(looked) $(stems) $(radius) $(moved) $(elpv)
+results := $(members) $(table3) $(call result,ensemble) $(looked) $(stems) $(radius) $(moved) $(elpv)
+paper-runs: $(results)
 
 # Drawn before two runs would draw it at once.
 $(PAPER)/phantom:
