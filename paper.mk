@@ -64,7 +64,7 @@ elpv := $(if $(ELPV),$(call result,$(addprefix elpv_transfer/,$(SEEDS))))
 
 # Train with these overrides, or go on where it was interrupted.
 train = $(TRAIN) $(if $(wildcard $(@D)/checkpoints),resume=$(@D),$(1) hydra.run.dir=$(@D))
-look = $(LOOK) analysis=$(1) checkpoint=$(<D) hydra.run.dir=$(@D)
+look = $(LOOK) analysis=$(1) checkpoint=$(<D)$(2) hydra.run.dir=$(@D)
 # What is looked into, not compared by its error.
 UNTESTED = $(ON) evaluate.enabled=false
 
@@ -79,7 +79,8 @@ endif
 	@echo "open $(PAPER)/ledger/ledger.html"
 	@for each in $(results); do test -f $$each || { echo "make: there is no $$each; its run failed"; missing=1; }; done; test -z "$$missing"
 
-results := $(members) $(table3) $(call result,ensemble) $(looked) $(stems) $(radius) $(moved) $(elpv)
+# What takes longest by itself comes first, so that at the end no run is left alone.
+results := $(moved) $(elpv) $(members) $(table3) $(looked) $(call result,ensemble) $(stems) $(radius)
 paper-runs: $(results)
 
 # Drawn before two runs would draw it at once.
@@ -135,17 +136,18 @@ $(eval $(call looking,2,3))
 $(PAPER)/stem_diagnostics/%/results.json: $(PAPER)/stem/%/results.json
 	$(call look,diagnostics)
 
+# The last epoch, not the best: how far filters have grown.
 $(PAPER)/bounded_diagnostics/%/results.json: $(PAPER)/bounded/%/results.json
-	$(call look,diagnostics)
+	$(call look,diagnostics,/last)
 
 $(PAPER)/unbounded_diagnostics/%/results.json: $(PAPER)/unbounded/%/results.json
-	$(call look,diagnostics)
+	$(call look,diagnostics,/last)
 
 define moving
 $(PAPER)/transfer/$(1)/%/results.json: $(PAPER)/pretrained/%/results.json
-	$$(call look,transfer) $(TO_$(1)) $(TRANSFER)
+	$$(call look,transfer) $(TO_$(1)) $(TRANSFER) analysis.seed=$$*
 $(PAPER)/probes/$(1)/%/results.json: $(PAPER)/pretrained/%/results.json
-	$$(call look,probes) $(TO_$(1))
+	$$(call look,probes) $(TO_$(1)) analysis.seed=$$*
 endef
 $(foreach to,$(TARGETS),$(eval $(call moving,$(to))))
 
@@ -154,7 +156,7 @@ $(PAPER)/elpv/%/results.json:
 	$(call train,experiment=elpv_mono scale=laptop optim.epochs=40 evaluate.enabled=false callbacks=none logger=none seed=$*)
 
 $(PAPER)/elpv_transfer/%/results.json: $(PAPER)/elpv/%/results.json
-	$(call look,transfer) data.cells=poly analysis.images_per_class=[15,30,60,120] analysis.folds=3 analysis.test_images=null analysis.scratch_folds=1
+	$(call look,transfer) data.cells=poly analysis.seed=$* analysis.images_per_class=[15,30,60,120] analysis.folds=3 analysis.test_images=null analysis.scratch_folds=1
 
 # Intermediate runs are results too.
 .SECONDARY:

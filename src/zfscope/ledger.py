@@ -37,7 +37,7 @@ QUIET = re.compile(
 # Overrides after which a network is not the paper's, or its images are not.
 OTHER = re.compile(r"(model|scale|debug|weights|data\.(classes|resize|crop)|trainer\.limit_\w+)(\W|$)")
 # Options of an analysis that change how it runs or what it draws, not what it finds.
-UNIMPORTANT = ("name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial")
+UNIMPORTANT = ("name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "seed")
 SPOKEN = {
     "part": "{} images",
     "images": "{} images looked at",
