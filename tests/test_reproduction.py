@@ -86,6 +86,18 @@ def test_transfer_to_caltech_101_learns_frozen_features_and_from_scratch(command
     assert arrays["pretrained"].shape == (2, 3) and arrays["scratch"].shape == (2, 2)
 
 
+def test_caltech_256_is_transferred_to_and_probed_alike(command, run, tmp_path):
+    folder = tmp_path / "c256" / "caltech256" / "256_ObjectCategories"
+    lay_out(folder, {"001.ak47": 8, "002.flag": 9, "056.dog": 8, "257.clutter": 9})
+    given = ["analyze", f"checkpoint={run}", "data.name=caltech256", f"data.root={tmp_path / 'c256'}", *SMALL]
+
+    assert command(*given, "analysis=transfer", *FEW)[0] == 0
+    metrics = found(tmp_path)["metrics"]
+    assert metrics["pretrained/4/accuracy"]["value"] > 85 and "scratch/2/accuracy" in metrics
+    assert command(*given, "analysis=probes", "analysis.images_per_class=5", "analysis.folds=2")[0] == 0
+    assert found(tmp_path)["metrics"]["chance"]["value"] == pytest.approx(100 / 3)  # clutter is no class
+
+
 def test_features_are_extracted_once_for_all_folds_sizes_and_analyses(command, run, caltech101, tmp_path, monkeypatch):
     import zfscope.features as features
 
