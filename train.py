@@ -337,6 +337,10 @@ def run_training() -> int:
         sweep = Path(given[-1] if given else f"outputs/sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S}")
         if not given:
             sys.argv.append(f"hydra.sweep.dir={sweep}")
+    for name in [each.partition("=")[2] for each in sys.argv if override_key(each) == "experiment"]:
+        file = Path(CONF, "experiment", f"{name}.yaml")
+        if file.is_file() and "# python analyze.py" in file.read_text():
+            raise ValueError(f"experiment={name} asks a trained network: python analyze.py experiment={name} …")
     resuming = any(override_key(each) == "resume" for each in sys.argv)
     for folder in [each.partition("=")[2] for each in sys.argv if override_key(each) == "hydra.run.dir"]:
         if (Path(folder) / "checkpoints").exists() and not resuming:

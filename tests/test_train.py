@@ -345,3 +345,11 @@ def test_a_run_whose_data_was_measured_before_repeats_the_one_that_measured_it(c
         weights.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
 
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_an_experiment_of_the_other_command_is_told_which_one_it_belongs_to(command, tmp_path):
+    code, _, err = command("train", "experiment=caltech101_pretrained", "data.root=DIR")
+
+    assert code == 2
+    assert "experiment=caltech101_pretrained asks a trained network: python analyze.py" in err
+    assert list(tmp_path.iterdir()) == []
