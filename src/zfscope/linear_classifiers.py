@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from zfscope.data.imageset import stratified_split
 
 CANDIDATES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # of C, for features of mean squared norm 1
-HELD_OUT = 0.2  # share of the training images on which C is chosen
+HELD_OUT = 0.2  # share of the training images on which C is chosen, drawn anew until
+ENOUGH, DRAWS = 100, 10  # so many images were held out, or so many times
 STEPS_KEPT = 10  # what L-BFGS remembers
 TOLERANCE = 0.02  # gradient at the end by the norm of the weights: it bounds how far they are from the minimum
 MOST_STEPS = 500
@@ -113,10 +114,11 @@ def choose_c(
     candidates: Sequence[float] = CANDIDATES,
     seed: int = 0,
 ) -> Linear:
-    """Fit with the C that does best on a held-out fifth of the training images, then on all of them.
+    """Fit with the C that does best on held-out fifths of the training images, then on all of them.
 
     Of each class with two images or more at least one is held out and one stays; where no class has two, the middle
-    candidate is taken. Of equally good candidates the smallest, which regularises most, is taken.
+    candidate is taken. A fifth of few images says little, so fifths are drawn until a hundred images were held out in
+    all, at most ten times. Of equally good candidates the smallest, which regularises most, is taken.
 
     Args:
         features: ``(N, D)``, of the training images.
@@ -127,19 +129,23 @@ def choose_c(
         seed: Of what is held out.
     """
     candidates = sorted(candidates)
-    strata = labels if labels.ndim == 1 else labels.argmax(1)
-    stay, held = map(torch.from_numpy, stratified_split(strata.cpu().numpy(), HELD_OUT, seed))
-    best, chosen, found = -torch.inf, candidates[(len(candidates) - 1) // 2], None
-    for C in candidates if len(held) else ():
-        found = fit(features[stay], labels[stay], classes, C, found)
-        scores = found(features[held])
-        if labels.ndim == 1:
-            quality = mean_class_accuracy(scores.argmax(1), labels[held], classes)
-        else:
-            quality = float((labels[held] * scores.log_softmax(1)).sum())
-        if quality > best:
-            best, chosen = quality, C
-    return fit(features, labels, classes, chosen)
+    strata = (labels if labels.ndim == 1 else labels.argmax(1)).cpu().numpy()
+    quality, judged = [0.0] * len(candidates), 0
+    for draw in range(DRAWS):
+        stay, held = map(torch.from_numpy, stratified_split(strata, HELD_OUT, seed + draw))
+        found = None
+        for number, C in enumerate(candidates) if len(held) else ():
+            found = fit(features[stay], labels[stay], classes, C, found)
+            scores = found(features[held])
+            if labels.ndim == 1:
+                quality[number] += mean_class_accuracy(scores.argmax(1), labels[held], classes)
+            else:
+                quality[number] += float((labels[held] * scores.log_softmax(1)).sum())
+        judged += len(held)
+        if judged >= ENOUGH or not len(held):
+            break
+    chosen = quality.index(max(quality)) if judged else (len(candidates) - 1) // 2
+    return fit(features, labels, classes, candidates[chosen])
 
 
 def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
