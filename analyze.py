@@ -88,7 +88,7 @@ def find_subject(
     if config.analysis.name == "ensemble":
         members = open_members(config.checkpoint, config.analysis.partial)
         largest = max(members, key=lambda member: member.network.preprocessing.resize)
-        return members, run_config(members[0].path), largest.network.preprocessing  # data may be read at that size
+        return members, dict(members[0].config), largest.network.preprocessing  # data may be read at that size
     network = load_network(config.checkpoint)
     return network, run_config(config.checkpoint), network.preprocessing
 

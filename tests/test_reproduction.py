@@ -33,7 +33,8 @@ def run(tmp_path):
     network = build_network(MODEL, 5, 28)
     network.classes = tuple("vwxyz")
     network.preprocessing = Preprocessing(32, 28, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
-    config = {"model": MODEL, "data": {"name": "imagenet", "cache": str(tmp_path / "cache")}, "seed": 3}
+    data, optim = {"name": "imagenet", "cache": str(tmp_path / "cache")}, {"epochs": 1}
+    config = {"model": MODEL, "data": data, "optim": optim, "seed": 3}
     save_network(network, config, tmp_path / "run" / "checkpoints" / "best.ckpt")
     return tmp_path / "run"
 
@@ -249,11 +250,31 @@ def test_what_cannot_be_is_told_in_one_line(command, run, caltech101, tmp_path, 
     assert not (tmp_path / "found").exists()
 
 
-def test_an_experiment_of_the_analyses_runs_both_of_them(command, run, caltech101, tmp_path):
-    code, _, err = command(
-        "analyze", "experiment=caltech101_pretrained", f"checkpoint={run}", f"data.root={caltech101}",
-        "data.download=false", "data.num_workers=0", "device=cpu", "data.classes=[accordion,ant,zebra]",
-        "hydra.sweep.dir=both",
+def test_an_experiment_of_the_analyses_runs_both_of_them(command, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("zfscope.analyses.transfer.LEAST_STEPS", 1)
+    lay_out(tmp_path / "c101" / "caltech101" / "101_ObjectCategories", {"accordion": 32, "ant": 33, "zebra": 32})
+
+    code, out, err = command(
+        "analyze", "experiment=caltech101_pretrained", f"checkpoint={run}", f"data.root={tmp_path / 'c101'}",
+        "data.download=false", "data.num_workers=0", "device=cpu", "hydra.sweep.dir=both",
     )  # fmt: skip
 
-    assert code == 2 and "15 training images per class" in err  # as many as the real data set has
+    assert (code, err) == (0, "")
+    metrics = {
+        name: json.loads((tmp_path / "both" / name / "results.json").read_text())["metrics"]
+        for name in ("transfer", "probes")
+    }
+    assert metrics["transfer"]["pretrained/30/accuracy"]["paper"] == 86.5
+    assert metrics["transfer"]["scratch/15/accuracy"]["paper"] == 22.8
+    assert metrics["probes"]["svm/conv1/accuracy"]["paper"] == 44.8
+    assert len(metrics["probes"]["softmax/fc7/accuracy"]["values"]) == 5
+
+
+def test_a_sweep_of_analyses_that_is_refused_leaves_no_folder(command, run, caltech101, tmp_path):
+    code, _, err = command(
+        "analyze", "experiment=caltech101_pretrained", f"checkpoint={run}", f"data.root={caltech101}",
+        "data.download=false", "data.num_workers=0", "device=cpu",
+    )  # fmt: skip
+
+    assert code == 2 and "15 training images per class" in err
+    assert not (tmp_path / "outputs").exists()

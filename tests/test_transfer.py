@@ -4,14 +4,16 @@ import torch
 from conftest import tiny_images
 from torch.utils.data import DataLoader
 
+from zfscope.classifier import shared_targets
 from zfscope.config import AugmentConfig, OptimConfig
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import ArrayImages, Splits
 from zfscope.data.transforms import CentreTransform, TrainTransform
+from zfscope.evaluation import predict
 from zfscope.layers import filter_rms
 from zfscope.networks import build_network
 from zfscope.preprocessing import Preprocessing
-from zfscope.transfer import Fold, Target, draw_fold, probabilities, shared, shuffled, train_from_scratch, used_by
+from zfscope.transfer import Fold, Target, draw_fold, shuffled, train_from_scratch, used_by
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -106,8 +108,8 @@ def test_shuffled_labels_are_the_same_ones_dealt_out_anew():
 def test_an_image_with_several_labels_shares_its_target_among_them():
     labels = torch.tensor([[1.0, 1, 0], [0, 0, 1], [0, 0, 0]])
 
-    assert shared(labels).tolist() == [[0.5, 0.5, 0], [0, 0, 1], [0, 0, 0]]
-    assert shared(torch.tensor([2, 0])).tolist() == [2, 0]
+    assert shared_targets(labels).tolist() == [[0.5, 0.5, 0], [0, 0, 1], [0, 0, 0]]
+    assert shared_targets(torch.tensor([2, 0])).tolist() == [2, 0]
 
 
 def scratch(steps, seed=0, filter_rms=None, optim=None):
@@ -129,7 +131,8 @@ def scratch(steps, seed=0, filter_rms=None, optim=None):
     )
     unseen = images(30, start=5)
     loader = DataLoader(Examples(unseen, CentreTransform(preprocessing), 24), 7)
-    return network, probabilities(network, loader), torch.from_numpy(unseen.labels)
+    found = predict(network, loader, crops=False)
+    return network, found.probabilities["centre"], torch.from_numpy(unseen.labels)
 
 
 def test_a_network_from_scratch_learns_what_can_be_learned():

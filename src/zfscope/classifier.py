@@ -6,14 +6,14 @@ Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9, dropout; Krizhevsky e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning
 import numpy as np
 import timm.data
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
@@ -129,14 +129,7 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """SGD or AdamW over all weights, and the schedule."""
-        optim = self.optim
-        if optim.name == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                self.parameters(), optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
-            )
-        else:
-            optimizer = torch.optim.AdamW(self.parameters(), optim.lr, weight_decay=optim.weight_decay)
-        schedule = optim.schedule
+        optimizer, schedule = optimizer_of(self.parameters(), self.optim), self.optim.schedule
         if isinstance(schedule, PlateauConfig):
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr
@@ -165,8 +158,7 @@ class Classifier(lightning.LightningModule):
     def _loss(self, logits: Tensor, labels: Tensor, smoothing: float | None = None) -> Tensor:
         smoothing = self.optim.label_smoothing if smoothing is None else smoothing
         if self.multilabel:
-            # The paper trains PASCAL with a softmax: an image with several labels shares its target among them.
-            labels = labels / labels.sum(1, keepdim=True).clamp(min=1)
+            labels = shared_targets(labels)
         elif labels.ndim == 2:
             smoothing = 0.0  # timm's mixup has smoothed them already
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
@@ -183,6 +175,23 @@ class Classifier(lightning.LightningModule):
         words = np.random.SeedSequence((self.seed, done, self.global_rank)).generate_state(2)
         torch.manual_seed(int(words[0]))
         np.random.seed(int(words[1]))
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW with the rate, momentum and decay of ``optim``."""
+    if optim.name == "adamw":
+        return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.SGD(
+        parameters, optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
+    )
+
+
+def shared_targets(labels: Tensor) -> Tensor:
+    """Targets of a softmax: labels ``(N,)`` as they are; an image's several labels ``(N, K)`` share its target.
+
+    Source: Zeiler & Fergus (2014), Sec. 5.2, train PASCAL with a 20-way softmax; sharing is our reading.
+    """
+    return labels if labels.ndim == 1 else labels / labels.sum(1, keepdim=True).clamp(min=1)
 
 
 def cosine_share(step: int, steps: int, warmup: float, final: float) -> float:

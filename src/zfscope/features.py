@@ -141,7 +141,7 @@ def _write(
     try:
         with evaluating(network):
             for inputs, _, positions in track(batches, f"Features of {len(targets)} layers", transient=True):
-                maps = network.trace(inputs.to(device)).maps
+                maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
                 values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
                 if not files:
                     widths = {layer: part.shape[1] for layer, part in values.items()}

@@ -121,7 +121,7 @@ def centre_crop(images: Tensor, side: int) -> Tensor:
     return F.center_crop(images, [side, side])
 
 
-def ten_crops(canvases: Tensor, side: int) -> Tensor:
+def ten_crops(canvases: Tensor, side: int) -> list[Tensor]:
     """Four corners and the centre of each image, and their mirror images.
 
     Args:
@@ -129,8 +129,8 @@ def ten_crops(canvases: Tensor, side: int) -> Tensor:
         side: Side of a crop, in pixels.
 
     Returns:
-        ``(10, N, 3, side, side)``, in the order of ``torchvision.transforms.TenCrop``.
+        Ten of ``(N, 3, side, side)``, in the order of ``torchvision.transforms.TenCrop``; the fifth is the centre.
 
     Source: Zeiler & Fergus (2014), Sec. 3.
     """
-    return torch.stack(F.ten_crop(canvases, [side, side]))
+    return list(F.ten_crop(canvases, [side, side]))

@@ -116,6 +116,10 @@ def remove_unused(folder: str | Path) -> None:
             entry.rmdir()
         else:
             entry.unlink(missing_ok=True)
+    if folder.parent.is_dir() and [entry.name for entry in folder.parent.iterdir()] == ["multirun.yaml"]:
+        (folder.parent / "multirun.yaml").unlink()
+        folder.parent.rmdir()
+        folder = folder.parent
     for above in folder.parents:
         if above.name not in {"outputs", "sweeps", "analyses"}:
             break

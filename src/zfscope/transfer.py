@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from zfscope.classifier import cosine_share
+from zfscope.classifier import cosine_share, optimizer_of, shared_targets
 from zfscope.config import OptimConfig
 from zfscope.data.datamodule import TrainBatches
 from zfscope.data.imageset import ImageSet, JoinedImages, Splits, listed
@@ -133,12 +132,7 @@ def train_from_scratch(
         The network, in eval mode.
     """
     network = network.to(device, memory_format=torch.channels_last).train()
-    if optim.name == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            network.parameters(), optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
-        )
-    else:
-        optimizer = torch.optim.AdamW(network.parameters(), optim.lr, weight_decay=optim.weight_decay)
+    optimizer = optimizer_of(network.parameters(), optim)
     warmup = steps / 20
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_share(step, steps, warmup, 0.0))
     filters = conv_layers(network).values() if filter_rms is not None else ()
@@ -148,7 +142,7 @@ def train_from_scratch(
         for images, labels, _ in batches:
             torch.manual_seed(int(np.random.SeedSequence((seed, done)).generate_state(1)[0]))
             logits = network(images.to(device, memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, shared(labels).to(device), label_smoothing=optim.label_smoothing)
+            loss = F.cross_entropy(logits, shared_targets(labels).to(device), label_smoothing=optim.label_smoothing)
             if not bool(torch.isfinite(loss)):
                 raise ValueError(f"training from scratch: the loss became {loss.item()} at step {done}; lower optim.lr")
             optimizer.zero_grad()
@@ -161,14 +155,3 @@ def train_from_scratch(
             if done == steps:
                 break
     return network.eval()
-
-
-def shared(labels: Tensor) -> Tensor:
-    """Targets of a softmax: labels as they are; of an image with several, each has its share (``(N, K)``, sum 1)."""
-    return labels if labels.ndim == 1 else labels / labels.sum(1, keepdim=True).clamp(min=1)
-
-
-@torch.inference_mode()
-def probabilities(network: nn.Module, batches: DataLoader, device: torch.device | str = "cpu") -> Tensor:
-    """Softmax of the loader's images, ``(N, classes)``, in its order."""
-    return torch.cat([F.softmax(network(images.to(device)).float(), dim=1).cpu() for images, _, _ in batches])

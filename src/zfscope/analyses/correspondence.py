@@ -21,13 +21,14 @@ from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
 from zfscope.data.phantom import Phantom
 from zfscope.figures import correspondence_sheet
 from zfscope.networks import Network
+from zfscope.paper import TABLES
 from zfscope.runs import write_arrays
 from zfscope.winners import as_pictures
 
 # Table 1, in percent; five dogs, ZFNet.
 PAPER = {
-    "conv5": {"right_eye": 6.7, "left_eye": 6.9, "nose": 7.9, "random": 10.7},
-    "fc7": {"right_eye": 6.9, "left_eye": 6.8, "nose": 6.9, "random": 7.3},
+    layer: {part: round(100 * TABLES[0].value(part, layer), 1) for part in TABLES[0].rows}
+    for layer in TABLES[0].columns
 }
 CONTROLS = ("random", "on_object", "same_place")
 SHOWN = 5  # images on the sheet, as in Fig. 8

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from zfscope.checkpoints import run_config
+from zfscope.classifier import shared_targets
 from zfscope.config import AnalyzeConfig, OptimConfig, check
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
-from zfscope.data.transforms import CentreTransform, TrainTransform
+from zfscope.data.transforms import TrainTransform
+from zfscope.evaluation import predict
 from zfscope.features import FeatureTable, extract
 from zfscope.figures import transfer_figure
 from zfscope.invariance import low_and_high
@@ -40,8 +42,6 @@ from zfscope.transfer import (
     Fold,
     Target,
     draw_fold,
-    probabilities,
-    shared,
     shuffled,
     train_from_scratch,
     used_by,
@@ -133,7 +133,8 @@ def frozen(
 
     def learn(fold: Fold, labels: np.ndarray) -> Tensor:
         train, test = read(*(np.searchsorted(used, part) for part in (fold.train, fold.test)))
-        classifier = choose_c(train, shared(torch.from_numpy(labels)), len(target.images.classes), fit_softmax)
+        targets = shared_targets(torch.from_numpy(labels))
+        classifier = choose_c(train, targets, len(target.images.classes), fit_softmax)
         return classifier(test).softmax(1)
 
     return learn
@@ -167,7 +168,8 @@ def from_scratch(network: Network, data: ImageData, target: Target, config: Anal
             filter_rms=model.get("filter_rms"),
             device=device,
         )
-        return probabilities(fresh, in_order(target.images.subset(fold.test), fresh, data, asked.batch_size), device)
+        batches = data.centre_crops(target.images.subset(fold.test), asked.batch_size)
+        return predict(fresh, batches, crops=False, device=device, total=len(batches)).probabilities["centre"]
 
     return learn
 
@@ -176,7 +178,7 @@ def tables_of(
     network: Network, data: ImageData, images: ImageSet, layers: Sequence[str], batch_size: int, device: torch.device
 ) -> dict[str, FeatureTable]:
     """The features of these images at some layers, centre crops, from the cache where they are known."""
-    batches = in_order(images, network, data, batch_size)
+    batches = data.centre_crops(images, batch_size)
     return extract(network, batches, layers, images.fingerprint, data.config.cache, device)
 
 
@@ -195,12 +197,6 @@ def reader(table: FeatureTable, count: int, memory: float) -> Callable[[np.ndarr
         return gram_features(*standardise_gram(columns[train], columns[test]))
 
     return read
-
-
-def in_order(images: ImageSet, network: Network, data: ImageData, batch_size: int) -> DataLoader:
-    """Centre crops in order, as this network wants them."""
-    examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
-    return DataLoader(examples, batch_size, num_workers=data.num_workers)
 
 
 def labels_of(target: Target, fold: Fold, asked: Any) -> np.ndarray:
