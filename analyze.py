@@ -24,14 +24,16 @@ from zfscope.analyses.occlusion import occlusion
 from zfscope.analyses.overlap import overlap
 from zfscope.analyses.probes import probes
 from zfscope.analyses.projections import projections
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.analyses.transfer import transfer
-from zfscope.checkpoints import load_network, run_config
-from zfscope.config import AnalyzeConfig, DataConfig, check
+from zfscope.console import results_table
 from zfscope.data.datamodule import ImageData, open_data
-from zfscope.networks import Network
-from zfscope.preprocessing import Preprocessing
-from zfscope.runs import Busy, lock, remove_unused, write_results
-from zfscope.tables import results_table
+from zfscope.data.spec import DataConfig
+from zfscope.networks.checkpoints import load_network, run_config
+from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.runs import RunFolderLocked, lock, remove_unused, write_results
+from zfscope.schema import check
 
 ANALYSES = {
     "evaluate": evaluate,
@@ -58,7 +60,7 @@ def main(values: DictConfig) -> None:
         with lock(folder):
             analyze(config, folder)
     except REFUSALS as error:
-        if not isinstance(error, Busy):
+        if not isinstance(error, RunFolderLocked):
             remove_unused(folder)
         refuse(error)
 

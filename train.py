@@ -33,18 +33,19 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from zfscope.callbacks import FilterRenorm
-from zfscope.callbacks.checkpoints import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
 from zfscope.callbacks.loggers import build_logger, finish
-from zfscope.callbacks.progress import build_progress
-from zfscope.checkpoints import check_same_data, find_checkpoint, load_network, start_from
-from zfscope.classifier import Classifier
-from zfscope.config import TrainConfig, check, check_targets, nearest
+from zfscope.console import map_sizes_of, network_table, parameters_of, results_table, sweep_table
 from zfscope.data.datamodule import ImageData, open_data, workers_for
 from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
-from zfscope.networks import build_network
-from zfscope.runs import Busy, identity, lock, read_results, remove_unused, write_results
-from zfscope.tables import map_sizes_of, network_table, parameters_of, results_table, sweep_table
+from zfscope.networks.build import build_network
+from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_network, start_from
+from zfscope.runs import RunFolderLocked, identity, lock, read_results, remove_unused, write_results
+from zfscope.schema import check, nearest
+from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
+from zfscope.training.classifier import Classifier
+from zfscope.training.progress import build_progress
+from zfscope.training.spec import TrainConfig, check_targets
 
 # What a person can mend: told in one line, without a traceback (HYDRA_FULL_ERROR=1 shows it).
 REFUSALS = (
@@ -81,7 +82,7 @@ def main(values: DictConfig) -> float:
         if not in_sweep:
             if not isinstance(error, REFUSALS):
                 raise
-            if not isinstance(error, Busy):
+            if not isinstance(error, RunFolderLocked):
                 remove_unused(folder)
             refuse(error)
         cause = one_line(error)

@@ -12,7 +12,7 @@ import time
 import torch
 from torch import nn
 
-from zfscope.layers import ContrastNorm
+from zfscope.networks.layers import ContrastNorm
 
 SHAPES = [(128, 96, 55, 55), (128, 256, 13, 13), (64, 48, 27, 27)]  # ZFNet's conv1 and conv2, the mini network's conv1
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -32,8 +32,8 @@ from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import FileImages
 from zfscope.data.transforms import CanvasTransform
 from zfscope.evaluation import Canvases, predict, predict_members
-from zfscope.networks import Network
-from zfscope.preprocessing import Preprocessing, centre_crop, ten_crops
+from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import Preprocessing, centre_crop, ten_crops
 
 sys.path.insert(0, str(ROOT))
 from train import keep_memory  # noqa: E402

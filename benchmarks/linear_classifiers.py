@@ -17,7 +17,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from zfscope.linear_classifiers import (
+from zfscope.protocols.linear_classifiers import (
     fit_softmax,
     fit_svm,
     gram_features,

@@ -21,8 +21,9 @@ from projections import ROOT, photographs, seconds, zfnet
 from torch import nn
 
 from zfscope import build_network
-from zfscope.networks import ConvNet
-from zfscope.occlusion import _FullPasses, occlude
+from zfscope.networks.chain import ConvNet
+from zfscope.occlusion.maps import occlude
+from zfscope.occlusion.passes import FullPasses
 
 sys.path.insert(0, str(ROOT))
 from train import keep_memory  # noqa: E402
@@ -65,7 +66,7 @@ def windows(network: ConvNet, layer: str, size: int, stride: int) -> float:
 @torch.no_grad()
 def full_passes(network: ConvNet, layer: str, size: int, batch_size: int, count: int) -> float:
     """Seconds of a position, by all of the network for each."""
-    passes = _FullPasses(network, photographs(1)[0], torch.zeros(()), size, layer)
+    passes = FullPasses(network, photographs(1)[0], torch.zeros(()), size, layer)
     passes.watch(0, None)
     passes.batch_size = batch_size
     across = [starts(size, 16)] * 2

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from zfscope.overlap import correlate, description_size
+from zfscope.protocols.overlap import correlate, description_size
 
 
 def main() -> None:

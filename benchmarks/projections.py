@@ -23,9 +23,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from zfscope import build_network
-from zfscope.deconvnet import WayDown, _whole, project_trace, strongest
-from zfscope.networks import ConvNet
-from zfscope.winners import Miner, project_winners
+from zfscope.deconvnet.boxes import strongest
+from zfscope.deconvnet.chain import ChainDeconvnet, _whole
+from zfscope.deconvnet.projection import project_trace
+from zfscope.deconvnet.winners import TopActivationsHook, project_winners
+from zfscope.networks.chain import ConvNet
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -192,7 +194,7 @@ def crp_call(peer, module, inputs, maps, positions, side):
 @torch.no_grad()
 def whole_canvases(network, trace, layer, maps, positions, sources) -> torch.Tensor:
     """Our own way down without windows: every map whole."""
-    way = WayDown(network, trace)
+    way = ChainDeconvnet(network, trace)
     values = trace.maps[layer][sources, maps, positions[:, 0], positions[:, 1]]
     cells = way.cells(layer, maps, positions, sources)
     below = network.layers[: network.layers.index(layer)]
@@ -224,7 +226,7 @@ def multiply_adds(network: ConvNet, layer: str) -> tuple[int, int]:
 def end_to_end(network: ConvNet, images: torch.Tensor) -> dict:
     """Seconds from pixels to the projections of the top 9 of all maps: mining, winners' traces, the way down."""
     start = time.perf_counter()
-    miner = Miner(network, LAYERS, 9)
+    miner = TopActivationsHook(network, LAYERS, 9)
     with torch.inference_mode():
         for indices in torch.arange(len(images)).split(32):
             miner.indices = indices
@@ -249,7 +251,7 @@ def mining(network: ConvNet, images: torch.Tensor, rounds: int) -> dict:
     """Seconds of a forward pass with and without mining all five layers, interleaved."""
     times = {"without": [], "with": []}
 
-    def run(miner: Miner | None) -> None:
+    def run(miner: TopActivationsHook | None) -> None:
         with torch.inference_mode():
             for indices in torch.arange(len(images)).split(32):
                 if miner is not None:
@@ -258,7 +260,7 @@ def mining(network: ConvNet, images: torch.Tensor, rounds: int) -> dict:
 
     for _ in range(rounds):
         times["without"].append(seconds(lambda: run(None)))
-        miner = Miner(network, LAYERS, 9)
+        miner = TopActivationsHook(network, LAYERS, 9)
         times["with"].append(seconds(lambda miner=miner: run(miner)))
         miner.close()
     medians = {name: statistics.median(values) for name, values in times.items()}

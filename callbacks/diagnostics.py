@@ -9,7 +9,8 @@ from torch import Tensor
 
 from zfscope.callbacks.when import When, epoch_number
 from zfscope.diagnostics import MapWatch, dead_maps, filter_frequencies, first_filters, near_dead_maps
-from zfscope.networks import Network, network_of
+from zfscope.networks.hooked import as_network
+from zfscope.networks.network import Network
 
 
 class Diagnostics(lightning.Callback):
@@ -35,7 +36,7 @@ class Diagnostics(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network = network_of(pl_module, self.layers)
+        self._network = as_network(pl_module, self.layers)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Put hooks on: before other callbacks do, and off after them, for both keep compiled code from running."""

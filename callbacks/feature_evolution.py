@@ -15,10 +15,11 @@ from torch import Tensor
 
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
+from zfscope.deconvnet.winners import layers_to_watch, random_subset
 from zfscope.evolution import Evolution, feature_maps, join, observe
 from zfscope.figures import evolution_sheet
-from zfscope.networks import Network, network_of
-from zfscope.winners import choose_maps, layers_to_watch
+from zfscope.networks.hooked import as_network
+from zfscope.networks.network import Network
 
 
 class FeatureEvolution(lightning.Callback):
@@ -81,13 +82,13 @@ class FeatureEvolution(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network = network_of(pl_module, self.layers)
+        self._network = as_network(pl_module, self.layers)
         self._layers = layers_to_watch(self._network, self.layers)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Choose the images, forget epochs that come again, and look at one image: what is refused is refused now."""
         dataset = _training_set(trainer)
-        indices = choose_maps(len(dataset), self.images, self.seed)
+        indices = random_subset(len(dataset), self.images, self.seed)
         earlier = {layer: each.before(epoch_number(trainer)) for layer, each in self.found.items()}
         self.found = {layer: each for layer, each in earlier.items() if each.epochs}
         if self.found and not torch.equal(indices, self._indices):

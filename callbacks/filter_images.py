@@ -9,7 +9,7 @@ from torch import nn
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
 from zfscope.figures import filter_sheet
-from zfscope.layers import conv_layers
+from zfscope.networks.layers import conv_layers
 
 
 class FilterImages(lightning.Callback):

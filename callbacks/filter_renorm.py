@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from zfscope.layers import conv_layers, filter_rms, rescale_filters_
+from zfscope.networks.layers import conv_layers, filter_rms, rescale_filters_
 
 
 class FilterRenorm(lightning.Callback):

@@ -16,10 +16,11 @@ from torch import Tensor
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.projections import image_of, validation_loader
 from zfscope.callbacks.when import When, epoch_number
+from zfscope.deconvnet.winners import as_pictures, random_subset
 from zfscope.figures import occlusion_panel
-from zfscope.networks import Network, network_of
-from zfscope.sensitivity import look, projected
-from zfscope.winners import as_pictures, choose_maps
+from zfscope.networks.hooked import as_network
+from zfscope.networks.network import Network
+from zfscope.occlusion.sensitivity import look, projected
 
 
 class OcclusionMaps(lightning.Callback):
@@ -65,7 +66,7 @@ class OcclusionMaps(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the network and refuse a layer that it has not."""
-        self._network = network_of(pl_module, None if self.layer is None else [self.layer])
+        self._network = as_network(pl_module, None if self.layer is None else [self.layer])
         self._subjects, self._projects = {}, True
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -104,7 +105,7 @@ class OcclusionMaps(lightning.Callback):
             return
         dataset = validation_loader(trainer).dataset
         with isolate_rng():
-            for index in choose_maps(len(dataset), self.images, self.seed).tolist():
+            for index in random_subset(len(dataset), self.images, self.seed).tolist():
                 item = dataset[index]
                 self._subjects[index] = image_of(item), label_of(item)
             image, label = next(iter(self._subjects.values()))

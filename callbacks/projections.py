@@ -15,9 +15,17 @@ from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, 
 
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
+from zfscope.deconvnet.winners import (
+    OUTSIDE,
+    TopActivationsHook,
+    check_projectable,
+    project_winners,
+    random_subset,
+    reproduces_activations,
+)
 from zfscope.figures import projection_sheet
-from zfscope.networks import Network, network_of
-from zfscope.winners import OUTSIDE, Miner, choose_maps, comes_again, project_winners, try_out
+from zfscope.networks.hooked import as_network
+from zfscope.networks.network import Network
 
 
 class Projections(lightning.Callback):
@@ -59,11 +67,11 @@ class Projections(lightning.Callback):
         self._network: Network | None = None
         self._layers: tuple[str, ...] | None = None
         self._order: list[list[int]] | None = None
-        self._miner: Miner | None = None
+        self._miner: TopActivationsHook | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network, self._layers = network_of(pl_module, self.layers), None
+        self._network, self._layers = as_network(pl_module, self.layers), None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse what cannot be shown before the first step; a loader that Lightning has not yet, before its pass."""
@@ -77,7 +85,7 @@ class Projections(lightning.Callback):
             if self._layers is None:
                 self._try_out(trainer)
             self._order = order_of(validation_loader(trainer))
-            self._miner = Miner(self._network, self._layers, self.top)
+            self._miner = TopActivationsHook(self._network, self._layers, self.top)
 
     def on_validation_batch_start(
         self,
@@ -105,7 +113,7 @@ class Projections(lightning.Callback):
             return
         maps, chosen = {}, {}
         for layer, table in tables.items():
-            maps[layer] = choose_maps(len(table.values), self.maps, self.seed)
+            maps[layer] = random_subset(len(table.values), self.maps, self.seed)
             chosen[layer] = type(table)(*(part.cpu()[maps[layer]] for part in table))
         dataset = validation_loader(trainer).dataset
 
@@ -113,7 +121,7 @@ class Projections(lightning.Callback):
             with isolate_rng():
                 return torch.stack([image_of(dataset[index]) for index in indices])
 
-        if not comes_again(self._network, chosen, maps, read):
+        if not reproduces_activations(self._network, chosen, maps, read):
             rank_zero_warn(
                 "Projections: an image read again from the validation data set does not give the activations that it "
                 "won with; are images changed at random, or between the loader and the module's forward? Then the "
@@ -162,7 +170,7 @@ class Projections(lightning.Callback):
                 "Projections must know which images a validation batch holds: use a loader without shuffling, "
                 "or data (image, label, index)"
             )
-        self._layers = try_out(self._network, self.layers, image_of(item), self.unpooling)
+        self._layers = check_projectable(self._network, self.layers, image_of(item), self.unpooling)
 
 
 def indices_of(order: Sequence[Sequence[int]] | None, batch: Any, batch_idx: int) -> Tensor:

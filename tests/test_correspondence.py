@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import composed
 from PIL import Image
 from torch import nn
 
+from tests.conftest import composed
 from zfscope.analyses.correspondence import correspondence
-from zfscope.config import AnalyzeConfig, ConvLayer, DenseLayer, InitConfig, PoolConfig, check
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.correspondence import (
     correspond,
     feature_errors,
@@ -22,12 +22,19 @@ from zfscope.correspondence import (
     random_boxes,
     sign_change,
 )
-from zfscope.data.imageset import ArrayImages, Splits
+from zfscope.data.imageset import ArrayImages
 from zfscope.data.parts import FACE_PARTS, aligned_faces, input_box, read_parts
-from zfscope.data.phantom import CLASSES, Phantom, draw
+from zfscope.data.sources.phantom import Phantom
+from zfscope.data.sources.phantom_objects import CLASSES
+from zfscope.data.sources.phantom_scene import draw
+from zfscope.data.splits import Splits
 from zfscope.figures import correspondence_sheet
-from zfscope.networks import ConvNet, HookedNetwork, build_network
-from zfscope.preprocessing import Preprocessing
+from zfscope.networks.build import build_network
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.hooked import HookedNetwork
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig, PoolConfig
+from zfscope.schema import check
 
 SIDE = 33
 HEADER = "image,part,x0,y0,x1,y1"

@@ -10,17 +10,15 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed
-from conftest import fit as train_briefly
 from PIL import Image
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.conftest import ROOT, composed
+from tests.conftest import fit as train_briefly
 from zfscope import build_network
 from zfscope.analyses.diagnostics import filters_at_radius
 from zfscope.callbacks import Diagnostics, FilterRenorm, Projections
-from zfscope.checkpoints import save_network
-from zfscope.config import ConvLayer, DenseLayer, InitConfig, PoolConfig, check_targets
 from zfscope.diagnostics import (
     HIGH,
     LOW,
@@ -35,9 +33,13 @@ from zfscope.diagnostics import (
     near_dead_maps,
 )
 from zfscope.figures import diagnostics_sheet
-from zfscope.layers import conv_layers, filter_rms
-from zfscope.networks import ConvNet, HookedNetwork
-from zfscope.preprocessing import Preprocessing
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.checkpoints import save_network
+from zfscope.networks.hooked import HookedNetwork
+from zfscope.networks.layers import conv_layers, filter_rms
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig, PoolConfig
+from zfscope.training.spec import check_targets
 
 
 def planted(count=40, maps=12, side=5, seed=0):

@@ -25,8 +25,8 @@ from zfscope.evaluation import (
     subsets,
     top_error,
 )
-from zfscope.networks import build_network
-from zfscope.preprocessing import Preprocessing
+from zfscope.networks.build import build_network
+from zfscope.networks.preprocessing import Preprocessing
 
 CLASSES = tuple("abcdefgh")
 

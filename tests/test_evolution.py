@@ -6,17 +6,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed
 from torch import nn
 
+from tests.conftest import ROOT, composed
 from zfscope.analyses.evolution import agreements, evolve
-from zfscope.checkpoints import save_network
-from zfscope.config import ConvLayer, DenseLayer, InitConfig, PoolConfig
-from zfscope.deconvnet import project
+from zfscope.deconvnet.projection import project
 from zfscope.evolution import agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.networks import ConvNet, HookedNetwork, build_network
-from zfscope.preprocessing import Preprocessing
+from zfscope.networks.build import build_network
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.checkpoints import save_network
+from zfscope.networks.hooked import HookedNetwork
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig, PoolConfig
 
 SUBSET = torch.tensor([2, 3, 5, 7, 11, 13, 17])
 

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("callbacks/*.py"), *ROOT.glob("src/**/*.py")])
 

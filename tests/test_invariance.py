@@ -5,24 +5,28 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed, write_folders
 from PIL import Image
 from scipy import ndimage
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from tests.conftest import ROOT, composed, write_folders
+
 sys.path.insert(0, str(ROOT))
 import analyze
 from zfscope import build_network, load_network
 from zfscope.analyses.invariance import _of_different_classes
-from zfscope.checkpoints import save_network
-from zfscope.config import AnalyzeConfig, ConvLayer, DenseLayer, InitConfig, PoolConfig, check
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.figures import invariance_figure
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
-from zfscope.networks import ConvNet, HookedNetwork
-from zfscope.preprocessing import Preprocessing, centre_crop
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.checkpoints import save_network
+from zfscope.networks.hooked import HookedNetwork
+from zfscope.networks.preprocessing import Preprocessing, centre_crop
+from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig, PoolConfig
 from zfscope.runs import read_results
+from zfscope.schema import check
 
 NOTHING = {"translation": 0.0, "scale": 1.0, "rotation": 0.0}
 

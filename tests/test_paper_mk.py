@@ -6,9 +6,11 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, composed
 
-from zfscope.config import AnalyzeConfig, TrainConfig, check
+from tests.conftest import ROOT, composed
+from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.schema import check
+from zfscope.training.spec import TrainConfig
 
 LAPTOP = ["scale=laptop"]
 IMAGENET = ["scale=imagenet", "imagenet=/i", "caltech101=/c", "caltech256=/d", "voc2012=/v", "faces=f.csv"]

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from zfscope import build_network
-from zfscope.checkpoints import load_network, save_network
-from zfscope.data.voc import CLASSES as VOC_CLASSES
-from zfscope.linear_classifiers import standardise
-from zfscope.preprocessing import Preprocessing
+from zfscope.data.sources.voc import CLASSES as VOC_CLASSES
+from zfscope.networks.checkpoints import load_network, save_network
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.protocols.linear_classifiers import standardise
 
 MODEL = {
     "name": "tiny",
@@ -100,7 +100,7 @@ def test_caltech_256_is_transferred_to_and_probed_alike(command, run, tmp_path):
 
 
 def test_features_are_extracted_once_for_all_folds_sizes_and_analyses(command, run, caltech101, tmp_path, monkeypatch):
-    import zfscope.features as features
+    import zfscope.protocols.features as features
 
     passes = []
     write = features._write
@@ -117,8 +117,8 @@ def test_features_are_extracted_once_for_all_folds_sizes_and_analyses(command, r
 def test_a_fold_by_hand_gives_the_same_accuracy(command, run, caltech101, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
-    from zfscope.data.folders import open_caltech
-    from zfscope.transfer import Target, draw_fold
+    from zfscope.data.sources.folders import open_caltech
+    from zfscope.protocols.transfer import Target, draw_fold
 
     command(
         "analyze", "analysis=transfer", f"checkpoint={run}", "data.name=caltech101", f"data.root={caltech101}",

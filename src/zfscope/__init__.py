@@ -1,9 +1,22 @@
-"""zfscope: a microscope for convnets, after Zeiler & Fergus.
+"""A microscope for convnets, after Zeiler & Fergus, *Visualizing and Understanding Convolutional Networks*.
 
-``build_network`` makes a network from its config, ``load_network`` opens a trained one.
+Source: https://arxiv.org/abs/1311.2901
 """
 
-from zfscope.checkpoints import load_network
-from zfscope.networks import ConvNet, build_network
+from importlib import import_module
+from typing import Any
 
-__all__ = ["ConvNet", "build_network", "load_network"]
+# Loaded at first use, so that the command line can refuse a typo before torch is imported.
+_HOMES = {
+    "ConvNet": "zfscope.networks.chain",
+    "build_network": "zfscope.networks.build",
+    "load_network": "zfscope.networks.checkpoints",
+    "receptive_field": "zfscope.networks.fields",
+}
+__all__ = ["ConvNet", "build_network", "load_network", "receptive_field"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zfscope.networks import Network, evaluating
-from zfscope.winners import layers_to_watch
+from zfscope.deconvnet.winners import layers_to_watch
+from zfscope.networks.network import Network, evaluating
 
 # Of an image's largest feature in the layer. Rounding in float64 stays a thousand times below, a true change above.
 ROUNDING = 1e-9

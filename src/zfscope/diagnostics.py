@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from zfscope.layers import conv_layers
-from zfscope.networks import HookedNetwork, Network, uncompiled
+from zfscope.networks.hooked import HookedNetwork
+from zfscope.networks.layers import conv_layers
+from zfscope.networks.network import Network, uncompiled
 
 NEAR_DEAD = 0.01  # share of the layer's median range; the share of the median RMS below which a filter is called dead
 LOW, HIGH = 1 / 8, 1 / 4  # cycles per pixel: waves of more than 8 pixels are low, of fewer than 4 high

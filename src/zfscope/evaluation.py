@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from torchmetrics.functional.classification import multiclass_f1_score, multilabel_average_precision
 
 from zfscope.data.imageset import ImageSet
-from zfscope.networks import Network
-from zfscope.preprocessing import centre_crop, square, ten_crops
+from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import centre_crop, square, ten_crops
 
 VALUES = 2**24  # averages of subsets are held at a time: 128 MB
 

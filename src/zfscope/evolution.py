@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from zfscope.activations import TopActivations
-from zfscope.networks import ConvNet, Network, evaluating
-from zfscope.winners import OUTSIDE, choose_maps, project_winners
+from zfscope.deconvnet.winners import OUTSIDE, project_winners, random_subset
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.network import Network, evaluating
 
 Read = Callable[[Sequence[int]], Tensor]
 
@@ -104,7 +105,7 @@ def observe(
             if layer not in found:
                 raise ValueError(f"layer {layer!r} has no feature maps (N, C, h, w) or (N, C); choose another layer")
         if top is None:
-            chosen = {layer: choose_maps(each.shape[1], maps, seed) for layer, each in found.items()}
+            chosen = {layer: random_subset(each.shape[1], maps, seed) for layer, each in found.items()}
             # On the CPU, which has float64, and for this process alone: other ranks are not here to meet.
             top = TopActivations({layer: len(each) for layer, each in chosen.items()}, k=1, sync_on_compute=False)
         top.update({layer: each[:, chosen[layer].to(each.device)] for layer, each in found.items()}, batch)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zfscope.networks import Network, evaluating
-from zfscope.preprocessing import centre_crop
+from zfscope.networks.network import Network, evaluating
+from zfscope.networks.preprocessing import centre_crop
 
 KINDS = ("translation", "scale", "rotation")
 
@@ -143,7 +143,7 @@ def low_and_high(network: Network) -> tuple[str, str]:
     Raises:
         ValueError: If there are not two layers below the classes' layer.
     """
-    below = [layer for layer in network.layers if not f".{network.classes_layer}".endswith(f".{layer}.")]
+    below = [layer for layer in network.layers if not f".{network.classifier_prefix}".endswith(f".{layer}.")]
     if len(below) < 2:
         raise ValueError(f"name a low and a high layer; the layers are {', '.join(network.layers)}")
     return below[0], below[-1]

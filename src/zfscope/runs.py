@@ -42,10 +42,33 @@ def write_results(
     """
     content = {"metrics": metrics, "conditions": conditions, "state": state, "cause": cause}
     path = Path(folder) / RESULTS
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+@contextmanager
+def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+    """Write a file whole or not at all: every file of this project goes through here.
+
+    Args:
+        path: The file to write; its folder exists.
+        sync: Whether the file must be on the disk before it takes its name (checkpoints).
+
+    Yields:
+        A temporary path beside ``path``. It takes the place of ``path`` when the block ends, and is removed when the
+        block raises.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_results(folder: str | Path) -> dict[str, Any] | None:
@@ -65,10 +88,8 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an ``.npz`` beside its target, then rename it; it is read with ``numpy.load``, without pickle."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def identity(folder: str | Path) -> str:
@@ -82,7 +103,7 @@ def identity(folder: str | Path) -> str:
     return number
 
 
-class Busy(ValueError):
+class RunFolderLocked(ValueError):
     """Another process works in a run folder; what lies there is its."""
 
 
@@ -91,14 +112,16 @@ def lock(folder: str | Path) -> Iterator[None]:
     """Hold a run folder for this process alone.
 
     Raises:
-        Busy: If another process works in it.
+        RunFolderLocked: If another process works in it.
     """
     path = Path(folder) / ".lock"
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Busy(f"another process works in {folder}; wait for it or choose another hydra.run.dir") from None
+            raise RunFolderLocked(
+                f"another process works in {folder}; wait for it or choose another hydra.run.dir"
+            ) from None
         try:
             yield
         finally:

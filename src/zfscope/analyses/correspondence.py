@@ -14,16 +14,16 @@ import torch
 from rich.progress import track
 
 from zfscope.analyses.evaluate import part_of
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.correspondence import correspond, layers_to_compare, occluded, random_boxes
 from zfscope.data.datamodule import ImageData
 from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
-from zfscope.data.phantom import Phantom
+from zfscope.data.sources.phantom import Phantom
+from zfscope.deconvnet.winners import as_pictures
 from zfscope.figures import correspondence_sheet
-from zfscope.networks import Network
-from zfscope.paper import TABLES
+from zfscope.networks.network import Network
+from zfscope.report.paper import TABLES
 from zfscope.runs import write_arrays
-from zfscope.winners import as_pictures
 
 # Table 1, in percent; five dogs, ZFNet.
 PAPER = {

@@ -16,10 +16,16 @@ from torch.utils.data import DataLoader, Subset
 
 from zfscope.activations import TopTable
 from zfscope.analyses.evaluate import part_of
-from zfscope.checkpoints import load_network, run_config
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.transforms import CentreTransform
+from zfscope.deconvnet.winners import (
+    TopActivationsHook,
+    check_projectable,
+    layers_to_watch,
+    project_winners,
+    random_subset,
+)
 from zfscope.diagnostics import (
     Diagnosis,
     MapWatch,
@@ -31,12 +37,13 @@ from zfscope.diagnostics import (
     near_dead_maps,
 )
 from zfscope.figures import diagnostics_sheet
-from zfscope.geometry import probe_field, receptive_field
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.layers import filter_rms
-from zfscope.networks import ConvNet, Network, evaluating
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.checkpoints import load_network, run_config
+from zfscope.networks.fields import probe_field, receptive_field
+from zfscope.networks.layers import filter_rms
+from zfscope.networks.network import Network, evaluating
 from zfscope.runs import write_arrays
-from zfscope.winners import Miner, choose_maps, layers_to_watch, project_winners, try_out
 
 TOP = 9  # winners of each map whose projections are scored
 SHOWN = 24  # maps in the picture
@@ -60,7 +67,9 @@ def diagnostics(
     networks = {"": (config.checkpoint, network)}
     if asked.other is not None:
         networks["other/"] = (asked.other, load_network(asked.other))
-    chosen = range(len(images)) if asked.images is None else choose_maps(len(images), asked.images, asked.seed).tolist()
+    chosen = (
+        range(len(images)) if asked.images is None else random_subset(len(images), asked.images, asked.seed).tolist()
+    )
     found, measured, arrays = [], {}, {}
     for prefix, (source, each) in networks.items():
         examples = Examples(images, CentreTransform(each.preprocessing), each.preprocessing.resize)
@@ -96,10 +105,12 @@ def diagnose(network: Network, name: str, loader: DataLoader, maps: int, seed: i
     second = []
     try:
         if len(layers_to_watch(network, None)) > 1:
-            second = list(try_out(network, layers_to_watch(network, None)[1:2], examples[loader.dataset.indices[0]][0]))
+            second = list(
+                check_projectable(network, layers_to_watch(network, None)[1:2], examples[loader.dataset.indices[0]][0])
+            )
     except ValueError as error:
         parts["missing"] = str(error)
-    watch, miner = MapWatch(network), Miner(network, second, TOP)
+    watch, miner = MapWatch(network), TopActivationsHook(network, second, TOP)
     device = next(network.parameters()).device
     try:
         with evaluating(network), torch.inference_mode():
@@ -157,7 +168,7 @@ def _projected(
     network: Network, layer: str, table: TopTable, examples: Examples, maps: int, seed: int
 ) -> dict[str, Any]:
     """Tiles of the strongest activations of some maps, and the grid scores of the strongest nine."""
-    numbers = choose_maps(len(table.values), maps, seed)
+    numbers = random_subset(len(table.values), maps, seed)
     table = TopTable(*(part[numbers] for part in table))
 
     def read(indices: Sequence[int]) -> Tensor:

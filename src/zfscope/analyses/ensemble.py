@@ -19,10 +19,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from zfscope.analyses.evaluate import check_classes, part_of
-from zfscope.checkpoints import find_checkpoint, load_network, network_of, read_checkpoint
-from zfscope.config import AnalyzeConfig, ModelConfig, check, plain
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import ImageData
-from zfscope.data.imageset import listed
 from zfscope.evaluation import (
     Canvases,
     Predictions,
@@ -35,12 +33,15 @@ from zfscope.evaluation import (
     subset_errors,
     subsets,
 )
-from zfscope.features import fingerprint
 from zfscope.figures import ensemble_figure
-from zfscope.networks import Network
-from zfscope.paper import TABLES
+from zfscope.networks.checkpoints import find_checkpoint, load_network, network_from_checkpoint, read_checkpoint
+from zfscope.networks.network import Network
+from zfscope.networks.public import is_zoo_name, zoo_config
+from zfscope.networks.spec import ModelConfig
+from zfscope.protocols.features import fingerprint
+from zfscope.report.paper import TABLES
 from zfscope.runs import write_arrays
-from zfscope.zoo import is_zoo_name, zoo_config
+from zfscope.schema import check, listed, plain
 
 SUFFIXES = {"centre": "", "ten_crops": "_ten_crops"}
 RANKS = {"top1_error": 1, "top5_error": 5}
@@ -240,7 +241,7 @@ def _open(source: str, name: str) -> Member:
     else:
         path = find_checkpoint(source)
         content = read_checkpoint(path)
-        network = network_of(content, path).eval()
+        network = network_from_checkpoint(content, path).eval()
         state = content["zfscope"]
         config = {**(state.get("config") or {}), "model": state["model"]}
     if network.preprocessing is None:

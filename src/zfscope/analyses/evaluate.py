@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import ImageData
-from zfscope.data.imageset import ImageSet, listed
+from zfscope.data.imageset import ImageSet
 from zfscope.evaluation import error_metrics, predict
-from zfscope.networks import Network
+from zfscope.networks.network import Network
+from zfscope.schema import listed
 
 
 def evaluate(

@@ -16,15 +16,15 @@ from rich.progress import track
 from torch import Tensor
 
 from zfscope.analyses.evaluate import part_of
-from zfscope.checkpoints import load_network
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.transforms import CentreTransform
+from zfscope.deconvnet.winners import layers_to_watch, random_subset
 from zfscope.evolution import Evolution, Read, agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.figures import evolution_sheet
-from zfscope.networks import Network
+from zfscope.networks.checkpoints import load_network
+from zfscope.networks.network import Network
 from zfscope.runs import write_arrays
-from zfscope.winners import choose_maps, layers_to_watch
 
 COMPARED = 64  # images whose feature maps are compared over the epochs
 
@@ -49,7 +49,7 @@ def evolution(
     networks = Epochs(config.checkpoint, device)
     images = part_of(data, asked.part)
     examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
-    indices = choose_maps(len(images), asked.images, asked.seed)
+    indices = random_subset(len(images), asked.images, asked.seed)
     inputs = torch.stack([examples[index][0] for index in track(indices.tolist(), "Reading", transient=True)])
 
     def read(wanted: Sequence[int]) -> Tensor:

@@ -14,14 +14,14 @@ from rich.progress import track
 from torch import Tensor
 
 from zfscope.analyses.evaluate import check_classes, part_of
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.transforms import CanvasTransform
+from zfscope.deconvnet.winners import as_pictures, random_subset
 from zfscope.figures import invariance_figure
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
-from zfscope.networks import Network
+from zfscope.networks.network import Network
 from zfscope.runs import write_arrays
-from zfscope.winners import as_pictures, choose_maps
 
 NEAR = 20  # degrees: rotations within which a photograph still looks upright
 
@@ -54,7 +54,7 @@ def invariance(
         raise ValueError("analysis=invariance needs images with one true label each; these have several")
     network = network.to(device)
     examples = Examples(images, CanvasTransform(network.preprocessing), network.preprocessing.resize)
-    indices = choose_maps(len(images), asked.images, asked.seed)
+    indices = random_subset(len(images), asked.images, asked.seed)
     canvases = torch.stack([examples[index][0] for index in track(indices.tolist(), "Reading", transient=True)])
     labels = torch.from_numpy(images.labels[indices.numpy()])
     side = network.preprocessing.crop

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from zfscope.claims import measure, verdict
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.figures import ablations_figure
-from zfscope.ledger import count_numbers, fill, read_runs
-from zfscope.pages import VERDICTS, markdown, page
-from zfscope.paper import TABLES
+from zfscope.report.claims import measure, verdict
+from zfscope.report.ledger import count_numbers, fill
+from zfscope.report.page import VERDICTS, markdown, page
+from zfscope.report.paper import TABLES
+from zfscope.report.readings import read_runs
 
 
 def ledger(

@@ -20,17 +20,19 @@ from torch import Tensor
 from zfscope.activations import TopTable
 from zfscope.analyses.evaluate import check_classes, part_of
 from zfscope.analyses.projections import mine
-from zfscope.config import AnalyzeConfig
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import Examples, ImageData
-from zfscope.data.imageset import FileImages, ImageSet, printable
-from zfscope.data.phantom import Phantom
+from zfscope.data.imageset import FileImages, ImageSet
+from zfscope.data.sources.phantom import Phantom
 from zfscope.data.transforms import CentreTransform
+from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, random_subset
 from zfscope.figures import occlusion_panel
-from zfscope.networks import Network
-from zfscope.preprocessing import Preprocessing, centre_crop, square
+from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import Preprocessing, centre_crop, square
+from zfscope.occlusion.positions import hidden, spans
+from zfscope.occlusion.sensitivity import Sensitivity, look, projected
 from zfscope.runs import write_arrays
-from zfscope.sensitivity import Sensitivity, hidden, look, projected, spans
-from zfscope.winners import OUTSIDE, as_pictures, choose_maps, project_winners
+from zfscope.schema import printable
 
 
 def occlusion(
@@ -162,7 +164,7 @@ def drop_places(found: Sensitivity, mask: Tensor) -> tuple[float, float, bool, f
 def _chosen(images: ImageSet, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
     """The images asked for, or a random subset."""
     if indices is None:
-        return choose_maps(len(images), count, seed).tolist()
+        return random_subset(len(images), count, seed).tolist()
     for index in indices:
         if index >= len(images):
             raise ValueError(f"analysis.indices: there is no image {index}; they are numbered 0 to {len(images) - 1}")

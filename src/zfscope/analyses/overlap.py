@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from zfscope.config import AnalyzeConfig, DataConfig, check
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import ImageData, open_data, workers_for
 from zfscope.data.exclusions import write_exclusions
-from zfscope.data.imageset import ImageSet, JoinedImages, Splits, printable
+from zfscope.data.imageset import ImageSet, JoinedImages
+from zfscope.data.spec import DataConfig
+from zfscope.data.splits import Splits
 from zfscope.figures import Pair, overlap_sheet
-from zfscope.overlap import Overlap, find_overlap
+from zfscope.protocols.overlap import Overlap, find_overlap
 from zfscope.runs import write_arrays
+from zfscope.schema import check, printable
 
 PAPER = {"caltech101": 44, "caltech256": 243}  # images of these that stand in ImageNet's training set
 

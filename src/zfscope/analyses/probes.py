@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.analyses.transfer import labels_of, over_folds, reader, short_name, tables_of
-from zfscope.config import AnalyzeConfig, ConvLayer
 from zfscope.data.datamodule import ImageData
 from zfscope.figures import probes_figure
-from zfscope.linear_classifiers import choose_c, fit_softmax, fit_svm, mean_class_accuracy
-from zfscope.networks import ConvNet, Network
-from zfscope.paper import TABLE_7
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.network import Network
+from zfscope.networks.spec import ConvLayer
+from zfscope.protocols.linear_classifiers import choose_c, fit_softmax, fit_svm, mean_class_accuracy
+from zfscope.protocols.transfer import Target, draw_fold, used_by
+from zfscope.report.paper import TABLE_7
 from zfscope.runs import write_arrays
-from zfscope.transfer import Target, draw_fold, used_by
 
 SIZES = {"caltech256": 60}  # training images per class: Table 7
 FITS = {"svm": fit_svm, "softmax": fit_softmax}
@@ -73,7 +75,7 @@ def probes(
 
 def layers_to_probe(network: Network) -> tuple[str, ...]:
     """All layers with feature maps and the one below the classes: 1 to 5 and 7 of ZFNet, as in Table 7."""
-    below = [layer for layer in network.layers if not f".{network.classes_layer}".endswith(f".{layer}.")]
+    below = [layer for layer in network.layers if not f".{network.classifier_prefix}".endswith(f".{layer}.")]
     if isinstance(network, ConvNet):
         below = [layer for layer in below if isinstance(network.spec[layer], ConvLayer) or layer == below[-1]]
     return tuple(below)

@@ -19,13 +19,23 @@ from torch import Tensor
 
 from zfscope.activations import TopTable
 from zfscope.analyses.evaluate import part_of
-from zfscope.config import AnalyzeConfig, ConvLayer, DenseLayer, InitConfig, ProjectionsAnalysis
+from zfscope.analyses.spec import AnalyzeConfig, ProjectionsAnalysis
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.transforms import CentreTransform
-from zfscope.deconvnet import control_correlations
+from zfscope.deconvnet.controls import control_correlations
+from zfscope.deconvnet.winners import (
+    OUTSIDE,
+    TopActivationsHook,
+    Winners,
+    check_projectable,
+    layers_to_watch,
+    project_winners,
+    random_subset,
+)
 from zfscope.figures import projection_sheet
-from zfscope.networks import ConvNet, Network, evaluating, run_to
-from zfscope.winners import OUTSIDE, Miner, Winners, choose_maps, layers_to_watch, project_winners, try_out
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.network import Network, evaluating, run_to
+from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig
 
 # What each winner has in the arrays: shape and type where no winner of a layer tells them.
 PARTS = {
@@ -58,7 +68,7 @@ def projections(
             raise ValueError(f"analysis.layers: {layer} is dense; the layers with feature maps are {', '.join(there)}")
     images = part_of(data, asked.part)
     examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
-    layers = try_out(network, asked.layers, examples[0][0], asked.unpooling)
+    layers = check_projectable(network, asked.layers, examples[0][0], asked.unpooling)
     tables = mine(network, data.centre_crops(images, asked.batch_size), layers, asked.top)
     maps = {layer: _rows(table, asked.maps, asked.seed) for layer, table in tables.items()}
     chosen = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}
@@ -98,7 +108,7 @@ def projections(
 def mine(network: Network, batches: Iterable[Sequence[Tensor]], layers: Sequence[str], k: int) -> dict[str, TopTable]:
     """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``; nothing else is kept."""
     device = next(network.parameters()).device
-    miner = Miner(network, layers, k)
+    miner = TopActivationsHook(network, layers, k)
     try:
         with evaluating(network), torch.inference_mode():
             for inputs, _, miner.indices in track(batches, description="Mining", transient=True):
@@ -222,4 +232,4 @@ class Arrays:
 
 def _rows(table: TopTable, most: int | None, seed: int) -> Tensor:
     count = len(table.values)
-    return torch.arange(count) if most is None else choose_maps(count, most, seed)
+    return torch.arange(count) if most is None else random_subset(count, most, seed)

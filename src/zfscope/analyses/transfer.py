@@ -16,17 +16,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from zfscope.checkpoints import run_config
-from zfscope.classifier import shared_targets
-from zfscope.config import AnalyzeConfig, OptimConfig, check
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
 from zfscope.data.transforms import TrainTransform
 from zfscope.evaluation import predict
-from zfscope.features import FeatureTable, extract
 from zfscope.figures import transfer_figure
 from zfscope.invariance import low_and_high
-from zfscope.linear_classifiers import (
+from zfscope.networks.build import build_network
+from zfscope.networks.checkpoints import run_config
+from zfscope.networks.network import Network
+from zfscope.networks.public import is_zoo_name, zoo_config
+from zfscope.protocols.features import FeatureTable, extract
+from zfscope.protocols.linear_classifiers import (
     choose_c,
     fit_softmax,
     gram_features,
@@ -34,19 +36,12 @@ from zfscope.linear_classifiers import (
     standardise,
     standardise_gram,
 )
-from zfscope.networks import Network, build_network
-from zfscope.paper import TABLE_4, TABLE_5, TABLE_6
+from zfscope.protocols.transfer import LEAST_STEPS, Fold, Target, draw_fold, shuffled, train_from_scratch, used_by
+from zfscope.report.paper import TABLE_4, TABLE_5, TABLE_6
 from zfscope.runs import write_arrays
-from zfscope.transfer import (
-    LEAST_STEPS,
-    Fold,
-    Target,
-    draw_fold,
-    shuffled,
-    train_from_scratch,
-    used_by,
-)
-from zfscope.zoo import is_zoo_name, zoo_config
+from zfscope.schema import check
+from zfscope.training.classifier import shared_targets
+from zfscope.training.spec import OptimConfig
 
 SIZES = {"caltech101": (15, 30)}  # training images per class: Table 4
 MEMORY = 2e9  # bytes, for wide features

@@ -7,28 +7,29 @@ that goes on in the middle of an epoch meets exactly the images that it would ha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import lightning
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from zfscope.config import DataConfig
-from zfscope.data.elpv import open_elpv
 from zfscope.data.exclusions import without
-from zfscope.data.fashion_mnist import open_fashion_mnist
-from zfscope.data.folders import open_caltech, open_folder
-from zfscope.data.imagenet import open_imagenet
-from zfscope.data.imageset import ArrayImages, ImageSet, Splits
-from zfscope.data.phantom import open_phantom
+from zfscope.data.imageset import ArrayImages, ImageSet
+from zfscope.data.order import TrainBatches
+from zfscope.data.sources.elpv import open_elpv
+from zfscope.data.sources.fashion_mnist import open_fashion_mnist
+from zfscope.data.sources.folders import open_caltech, open_folder
+from zfscope.data.sources.imagenet import open_imagenet
+from zfscope.data.sources.phantom import open_phantom
+from zfscope.data.sources.voc import open_voc
+from zfscope.data.spec import DataConfig
+from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
 from zfscope.data.transforms import CanvasTransform, CentreTransform, TrainTransform
-from zfscope.data.voc import open_voc
-from zfscope.preprocessing import Preprocessing
+from zfscope.networks.preprocessing import Preprocessing
 
 
 def open_data(config: DataConfig) -> Splits:
@@ -68,57 +69,6 @@ class Examples(Dataset):
         random = isinstance(self.transform, TrainTransform)
         view = self.transform(image, epoch, index) if random else self.transform(image)
         return view, self.labels[index], index
-
-
-class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Shuffled batches of ``(epoch, index)``, from wherever the run stands.
-
-    Args:
-        size: Number of training images.
-        batch_size: Images in a batch, on each rank.
-        seed: Of the run.
-        position: Tells how many batches the run has behind it; asked at each start of an epoch.
-        rank: This process.
-        world_size: Number of processes; each takes its own part of every batch.
-        only: Go round the first few batches only, to overfit them; 0 takes all.
-
-    Raises:
-        ValueError: If a batch is larger than the data.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], int],
-        rank: int = 0,
-        world_size: int = 1,
-        only: int = 0,
-    ) -> None:
-        if batch_size * world_size > size:
-            raise ValueError(
-                f"data.batch_size={batch_size} on {world_size} device(s) is larger than the {size} training images; "
-                "use a smaller data.batch_size"
-            )
-        self.size, self.batch_size, self.seed, self.position = size, batch_size, seed, position
-        self.rank, self.world_size, self.only = rank, world_size, only
-
-    def __len__(self) -> int:
-        """Batches in an epoch; images that do not fill the last one have their turn in another epoch."""
-        return self.size // (self.batch_size * self.world_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        start = self.position()
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for number in range(start, start + len(self)):
-            if self.only:
-                number %= self.only
-            if number // len(self) != epoch:
-                epoch = number // len(self)
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-            first = ((number % len(self)) * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
 
 
 class ImageData(lightning.LightningDataModule):

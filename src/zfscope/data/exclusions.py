@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zfscope.data.imageset import ImageSet, listed, printable
+from zfscope.data.imageset import ImageSet
+from zfscope.schema import listed, printable
 
 
 def without(images: ImageSet, path: str | os.PathLike) -> ImageSet:

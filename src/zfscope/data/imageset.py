@@ -14,36 +14,24 @@ import mmap
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from zfscope.config import nearest
-
-MAX_PIXELS = 50_000_000
-MAX_ASPECT = 50  # 1x5000 px with its short side at 256 would be 256 x 1,280,000
-BACKGROUND = (128, 128, 128)  # behind transparent pixels: near the mean image, so it says next to nothing to a network
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class UnreadableImage(OSError):
-    """An image that cannot be used; the message is one line with path, cause and way out."""
-
-    # One message, no further arguments: a DataLoader builds the exception of its worker anew from one string.
+from zfscope.data.reading import (
+    _FORMATS,
+    _UPRIGHT,
+    UnreadableImage,
+    _cause,
+    _check_size,
+    _orientation,
+    _Refused,
+    _to_rgb,
+)
+from zfscope.schema import nearest, printable
 
 
 class ImageSet:
@@ -337,160 +325,6 @@ class JoinedImages(ImageSet):
     def _find(self, index: int) -> tuple[ImageSet, int]:
         owner, position = self._places[index]
         return self.sets[owner], int(position)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The parts of a data set, all with the same classes; ``test`` is None where no labels are public.
-
-    ``carved`` says that the data set itself knows no parts: they were carved out of one whole, and may be anew.
-    """
-
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet | None = None
-    carved: bool = False
-
-    @property
-    def parts(self) -> dict[str, ImageSet]:
-        """The parts that there are, by name."""
-        named = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: images for name, images in named.items() if images is not None}
-
-    def each(self, change: Callable[[ImageSet], ImageSet]) -> Splits:
-        """The same parts, each changed."""
-        return replace(self, **{name: change(images) for name, images in self.parts.items()})
-
-    def __post_init__(self):
-        for part in ("val", "test"):
-            images = getattr(self, part)
-            if images is not None and images.classes != self.train.classes:
-                raise ValueError(f"train and {part} have different classes: {self.train.classes} and {images.classes}")
-
-
-def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the images that stay, and of the fraction that is carved out of every stratum.
-
-    Args:
-        strata: ``(N,)`` integers, usually the labels.
-        fraction: Share to carve out, 0 <= fraction < 1: of the whole to the nearest image, of each stratum to within
-            one image; above 0, at least one image of a stratum of two or more is carved, and at least one always stays.
-        seed: 0 to 2^32 - 1; with ``strata`` and ``fraction`` it fixes the result, on every machine.
-
-    Returns:
-        Two sorted int64 arrays without a common element, together 0 ... N - 1.
-
-    Raises:
-        ValueError: If ``fraction`` or ``seed`` is outside its range.
-    """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"the fraction of images to carve out must be at least 0 and below 1, but is {fraction}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"the seed of a split must be in 0..4294967295, but is {seed}")
-    _, strata, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
-    shares = fraction * counts
-    carve = np.floor(shares).astype(int)
-    missing = round(shares.sum()) - carve.sum()  # those lost to rounding down go to the largest remainders
-    carve[np.argsort(carve - shares, kind="stable")[:missing]] += 1
-    carve = np.clip(carve, np.minimum(counts - 1, 1 if fraction else 0), counts - 1)
-    # RandomState, because numpy promises never to change its stream; default_rng has no such promise.
-    random = np.random.RandomState(seed)
-    carved = np.zeros(len(strata), dtype=bool)
-    for stratum, count in enumerate(carve):
-        carved[random.permutation(np.flatnonzero(strata == stratum))[:count]] = True
-    return np.flatnonzero(~carved), np.flatnonzero(carved)
-
-
-def find_folder(
-    candidates: Sequence[Path],
-    what: str,
-    how: str,
-    fetch: Callable[[], object] | None = None,
-    holds: Callable[[Path], bool] = Path.is_dir,
-) -> Path:
-    """The first folder that holds a data set.
-
-    Args:
-        candidates: Folders to look at, in this order.
-        what: The data set, for messages.
-        how: How to get it when it is not there, for messages.
-        fetch: Downloads it; called only when no candidate holds it.
-        holds: Whether a folder holds it.
-
-    Raises:
-        FileNotFoundError: If no candidate holds it: where it looked and how to get it.
-        OSError: If the download fails.
-    """
-    for attempt in (None, fetch):
-        if attempt:
-            try:
-                attempt()
-            except (RuntimeError, OSError) as error:  # URLError is an OSError, torchvision raises RuntimeError too
-                raise OSError(f"could not download {what}: {printable(str(error))}; {how}") from error
-        for folder in candidates:
-            if holds(folder):
-                return folder
-    looked = ", ".join(printable(folder) for folder in candidates)
-    raise FileNotFoundError(f"no {what} found; looked in {looked}; {how}")
-
-
-def printable(path: str | os.PathLike) -> str:
-    """A path or name in one line of valid UTF-8: line breaks, control characters and undecodable bytes escaped."""
-    text = os.fspath(path)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Names for a message: the first few, then how many more."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(printable(name) for name in names[:most]) + rest
-
-
-class _Refused(Exception):
-    """A file that our own policy refuses; its text is the cause."""
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _Refused(f"{width}x{height} px is more than {MAX_PIXELS // 1_000_000} megapixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise _Refused(f"{width}x{height} px is longer than {MAX_ASPECT} : 1")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the image
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise _Refused("its 32-bit pixels have no known range; save it with 8 or 16 bits")
-        return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _cause(path: Path, error: Exception) -> str:
-    if os.path.islink(path) and not os.path.exists(path):
-        return f"it is a link to {printable(os.readlink(path))}, which does not exist"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {MAX_PIXELS // 1_000_000} megapixels"
-    if isinstance(error, Image.UnidentifiedImageError):
-        with open(path, "rb") as file:
-            markup = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
-        return "it holds HTML or XML, not an image" if markup else "it is no image of a known format, or is damaged"
-    return printable(str(error)) or type(error).__name__
 
 
 def _positions(indices: Sequence[int] | np.ndarray, length: int) -> np.ndarray:

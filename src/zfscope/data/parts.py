@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zfscope.data.imageset import FileImages, UnreadableImage, listed, printable
-from zfscope.data.phantom import Phantom
-from zfscope.preprocessing import Preprocessing
+from zfscope.data.imageset import FileImages
+from zfscope.data.reading import UnreadableImage
+from zfscope.data.sources.phantom import Phantom
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.schema import listed, printable
 
 COLUMNS = ("image", "part", "x0", "y0", "x1", "y1")
 FACE_PARTS = ("right_eye", "left_eye", "nose", "mouth")

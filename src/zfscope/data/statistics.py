@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zfscope.data.imageset import ArrayImages, ImageSet
-from zfscope.preprocessing import Preprocessing, pil_to_tensor, square
+from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
 
 
 @dataclass(frozen=True)

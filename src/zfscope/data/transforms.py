@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zfscope.config import AugmentConfig
-from zfscope.preprocessing import Preprocessing, square
+from zfscope.data.spec import AugmentConfig
+from zfscope.networks.preprocessing import Preprocessing, square
 
 
 class TrainTransform:

@@ -10,8 +10,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from zfscope.figures.canvas import QUIET, drawn
-from zfscope.ledger import Cell
-from zfscope.paper import TABLES
+from zfscope.report.ledger import Cell
+from zfscope.report.paper import TABLES
 
 PAPER, OURS, STAND_IN = "#c9ced6", "#0b5fa5", "#e08a2e"
 

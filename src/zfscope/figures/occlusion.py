@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from zfscope.figures.canvas import EDGE, QUIET, canvas, short
 from zfscope.images import grid, to_pil
-from zfscope.sensitivity import Sensitivity, spans
+from zfscope.occlusion.positions import spans
+from zfscope.occlusion.sensitivity import Sensitivity
 
 RAMP = (255 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3]).astype(np.float32)
 # The target class is green wherever it is seen; Okabe & Ito's colours, told apart by colour-blind eyes too.

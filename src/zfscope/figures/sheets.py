@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from zfscope.evolution import jumps
 from zfscope.figures.canvas import EDGE, EMPTY, QUIET, RED, canvas, draw_dead, short
 from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
-from zfscope.layers import filter_rms
+from zfscope.networks.layers import filter_rms
 
 DEAD_SHARE = 0.01  # a filter is called dead below this share of the median RMS
 SHEET_SIDE = 5900  # pixels; where hundreds of blocks can be laid out within it, they are

@@ -1,0 +1,222 @@
+"""The keys of ``conf/analyze.yaml`` and of each analysis."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from zfscope.schema import Count, Positive, Strict
+
+
+class EvaluateAnalysis(Strict):
+    """``analysis=evaluate``: error with the centre crop and with ten crops."""
+
+    name: Literal["evaluate"] = "evaluate"
+    part: Literal["train", "val", "test"] | None = None
+    ten_crops: bool = True
+    batch_size: Count = 64
+
+
+class ProjectionsAnalysis(Strict):
+    """``analysis=projections``: the top activations of all feature maps, projected."""
+
+    name: Literal["projections"] = "projections"
+    part: Literal["train", "val", "test"] = "val"
+    layers: tuple[str, ...] | None = None
+    maps: Count | None = None
+    top: Count = 9
+    unpooling: Literal["sum", "overwrite"] = "sum"
+    controls: Annotated[int, Field(ge=0)] = 64
+    batch_size: Count = 16
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EvolutionAnalysis(Strict):
+    """``analysis=evolution``: how projections change over the epochs that a run kept."""
+
+    name: Literal["evolution"] = "evolution"
+    part: Literal["train", "val", "test"] = "train"
+    layers: tuple[str, ...] | None = None
+    maps: Count = 6
+    images: Count = 1000
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class OcclusionAnalysis(Strict):
+    """``analysis=occlusion``: what the network says while a grey square slides over an image (Fig. 7)."""
+
+    name: Literal["occlusion"] = "occlusion"
+    part: Literal["train", "val", "test"] = "val"
+    images: Count = 6
+    indices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    shown: Annotated[int, Field(ge=0)] = 12
+    target: Annotated[str | None, BeforeValidator(lambda given: None if given is None else str(given))] = None
+    size: Count | None = None
+    stride: Count | None = None
+    fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    layer: str | None = None
+    top: Annotated[int, Field(ge=0)] = 9
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class InvarianceAnalysis(Strict):
+    """``analysis=invariance``: how far features move when an image is shifted, scaled or turned (Fig. 5)."""
+
+    name: Literal["invariance"] = "invariance"
+    part: Literal["train", "val", "test"] = "val"
+    images: Annotated[int, Field(ge=2)] = 64
+    shown: Annotated[int, Field(ge=1, le=10)] = 5
+    layers: tuple[str, ...] | None = None
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("layers")
+    @classmethod
+    def _two(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if layers is not None and len(set(layers)) != 2:
+            raise ValueError("layers names a low and a high layer, such as [conv1,fc7]")
+        return layers
+
+
+class CorrespondenceAnalysis(Strict):
+    """``analysis=correspondence``: does hiding one part change features alike in all images (Table 1, Fig. 8)."""
+
+    name: Literal["correspondence"] = "correspondence"
+    boxes: str | None = None
+    part: Literal["train", "val", "test"] = "test"
+    images: Annotated[int, Field(ge=2)] = 5
+    layers: tuple[str, ...] | None = None
+    masks: Count = 100
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DiagnosticsAnalysis(Strict):
+    """``analysis=diagnostics``: dead maps, frequencies of filters, aliasing; two checkpoints side by side (Fig. 6)."""
+
+    name: Literal["diagnostics"] = "diagnostics"
+    part: Literal["train", "val", "test"] = "val"
+    other: str | None = None
+    images: Count | None = None
+    maps: Count = 64
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EnsembleAnalysis(Strict):
+    """``analysis=ensemble``: softmax averaged over several networks and ten crops (Table 2)."""
+
+    name: Literal["ensemble"] = "ensemble"
+    part: Literal["train", "val", "test"] | None = None
+    ten_crops: bool = True
+    members: Count | None = None
+    partial: bool = False
+    batch_size: Count = 64
+
+
+class TransferAnalysis(Strict):
+    """``analysis=transfer``: a new softmax on frozen features against training from scratch (Tables 4 to 6, Fig. 9)."""
+
+    name: Literal["transfer"] = "transfer"
+    images_per_class: tuple[Count, ...] | None = None
+    test_images: Count | None = 50
+    folds: Count = 5
+    layer: str | None = None
+    scratch: bool = True
+    scratch_steps: Count | None = None
+    scratch_folds: Count | None = None
+    shuffle_labels: bool = False
+    batch_size: Count = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ProbesAnalysis(Strict):
+    """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
+
+    name: Literal["probes"] = "probes"
+    layers: tuple[str, ...] | None = None
+    classifiers: tuple[Literal["svm", "softmax"], ...] = ("svm", "softmax")
+    images_per_class: Count | None = None
+    test_images: Count | None = 50
+    folds: Count = 5
+    shuffle_labels: bool = False
+    memory_gb: Positive = 2.0
+    batch_size: Count = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("classifiers")
+    @classmethod
+    def _some(cls, classifiers: tuple[str, ...]) -> tuple[str, ...]:
+        if not classifiers:
+            raise ValueError("classifiers names svm, softmax or both")
+        return tuple(dict.fromkeys(classifiers))
+
+
+class OverlapAnalysis(Strict):
+    """``analysis=overlap``: images of one set that also stand in another one (Sec. 5.2)."""
+
+    name: Literal["overlap"] = "overlap"
+    other: dict[str, Any]
+    parts: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    mirrored: bool = False
+    shown: Annotated[int, Field(ge=0)] = 12
+    memory_gb: Positive = 1.0
+
+
+class LedgerAnalysis(Strict):
+    """``analysis=ledger``: every number of Tables 1 to 7 beside ours, and the paper's claims as measured."""
+
+    name: Literal["ledger"] = "ledger"
+    runs: tuple[str, ...] = ("outputs",)
+
+
+Analysis = Annotated[
+    EvaluateAnalysis
+    | ProjectionsAnalysis
+    | EvolutionAnalysis
+    | OcclusionAnalysis
+    | InvarianceAnalysis
+    | CorrespondenceAnalysis
+    | DiagnosticsAnalysis
+    | EnsembleAnalysis
+    | TransferAnalysis
+    | ProbesAnalysis
+    | OverlapAnalysis
+    | LedgerAnalysis,
+    Field(discriminator="name"),
+]
+
+
+class AnalyzeConfig(Strict):
+    """All that ``analyze.py`` reads; ``data`` changes single values of the checkpoint's own data config."""
+
+    checkpoint: str | tuple[str, ...] | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    data: dict[str, Any] = {}
+    image: str | None = None
+    analysis: Analysis
+
+    @model_validator(mode="after")
+    def _checkpoint_is_given(self) -> AnalyzeConfig:
+        name, given = self.analysis.name, self.checkpoint
+        if name in ("overlap", "ledger"):
+            if given is not None:
+                raise ValueError(f"analysis={name} looks at no network; leave checkpoint out")
+        elif not given:
+            raise ValueError("checkpoint is missing; give it as checkpoint=outputs/RUN")
+        elif not isinstance(given, str) and name != "ensemble":
+            raise ValueError(f"analysis={name} looks at one checkpoint; several belong to analysis=ensemble")
+        return self
+
+    @model_validator(mode="after")
+    def _image_is_looked_at(self) -> AnalyzeConfig:
+        if self.image is not None and self.analysis.name != "occlusion":
+            raise ValueError(f"image={self.image} belongs to analysis=occlusion, not to analysis={self.analysis.name}")
+        if self.image is not None and self.analysis.indices is not None:
+            raise ValueError("image=FILE and analysis.indices name different images; give one of them")
+        return self

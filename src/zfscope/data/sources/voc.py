@@ -1,0 +1,78 @@
+"""PASCAL VOC: photographs with any of 20 labels; test labels of 2012 are not public.
+
+Source: Zeiler & Fergus (2014), Sec. 5.2 and Table 6. Counting difficult objects as absent is our choice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from zfscope.data.imageset import FileImages
+from zfscope.data.sources.folders import find_folder
+from zfscope.data.splits import Splits
+from zfscope.schema import printable
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+_YEARS = tuple(str(year) for year in range(2007, 2013))
+
+
+def open_voc(root: str | Path, year: str = "2012", download: bool = False) -> Splits:
+    """Open the official training and validation images (2012: 5,717 and 5,823) with their 20 labels.
+
+    Labels are ``(N, 20)`` float32: 1 where the class is in the image, 0 where it is not, and also 0 where all of its
+    objects are marked difficult (0 in the files ``ImageSets/Main/<class>_<part>.txt``, which the official evaluation
+    ignores). There is no test set.
+
+    Args:
+        root: Folder with ``VOCdevkit/VOC2012``, ``VOC2012``, or this folder itself.
+        year: 2007 to 2012.
+        download: Whether torchvision may fetch it when it is not there.
+
+    Raises:
+        FileNotFoundError: If it or one of its lists is not there: where it looked and how to get it.
+        ValueError: If the year is another, or a list is damaged or names other images than the list before it.
+    """
+    year = str(year)
+    if year not in _YEARS:
+        raise ValueError(f"no PASCAL VOC {year}; the years are {', '.join(_YEARS)}")
+    root, name = Path(root).expanduser(), f"VOC{year}"
+    folder = find_folder(
+        [root / "VOCdevkit" / name, root / "TrainVal" / "VOCdevkit" / name, root / name]
+        + ([root] if root.name == name else []),
+        what=f"PASCAL VOC {year}",
+        how=f"get VOCtrainval of {year} from host.robots.ox.ac.uk/pascal/VOC and unpack it there, or set download=true",
+        fetch=(lambda: datasets.VOCDetection(str(root), year=year, image_set="trainval", download=True))
+        if download
+        else None,
+    )
+    return Splits(train=_part(folder, "train"), val=_part(folder, "val"))
+
+
+def _part(folder: Path, part: str) -> FileImages:
+    first, columns = None, []
+    for name in CLASSES:
+        path = folder / "ImageSets" / "Main" / f"{name}_{part}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"no list {printable(path)}; unpack the VOCtrainval archive anew")
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        rows = [line.split() for line in lines if line.strip()]
+        wrong = next((row for row in rows if len(row) != 2 or row[1] not in ("-1", "0", "1")), None)
+        if wrong is not None or not rows:
+            shown = printable(" ".join(wrong)) if wrong else "nothing"
+            raise ValueError(f"{printable(path)} must list images with -1, 0 or 1, but has {shown!r}; unpack it anew")
+        images = [image for image, _ in rows]
+        first = first or images
+        if images != first:
+            raise ValueError(
+                f"{printable(path)} names other images than {CLASSES[0]}_{part}.txt; unpack the archive anew"
+            )
+        columns.append([flag == "1" for _, flag in rows])
+    labels = np.array(columns, dtype=np.float32).T
+    return FileImages([f"JPEGImages/{image}.jpg" for image in first], labels, CLASSES, folder)

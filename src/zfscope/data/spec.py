@@ -1,0 +1,72 @@
+"""The keys of ``conf/data``: where the images are and how they become a batch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from zfscope.schema import Count, NotNegative, Positive, Share, Strict
+
+
+class AugmentConfig(Strict):
+    """What is done to a training image: ``standard`` (crop, flips, jitter) or timm's recipe."""
+
+    policy: Literal["standard", "timm"] = "standard"
+    flip: bool = True
+    flip_vertical: bool = False
+    rotate90: bool = False
+    scale: tuple[Positive, Positive] | None = None
+    brightness: Share = 0.0
+    erase: Share = 0.0
+    pca_colour: NotNegative = 0.0
+    auto_augment: str | None = None
+
+    @model_validator(mode="after")
+    def _policy_knows(self) -> AugmentConfig:
+        if self.policy == "standard" and self.auto_augment is not None:
+            raise ValueError("auto_augment belongs to policy=timm")
+        if self.policy == "timm" and (self.pca_colour or self.rotate90):
+            raise ValueError("pca_colour and rotate90 belong to policy=standard")
+        return self
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not scale[0] <= scale[1] <= 1:
+            raise ValueError("scale is (smallest, largest) share of the image's area, at most 1")
+        return scale
+
+
+class DataConfig(Strict):
+    """Where the images are and how they become a batch."""
+
+    name: Literal["phantom", "elpv", "folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"]
+    root: str | None = None
+    cache: str = "data_cache"
+    resize: Count = 256
+    crop: Count = 224
+    batch_size: Count = 128
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    download: bool = False
+    clutter: bool = False
+    classes: tuple[str, ...] | None = None
+    cells: Literal["mono", "poly"] | None = None
+    exclude: str | None = None
+    mean_images: Count | None = None
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> DataConfig:
+        if self.crop > self.resize:
+            raise ValueError(
+                f"crop={self.crop} is larger than resize={self.resize}; crops are cut from the resized image"
+            )
+        if self.cells is not None and self.name != "elpv":
+            raise ValueError(f"cells={self.cells} belongs to name=elpv; classes=[…] chooses classes of any data set")
+        if self.classes is not None and len(set(self.classes)) < 2:
+            raise ValueError("classes names the classes to keep, two or more different ones")
+        return self

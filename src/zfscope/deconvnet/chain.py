@@ -1,0 +1,300 @@
+"""The deconvnet of a chain of named layers: unpooling, rectification, filtering, on windows.
+
+An activation reaches only its receptive field, so at every layer only that window is computed, many projections at a
+time. Windows lie in memory maps last, ``(P, h, w, C)``: cells are gathered as rows, and convolutions are fastest so.
+
+Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zfscope.deconvnet.boxes import _cells, _paste, boxes_of, field_below_pool, strongest
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.layers import last_windows
+from zfscope.networks.network import Trace
+from zfscope.networks.spec import ConvLayer
+
+Unpooling = Literal["sum", "overwrite"]
+
+Rule = Literal["deconvnet", "guided", "gradient"]
+
+# The largest windows of one chunk of projections, in bytes: with its work arrays it shall stay in a CPU's cache.
+_CHUNK_CPU, _CHUNK_GPU = 2**25, 2**28
+
+_FEW_CHANNELS = 4  # up to here a strided filtering goes down by phases, measured three times faster on a CPU
+
+
+class ChainDeconvnet:
+    """From activations of any layer of a trace to pixels: filters and switches, made ready once for all questions.
+
+    Args:
+        network: The chain that left the trace.
+        trace: Its images, maps and switches.
+        unpooling: As for ``project``.
+    """
+
+    def __init__(self, network: ConvNet, trace: Trace, unpooling: Unpooling = "sum") -> None:
+        self.network, self.trace = network, trace
+        self.convs = {name for name in network.layers if isinstance(network.spec[name], ConvLayer)}
+        self._filters: dict[str, Tensor] = {}
+        self._addresses: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
+        for name, switches in trace.switches.items():
+            channels = switches.shape[1]
+            rows = switches.permute(0, 2, 3, 1).reshape(-1, channels) * channels
+            self._addresses[name] = rows.add_(torch.arange(channels, device=rows.device))
+            if unpooling == "overwrite":
+                kept = last_windows(switches, network.sizes[name, "conv"])
+                self._kept[name] = kept.permute(0, 2, 3, 1).reshape(-1, channels)
+
+    @torch.no_grad()
+    def project(
+        self,
+        layer: str,
+        maps: Tensor,
+        positions: Tensor | None = None,
+        *,
+        sources: Tensor | None = None,
+        crop: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``project_trace`` from this trace."""
+        maps = maps.cpu()
+        sources = torch.arange(len(maps)) if sources is None else sources.cpu()
+        feature_maps = self.trace.maps[layer]
+        _check_maps(feature_maps, layer, maps)
+        positions = (strongest(feature_maps, maps, sources) if positions is None else positions).cpu()
+        _check_positions(feature_maps, layer, positions, len(maps))
+        address = sources.to(feature_maps.device), maps.to(feature_maps.device)
+        if layer not in self.convs:
+            side = self.network.image_size
+            found = self.carry(layer, feature_maps[address], maps, None, sources, None)
+            return (found, torch.tensor([0, 0, side, side]).repeat(len(maps), 1)) if crop else found
+        address += tuple(positions.to(feature_maps.device).unbind(1))
+        cells = self.cells(layer, maps, positions, sources)
+        boxes = boxes_of(field_below_pool(self.network, layer), cells)
+        found = self.carry(layer, feature_maps[address], maps, cells, sources, boxes if crop else None)
+        return (found, boxes) if crop else found
+
+    def cells(self, layer: str, maps: Tensor, positions: Tensor, sources: Tensor) -> Tensor:
+        """The conv units ``(P, 2)`` behind activations of a layer's feature map: where their switches point."""
+        if layer not in self.trace.switches:
+            return positions
+        switches = self.trace.switches[layer]
+        address = (each.to(switches.device) for each in (sources, maps, *positions.unbind(1)))
+        return _cells(switches[tuple(address)].cpu(), self.network.sizes[layer, "conv"])
+
+    def carry(
+        self, layer: str, values: Tensor, maps: Tensor, cells: Tensor | None, sources: Tensor, boxes: Tensor | None
+    ) -> Tensor:
+        """Carry values ``(P,)`` at conv units (None in a dense layer) down; whole canvases, or patches in ``boxes``."""
+        side = self.network.image_size if boxes is None or not len(boxes) else int(boxes[0, 2] - boxes[0, 0])
+        found = values.new_zeros(len(maps), 3, side, side)
+        wanted = torch.zeros(len(maps), 2, dtype=torch.int64) if boxes is None else boxes[:, :2].flip(1)
+        below = self.network.layers[: self.network.layers.index(layer)]
+        chunks = self._chunks(layer, below)
+        start = 0
+        for chunk in torch.arange(len(maps)).split(chunks[below[-1]] if below else 1024):
+            some = values[chunk.to(values.device)]
+            seeds = self._seed(layer, some, maps[chunk], None if cells is None else cells[chunk])
+            for windows, corners in self.descend(*seeds, sources[chunk], below, chunks):
+                end = start + len(windows)
+                _paste(windows.permute(0, 3, 1, 2), corners, found[start:end], wanted[start:end])
+                start = end
+        return found
+
+    def _seed(self, layer: str, values: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first filtering, of single activations ``(P,)``: what they put into the map below the layer."""
+        module = getattr(self.network, layer)
+        maps = maps.to(values.device)
+        if cells is None:
+            return self._dense(layer, values[:, None] * module.linear.weight[maps])
+        conv = module.conv
+        filters = (values[:, None, None, None] * conv.weight[maps]).permute(0, 2, 3, 1)
+        windows = filters.new_zeros(len(values), *conv.kernel_size, conv.in_channels)
+        group = maps // (conv.out_channels // conv.groups)
+        for number, part in enumerate(windows.chunk(conv.groups, dim=3)):
+            part.copy_(filters * (group == number)[:, None, None, None])
+        corners = cells * conv.stride[0] - conv.padding[0]
+        _clear_overhang(windows, corners, self._size_below(layer))
+        return windows, corners
+
+    def descend(
+        self, windows: Tensor, corners: Tensor, sources: Tensor, below: Sequence[str], chunks: Mapping[str, int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows of the map above ``below``, carried down to pixels in pieces: unpool, rectify, filter.
+
+        Windows grow on the way, so pieces shrink: above, many share a pass over the filters; below, few fit a cache.
+        """
+        if not below:
+            yield windows, corners
+            return
+        *rest, name = below
+        for part in zip(*(each.split(chunks[name]) for each in (windows, corners, sources)), strict=True):
+            yield from self.descend(*self._step(name, *part), part[2], rest, chunks)
+
+    def _step(self, name: str, windows: Tensor, corners: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """From the map above a layer to the map below it."""
+        if name not in self.convs:
+            return self._dense(name, windows.relu() @ getattr(self.network, name).linear.weight)
+        if name in self._addresses:
+            windows, corners = self._unpool(name, windows, corners, sources)
+        return self._filter(name, windows.relu(), corners)
+
+    def _unpool(self, name: str, windows: Tensor, corners: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the values of each window to the positions of their switches, in a window of the map below the pool."""
+        pool, size, below = self.network.spec[name].pool, self.network.sizes[name, "pool"], self._size(name)
+        span = (windows.shape[1] - 1) * pool.stride + pool.kernel_size
+        if span >= below:
+            windows, corners, span = _whole(windows, corners, size), torch.zeros_like(corners), below
+        count, height, width, channels = windows.shape
+        device = windows.device
+        cells = corners[:, None, :] + torch.arange(height)[None, :, None]  # (P, h, row or column)
+        inside = cells.clamp(0, size - 1)
+        rows = (sources[:, None, None] * size + inside[:, :, None, 0]) * size + inside[:, None, :, 1]
+        rows = rows.flatten().to(device)
+        index = self._addresses[name].index_select(0, rows).view(count, -1)
+        if name in self._kept:
+            windows = windows * self._kept[name].index_select(0, rows).view_as(windows)
+        # Rows of the target are as long as the map's, so an address in the map is one in the target, but for a shift.
+        length = ((span - 1) * below + span) * channels
+        starts = corners * pool.stride
+        index -= ((starts[:, 0] * below + starts[:, 1]) * channels)[:, None].to(device)
+        if not torch.equal(cells, inside):  # overhanging cells are zero: anywhere is right for them
+            index.clamp_(0, length - 1)
+        target = windows.new_zeros(count, length).scatter_add_(1, index, windows.reshape(count, -1))
+        spread = target.as_strided((count, span, span, channels), (length, below * channels, channels, 1))
+        return spread, starts
+
+    def _filter(self, name: str, windows: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Filter rectified windows of a layer's own map down into the map below the layer."""
+        conv, size, below = getattr(self.network, name).conv, self._size(name), self._size_below(name)
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+        whole = (windows.shape[1] - 1) * stride + kernel >= below
+        if whole and windows.shape[1] < size:
+            windows, corners = _whole(windows, corners, size), torch.zeros_like(corners)
+        span = (windows.shape[1] - 1) * stride + kernel
+        windows = windows.permute(0, 3, 1, 2)
+        if name not in self._filters:
+            self._filters[name] = _filters(conv)
+        if _by_phases(conv):
+            phases = F.conv2d(windows, self._filters[name], padding=-(-kernel // stride) - 1)
+            windows = _interleave(phases.permute(0, 2, 3, 1), stride)[:, :span, :span]
+        else:
+            windows = F.conv_transpose2d(windows, self._filters[name], stride=stride, groups=conv.groups)
+            windows = windows.permute(0, 2, 3, 1)
+        corners = corners * stride - padding
+        if whole:
+            return _whole(windows, corners, below), torch.zeros_like(corners)
+        windows = windows.contiguous()
+        _clear_overhang(windows, corners, below)
+        return windows, corners
+
+    def _dense(self, name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of a dense layer, ``(P, values)``: whole maps where the layer below has maps."""
+        corners = torch.zeros(len(vectors), 2, dtype=torch.int64)
+        below = self.network.layers[: self.network.layers.index(name)]
+        if below and below[-1] not in self.convs:
+            return vectors, corners
+        size = self._size_below(name)
+        return vectors.view(len(vectors), -1, size, size).permute(0, 2, 3, 1).contiguous(), corners
+
+    def _size(self, name: str) -> int:
+        """Side of a layer's own map, below its pool."""
+        return self.network.sizes[name, "conv"]
+
+    def _size_below(self, name: str) -> int:
+        """Side of the map that a layer filters."""
+        position = self.network.layers.index(name)
+        if position == 0:
+            return self.network.image_size
+        below = self.network.layers[position - 1]
+        return self.network.sizes.get((below, "pool")) or self._size(below)
+
+    def _chunks(self, layer: str, below: Sequence[str]) -> dict[str, int]:
+        """How many projections go through each layer together, by the size of their windows in its own map."""
+        field = field_below_pool(self.network, layer).size
+        budget = _CHUNK_CPU if self.trace.images.device.type == "cpu" else _CHUNK_GPU
+        chunks = {}
+        for name in below:
+            values = self.network.spec[name].maps if name in self.convs else self.network.spec[name].units
+            if name in self.convs:
+                values *= min(self._size(name), -(-field // field_below_pool(self.network, name).stride)) ** 2
+            chunks[name] = max(1, budget // (values * self.trace.images.element_size()))
+        return chunks
+
+
+def _by_phases(conv: nn.Conv2d) -> bool:
+    return conv.stride[0] > 1 and conv.in_channels <= _FEW_CHANNELS and conv.groups == 1
+
+
+def _filters(conv: nn.Conv2d) -> Tensor:
+    """Filters for the way down: as they are for a transposed convolution, or cut into phases.
+
+    Output pixel ``y * stride + phase`` of a transposed convolution takes every ``stride``-th row of the filter: for
+    each phase a plain convolution with the flipped rest of the filter.
+    """
+    weight, stride, kernel = conv.weight.detach(), conv.stride[0], conv.kernel_size[0]
+    if not _by_phases(conv):
+        return weight.contiguous(memory_format=torch.channels_last)
+    taps = -(-kernel // stride)
+    padded = F.pad(weight, (0, taps * stride - kernel) * 2)
+    phases = padded.unflatten(3, (taps, stride)).unflatten(2, (taps, stride))  # (C, C_in, tap, phase, tap, phase)
+    phases = phases.permute(3, 5, 1, 0, 2, 4).flatten(0, 2).flip(2, 3)
+    return phases.contiguous(memory_format=torch.channels_last)
+
+
+def _interleave(phases: Tensor, stride: int) -> Tensor:
+    """``(P, h, w, stride * stride * C)``, phase by phase, to pixels ``(P, h * stride, w * stride, C)``."""
+    count, height, width, _ = phases.shape
+    parts = phases.unflatten(3, (stride, stride, -1)).permute(0, 1, 3, 2, 4, 5)
+    return parts.reshape(count, height * stride, width * stride, -1)
+
+
+def _whole(windows: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Paste windows ``(P, h, w, C)`` into whole maps of zeros, ``(P, size, size, C)``."""
+    count, height, width, channels = windows.shape
+    if height == width == size and not corners.any():
+        return windows
+    maps = windows.new_zeros(count, size, size, channels)
+    _paste(windows.permute(0, 3, 1, 2), corners, maps.permute(0, 3, 1, 2), torch.zeros_like(corners))
+    return maps
+
+
+def _clear_overhang(windows: Tensor, corners: Tensor, size: int) -> None:
+    """Set to zero, in place, what lies outside of a map of ``size``: it fell into the padding."""
+    cells = corners[:, None, :] + torch.arange(windows.shape[1])[None, :, None]
+    inside = (cells >= 0) & (cells < size)
+    if not inside.all():
+        inside = inside.to(windows.device)
+        windows.mul_((inside[:, :, None, 0] & inside[:, None, :, 1])[..., None])
+
+
+def _check_maps(feature_maps: Tensor, layer: str, maps: Tensor) -> None:
+    """Refuse maps that the layer has not."""
+    count = feature_maps.shape[1]
+    wrong = maps[(maps < 0) | (maps >= count)]
+    if len(wrong):
+        raise ValueError(f"{layer} has the maps 0 … {count - 1}; there is no map {int(wrong[0])}")
+
+
+def _check_positions(feature_maps: Tensor, layer: str, positions: Tensor, count: int) -> None:
+    """Refuse positions outside the layer's maps."""
+    if positions.shape != (count, 2) or positions.is_floating_point():
+        raise ValueError(
+            f"positions must be whole numbers (row, column), ({count}, 2), but are {positions.dtype} "
+            f"{tuple(positions.shape)}"
+        )
+    size = torch.tensor([*feature_maps.shape[2:], 1, 1][:2])
+    wrong = positions[((positions < 0) | (positions >= size)).any(1)]
+    if len(wrong):
+        raise ValueError(
+            f"position {tuple(wrong[0].tolist())} lies outside the {size[0]}x{size[1]} maps of {layer}; "
+            f"rows and columns count from 0"
+        )

@@ -1,0 +1,271 @@
+"""The strongest activations of feature maps beside what they were: image patches and their projections.
+
+Winners of many maps share images, so each image goes forward once, whatever it won.
+
+Source: Zeiler & Fergus (2014), Fig. 2 and Fig. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zfscope.activations import TopActivations, TopTable
+from zfscope.deconvnet.autograd import project_backward
+from zfscope.deconvnet.boxes import boxes_of, cut, field_below_pool
+from zfscope.deconvnet.chain import ChainDeconvnet
+from zfscope.deconvnet.projection import project
+from zfscope.images import contrast_limits, to_tiles
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.fields import probe_field
+from zfscope.networks.geometry import ReceptiveField
+from zfscope.networks.network import Network, evaluating, uncompiled
+from zfscope.networks.spec import ConvLayer
+
+OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an empty place
+
+
+@dataclass(frozen=True)
+class Winners:
+    """Some winners of one layer, as pictures.
+
+    Attributes:
+        layer: Name of the layer.
+        rows: Row of each in the layer's table, ``(P,)``.
+        ranks: Its column there, 0 the strongest, ``(P,)``.
+        patches: What the unit saw, uint8 ``(P, 3, h, w)``; grey where the box overhangs the image.
+        projections: Float ``(P, 3, h, w)``.
+        boxes: Where that is, ``(P, 4)`` half-open ``(x0, y0, x1, y1)``, pixels; the image where a unit sees more.
+    """
+
+    layer: str
+    rows: Tensor
+    ranks: Tensor
+    patches: Tensor
+    projections: Tensor
+    boxes: Tensor
+
+    def tiles(self) -> tuple[Tensor, Tensor]:
+        """Projections as uint8 tiles, each on its own scale, 0 mid grey; and the magnitudes that are black or white."""
+        limits = contrast_limits(self.projections)
+        return to_tiles(self.projections, limit=limits), limits
+
+
+@torch.no_grad()
+def project_winners(
+    network: Network,
+    tables: Mapping[str, TopTable],
+    maps: Mapping[str, Tensor],
+    read: Callable[[Sequence[int]], Tensor],
+    *,
+    batch_size: int = 32,
+    unpooling: Literal["sum", "overwrite"] = "sum",
+) -> Iterator[Winners]:
+    """Project all winners of all layers, going through the images that won in the order of their indices.
+
+    Args:
+        network: Any network, on the device to compute on.
+        tables: A table by layer, a row per feature map.
+        maps: Which feature map each row of a table is, ``(M,)``, by layer.
+        read: Gives the network inputs ``(N, 3, H, W)`` of image indices.
+        batch_size: Images that go forward together.
+        unpooling: As for ``deconvnet.project``; networks that are no chain sum.
+
+    Yields:
+        Winners, a layer and a batch of images at a time. Empty places and activations that are not above 0 are left
+        out: there is nothing to carry down.
+    """
+    weight = next(network.parameters())
+    where = {layer: ((table.indices >= 0) & (table.values > 0)).cpu() for layer, table in tables.items()}
+    winning = torch.cat([tables[layer].indices.cpu()[chosen] for layer, chosen in where.items()]).unique()
+    chain = isinstance(network, ConvNet)
+    fields: dict[str, ReceptiveField] = {}
+    top = max(tables, key=network.layers.index)
+    for batch in winning.split(batch_size) if len(winning) else ():
+        images = read(batch.tolist())
+        pictures = as_pictures(network, images)  # before a network in half precision rounds them
+        inputs = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        with evaluating(network):
+            way = ChainDeconvnet(network, network.trace(inputs, top=top), unpooling) if chain else None
+        for layer, table in tables.items():
+            indices = table.indices.cpu()
+            rows, ranks = (where[layer] & torch.isin(indices, batch)).nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            sources = torch.searchsorted(batch, indices[rows, ranks])
+            positions, numbers = table.positions.cpu()[rows, ranks], maps[layer].cpu()[rows]
+            side = inputs.shape[-1]
+            if layer not in fields:
+                fields[layer] = field_below_pool(network, layer) if chain else probe_field(network, layer, side)
+            crop = fields[layer].size < side  # a unit that sees more than the image is shown with the image
+            boxes = torch.tensor([0, 0, side, side]).repeat(len(rows), 1)
+            if chain:
+                found = way.project(layer, numbers, positions, sources=sources, crop=crop)
+                patches, boxes = found if crop else (found, boxes)
+            else:
+                boxes = boxes_of(fields[layer], positions) if crop else boxes
+                parts = zip(*(each.split(batch_size) for each in (sources, numbers, positions, boxes)), strict=True)
+                patches = torch.cat(
+                    [
+                        cut(project_backward(network, inputs[some], layer, number, position), box)
+                        for some, number, position, box in parts
+                    ]
+                )
+            yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), patches.cpu(), boxes)
+
+
+class TopActivationsHook:
+    """Hooks on a network's feature maps that let every batch compete; ``close`` takes them off.
+
+    Compiled code runs as ordinary code meanwhile: what was compiled before does not call the hooks.
+
+    Args:
+        network: The network that runs.
+        layers: Whose maps compete; a layer whose output is no feature maps is passed over.
+        k: Winners of each map.
+    """
+
+    def __init__(self, network: Network, layers: Sequence[str], k: int) -> None:
+        self.indices: Tensor | None = None
+        self.top: TopActivations | None = None
+        self._k, self._first = k, {}
+        modules = {layer: network.map_module(layer) for layer in layers}
+        self._listening = ExitStack()
+        self._listening.enter_context(uncompiled())
+        for layer, module in modules.items():
+            hook = module.register_forward_hook(lambda _module, _inputs, maps, layer=layer: self._listen(layer, maps))
+            self._listening.callback(hook.remove)
+
+    def close(self) -> None:
+        """Take the hooks off; what the last batch left behind competes."""
+        self._listening.close()
+        self._begin()
+
+    def _listen(self, layer: str, maps: Any) -> None:
+        if self.indices is None or not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
+            return
+        if len(maps) != len(self.indices):
+            raise ValueError(
+                f"{layer} gave {len(maps)} maps for a batch of {len(self.indices)} images; look into a "
+                "layer that runs once for each image"
+            )
+        if self.top is None and layer in self._first:  # a second batch: all layers have shown how many maps they have
+            self._begin()
+        if self.top is None:
+            self._first[layer] = maps.detach().clone(), self.indices
+        elif layer in self.top.channels:
+            self.top.update({layer: maps}, self.indices)
+
+    def _begin(self) -> None:
+        if self.top is not None or not self._first:
+            return
+        device = next(iter(self._first.values()))[0].device
+        self.top = TopActivations({layer: maps.shape[1] for layer, (maps, _) in self._first.items()}, self._k)
+        self.top.to("cpu" if device.type == "mps" else device)
+        for layer, (maps, indices) in self._first.items():
+            self.top.update({layer: maps}, indices)
+        self._first = {}
+
+
+def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str, ...]:
+    """The layers named, or those with maps: all but the dense ones at the top.
+
+    Raises:
+        ValueError: If there is no such layer, or none is named.
+    """
+    if layers is not None:
+        if not layers:
+            raise ValueError(f"layers names no layer; the layers are {', '.join(network.layers)}")
+        for layer in layers:
+            network.check_layer(layer)
+        return tuple(dict.fromkeys(layers))
+    if isinstance(network, ConvNet):
+        return tuple(layer for layer, spec in network.spec.items() if isinstance(spec, ConvLayer))
+    return tuple(layer for layer in network.layers if not isinstance(network.map_module(layer), nn.Linear))
+
+
+@torch.no_grad()
+def check_projectable(
+    network: Network,
+    layers: Sequence[str] | None,
+    image: Tensor,
+    unpooling: Literal["sum", "overwrite"] = "sum",
+) -> tuple[str, ...]:
+    """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
+
+    Args:
+        network: Any network, on the device to compute on.
+        layers: As for ``layers_to_watch``; of those that nobody named the ones without feature maps are left out.
+        image: A network input, ``(3, S, S)``.
+        unpooling: As for ``deconvnet.project``.
+
+    Raises:
+        ValueError: For an unknown layer, a layer without feature maps, images that are not square, a network that
+            cannot be projected.
+    """
+    watched = layers_to_watch(network, layers)
+    if image.ndim != 3 or image.shape[0] != 3 or image.shape[1] != image.shape[2]:
+        raise ValueError(f"projections need square images in colour, (3, S, S), but an image is {tuple(image.shape)}")
+    weight = next(network.parameters())
+    inputs = image[None].to(weight.device, weight.dtype)
+    if layers is None:
+        miner = TopActivationsHook(network, watched, 1)
+        miner.indices = torch.zeros(1, dtype=torch.int64)
+        try:
+            with evaluating(network):
+                network(inputs.clone())
+        finally:
+            miner.close()
+        if miner.top is None:
+            raise ValueError(f"none of {', '.join(watched)} has feature maps (N, C, h, w); name other layers")
+        watched = tuple(layer for layer in watched if layer in miner.top.channels)
+    for layer in watched:
+        project(network, inputs, layer, [0], unpooling=unpooling)
+    return watched
+
+
+@torch.no_grad()
+def reproduces_activations(
+    network: Network,
+    tables: Mapping[str, TopTable],
+    maps: Mapping[str, Tensor],
+    read: Callable[[Sequence[int]], Tensor],
+) -> bool:
+    """Whether an image that won, read anew, gives about the activations that it won with.
+
+    It does not where images are changed at random, or between reading them and the network; or where it was another.
+    The arguments are those of ``project_winners``.
+    """
+    for layer, table in tables.items():
+        won = (table.indices >= 0) & (table.values > 0)
+        if not won.any():
+            continue
+        index = table.indices[won][0]
+        rows, ranks = (won & (table.indices == index)).nonzero(as_tuple=True)
+        with evaluating(network):
+            found = network.features(read([int(index)]).to(next(network.parameters())), layer)[0]
+        found = found.flatten(1) if found.ndim > 1 else found[:, None]
+        again, before = found.amax(1).cpu().double()[maps[layer].cpu()[rows]], table.values[rows, ranks].cpu()
+        # Half precision and other batches change a few per cent, another image all of it.
+        return bool(((again - before).abs() / before).median() < 0.1)
+    return True
+
+
+def as_pictures(network: Network, inputs: Tensor) -> Tensor:
+    """Network inputs ``(N, 3, H, W)`` as uint8 pictures; of a network without preprocessing each on its own scale."""
+    if network.preprocessing is not None:
+        return network.unpreprocess(inputs).round().to(torch.uint8).cpu()
+    inputs = inputs.float()
+    low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+    return (255 * (inputs - low) / (high - low).clamp_min(1e-12)).round().to(torch.uint8).cpu()
+
+
+def random_subset(count: int, most: int, seed: int) -> Tensor:
+    """A fixed random subset of ``count`` feature maps, at most ``most`` of them, in order."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:most].sort().values

@@ -1,0 +1,1 @@
+"""Networks with named layers: built, loaded, traced."""

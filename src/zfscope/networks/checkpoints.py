@@ -1,0 +1,274 @@
+"""Checkpoints: weights with the network's config, its preprocessing and class names.
+
+They hold tensors and plain containers only, are written beside their target, flushed and renamed, and
+are checked when they are read. Nothing is ever instantiated from one.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zfscope.networks.build import build_network
+from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
+from zfscope.schema import plain
+
+FORMAT = 1
+
+
+def load_network(source: str | Path) -> Network:
+    """A trained network from a run, a checkpoint or a public zoo.
+
+    Args:
+        source: A run folder (its best checkpoint), ``RUN/last`` or ``RUN/epoch_010``, a ``.ckpt`` file,
+            ``zoo/zfnet``, ``zoo/zfnetb`` or ``torchvision/alexnet`` (these need a network connection).
+
+    Returns:
+        The network in eval mode, with ``preprocessing`` and ``classes``.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint, with the candidates.
+        ValueError: If the file is damaged or is no checkpoint of this project.
+    """
+    if is_zoo_name(source):
+        return open_zoo(str(source)).eval()
+    path = find_checkpoint(source)
+    return network_from_checkpoint(read_checkpoint(path), path).eval()
+
+
+def save_network(network: Network, config: Mapping[str, Any], path: str | Path) -> None:
+    """Write a network as a checkpoint that ``load_network`` reads; ``config`` holds at least the group ``model``."""
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    write_checkpoint({"state_dict": state, "zfscope": network_state(network, config)}, path)
+
+
+def network_state(network: Network, config: Mapping[str, Any], data: str | None = None) -> dict[str, Any]:
+    """All besides weights that a network is: how to build it, its images, its classes, its run.
+
+    Args:
+        network: With ``classes`` and ``preprocessing``.
+        config: The config of its run, with the group ``model``.
+        data: Fingerprint of its training set.
+    """
+    return {
+        "format": FORMAT,
+        "model": plain(config["model"]),
+        "config": plain(config),
+        "data": data,
+        "num_classes": network.num_classes,
+        "image_size": network.image_size,
+        "classes": list(network.classes) if network.classes else None,
+        "preprocessing": network.preprocessing.state() if network.preprocessing else None,
+    }
+
+
+def run_config(source: str | Path) -> dict[str, Any]:
+    """The config that a checkpoint's run had; empty for public weights."""
+    if is_zoo_name(source):
+        return {}
+    state = read_checkpoint(find_checkpoint(source)).get("zfscope")
+    return dict(state.get("config") or {}) if isinstance(state, Mapping) else {}
+
+
+def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> Network:
+    """Build the network of a checkpoint that was read from ``path``, with its weights.
+
+    Raises:
+        ValueError: If it is no checkpoint of this project, or its weights do not fit or are not finite.
+    """
+    state = checkpoint.get("zfscope")
+    if not isinstance(state, Mapping) or "state_dict" not in checkpoint:
+        raise ValueError(
+            f"{path} is no checkpoint of this project: it has no 'zfscope' entry; bare weights go to weights={path}"
+        )
+    version = state.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(f"{path} has format {version}, newer than {FORMAT}; update this project to read it")
+    weights = {
+        name.removeprefix("network."): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith("network.")
+    }
+    try:
+        with torch.device("meta"):  # without memory first: a damaged size must not ask for terabytes
+            sizeless = build_network(state["model"], state["num_classes"], state["image_size"])
+        preprocessing = Preprocessing.from_state(state["preprocessing"]) if state["preprocessing"] else None
+        classes = tuple(state["classes"]) if state["classes"] else None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(f"{path} does not tell how to build its network ({cause}); use another checkpoint") from None
+    check_weights(sizeless, weights, path)
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
+        network = build_network(state["model"], state["num_classes"], state["image_size"])
+    network.load_state_dict(weights)
+    network.classes, network.preprocessing = classes, preprocessing
+    return network
+
+
+def check_same_data(path: str | Path, fingerprint: str) -> None:
+    """Refuse to go on with other training images than a checkpoint has seen.
+
+    Raises:
+        ValueError: If the training set changed since.
+    """
+    known = read_checkpoint(path).get("zfscope", {}).get("data")
+    if known is not None and known != fingerprint:
+        raise ValueError(f"the training images changed since {path} was written; start a new run with weights={path}")
+
+
+def start_from(network: Network, source: str) -> list[str]:
+    """Start a network from trained weights (``weights=`` of train.py); a classes' layer of another size stays fresh.
+
+    Args:
+        network: To be filled in place.
+        source: What ``load_network`` takes, or a file with a bare state dict of the right shapes.
+
+    Returns:
+        Names of the parameters that kept their fresh start. Preprocessing that came with the weights replaces the
+        network's, since the filters were learned on such inputs.
+
+    Raises:
+        ValueError: If any other weight is missing or has another shape.
+    """
+    if is_zoo_name(source):
+        check_fits(network, source)
+        known = open_zoo(source)
+        weights, preprocessing = known.state_dict(), known.preprocessing
+    else:
+        content = read_checkpoint(find_checkpoint(source))
+        state = content.get("zfscope")
+        weights = content.get("state_dict", content)
+        if isinstance(state, Mapping):  # ours: other parts of the LightningModule may stand beside the network
+            weights = {
+                name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")
+            }
+        if not all(isinstance(name, str) for name in weights):
+            raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
+        weights = rename_weights(weights, network)
+        known_state = state.get("preprocessing") if isinstance(state, Mapping) else None
+        preprocessing = Preprocessing.from_state(known_state) if known_state else None
+    own = network.state_dict()
+    fresh = [
+        name
+        for name in own
+        if name.startswith(network.classifier_prefix)
+        and isinstance(weights.get(name), Tensor)
+        and weights[name].shape != own[name].shape
+    ]
+    load_weights(network, {**weights, **{name: own[name] for name in fresh}}, source)
+    if preprocessing is not None:
+        if preprocessing.crop != network.image_size:
+            raise ValueError(
+                f"{source} was trained on crops of {preprocessing.crop} px; use data.resize={preprocessing.resize} "
+                f"data.crop={preprocessing.crop}"
+            )
+        network.preprocessing = preprocessing
+    return fresh
+
+
+def load_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Put weights into a network of the same names and shapes (see ``check_weights``)."""
+    check_weights(network, weights, path)
+    network.load_state_dict(dict(weights))
+
+
+def check_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that are not all of this network's, or not finite.
+
+    Raises:
+        ValueError: Naming the first tensor that is missing, too many, of another shape or not finite.
+    """
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in weights:
+            raise ValueError(f"{path} has no weights for {name}; it holds another network")
+        if not isinstance(weights[name], Tensor):
+            raise ValueError(f"{path}: {name} is a {type(weights[name]).__name__}, not a tensor; it holds no weights")
+        if tuple(weights[name].shape) != tuple(tensor.shape):
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(weights[name].shape)}, but this network's is {tuple(tensor.shape)}; "
+                "use the model, data.crop and number of classes that it was trained with"
+            )
+        if not bool(torch.isfinite(weights[name]).all()):
+            raise ValueError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint of that run")
+    unknown = sorted(set(weights) - set(own))
+    if unknown:
+        raise ValueError(f"{path} holds {unknown[0]}, which this network has not; it holds another network")
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The file that a run folder, ``RUN/last`` or a path means.
+
+    Raises:
+        ValueError: If it is a URL.
+        FileNotFoundError: If it is not there, with the runs or checkpoints that are.
+    """
+    if "://" in str(source):
+        raise ValueError(f"checkpoint={source} is a URL; download the file first and give its path")
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = path / "checkpoints"
+    if folder.is_dir():
+        for name in ("best.ckpt", "last.ckpt"):
+            if (folder / name).is_file():
+                return folder / name
+        raise FileNotFoundError(f"{folder} holds no best.ckpt or last.ckpt; the run had not finished an epoch")
+    for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
+        if candidate.is_file():
+            return candidate
+    near = [path.parent / "checkpoints", path.parent]
+    found = [str(entry) for place in near if place.is_dir() for entry in sorted(place.iterdir())]
+    found = [entry for entry in found if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
+    there = f"; there are {', '.join(found[-5:])}" if found else ""
+    raise FileNotFoundError(f"no checkpoint at {path}{there}; give a run folder, a .ckpt file or RUN/last")
+
+
+def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write beside the target, flush to disk, then rename: the name never holds half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint: checksums first, then tensors and plain containers only.
+
+    Raises:
+        ValueError: If it is damaged, or holds anything else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch stores; what is packed could grow without bounds.
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path} is no checkpoint, or is cut off ({error}); use another one of the run") from None
+    if packed:
+        raise ValueError(f"{path} is no checkpoint: {packed[0]} in it is compressed, which torch never does")
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged at {damaged} (checksum); use another checkpoint of the run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, runtime and key errors for files that are not as they should be
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} holds more than tensors and plain containers and was not loaded ({first})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+    return content

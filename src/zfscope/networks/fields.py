@@ -1,0 +1,136 @@
+"""The receptive field of a unit: computed for a chain of layers, measured with NaN for any other network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.geometry import ReceptiveField, field_of
+from zfscope.networks.network import Network
+
+
+def receptive_field(network: ConvNet, layer: str) -> ReceptiveField:
+    """The receptive field of one unit of a layer's feature map.
+
+    Args:
+        network: A chain of named layers.
+        layer: Its name; the feature map is the pooled one where the layer pools.
+
+    Returns:
+        Size, stride and offset in pixels.
+
+    Raises:
+        ValueError: If there is no such layer.
+
+    Source: Zeiler & Fergus (2014), Fig. 3: 11/4 after pool1, 43/16 after pool2, 139/16 at conv5.
+    """
+    return field_of(network.steps(layer))
+
+
+@torch.no_grad()
+def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField:
+    """The receptive field of one unit of any network's layer, measured with NaN.
+
+    NaN in the columns (or rows) from ``x`` on makes exactly those units NaN that see one of them; a binary search
+    over ``x`` finds a unit's edges. Two neighbours in the middle of the map are asked; where the image cuts off what
+    they see, the outermost ones, whose inner edges lie farthest from its border. Where height and width differ, the
+    box covers both.
+
+    Args:
+        network: Any network.
+        layer: A name from its ``layers``.
+        image_size: Height and width of the images, in pixels.
+
+    Returns:
+        Size, stride and offset in pixels. Where a unit sees the whole image (after global pooling, in dense layers,
+        with a field as large as the image) or units are not evenly spaced: the image as the box of every unit.
+
+    Raises:
+        ValueError: If there is no such layer, it has no maps ``(N, C, h, w)`` or ``(N, C)``, or they
+            are NaN for an ordinary image.
+    """
+    from zfscope.networks.network import evaluating, run_to
+
+    network.check_layer(layer)
+    weight = next((each for each in network.parameters() if each.is_floating_point()), torch.empty(0))
+    clean = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    whole = ReceptiveField(image_size, 0, 0)
+    # Fast convolutions by Fourier or Winograd transforms carry NaN farther than the filter reaches.
+    with evaluating(network), torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        maps = network.features(clean, layer)
+        if not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
+            raise ValueError(f"layer {layer!r} has no feature maps (N, C, h, w) or (N, C); choose another layer")
+        if maps.isnan().any():
+            raise ValueError(f"layer {layer!r} is NaN for an ordinary image; are the weights NaN?")
+        if maps.ndim == 2:
+            return whole
+        known: dict[tuple[int, bool], int] = {}
+        fields = [
+            _probe_axis(lambda images: run_to(network, images, layer), clean, axis, maps.shape[axis], known)
+            for axis in (2, 3)
+        ]
+    if None in fields or fields[0].stride != fields[1].stride:
+        return whole
+    start, end = min(field.offset for field in fields), max(field.offset + field.size for field in fields)
+    return ReceptiveField(end - start, fields[0].stride, start)
+
+
+def _probe_axis(
+    run: Callable[[Tensor], Tensor], clean: Tensor, axis: int, units: int, known: dict[tuple[int, bool], int]
+) -> ReceptiveField | None:
+    """The field along one axis, 2 (rows) or 3 (columns); None where a unit sees all of it or units are uneven.
+
+    Args:
+        run: From images to the layer's maps.
+        clean: An image without NaN.
+        axis: Which.
+        units: How many there are along the axis.
+        known: Edges found along the other axis, which are tried first; those found here replace them.
+    """
+    image_size = clean.shape[axis]
+
+    def edge(unit: int, first: bool, guess: int | None = None) -> int:
+        known[unit, first] = _edge(run, clean, axis, unit, first, known.get((unit, first), guess))
+        return known[unit, first]
+
+    if units == 1:
+        start = edge(0, True)
+        return ReceptiveField(edge(0, False) - start, 0, start)
+    likely = 2 ** round(math.log2(max(1, image_size / units)))
+    middle = units // 2 - 1
+    for left, right, guesses in [(middle, middle, (None, None)), (units - 2, 0, (0, image_size))]:
+        start, end = edge(left, True, guesses[0]), edge(right, False, guesses[1])
+        if start == 0 or end == image_size:
+            continue
+        next_start, next_end = edge(left + 1, True, start + likely), edge(right + 1, False, end + likely)
+        if next_end < image_size:
+            stride = next_start - start
+            if stride < 1 or next_end - end != stride:
+                return None
+            offset = start - left * stride
+            return ReceptiveField(end - right * stride - offset, stride, offset)
+    return None
+
+
+def _edge(run: Callable[[Tensor], Tensor], clean: Tensor, axis: int, unit: int, first: bool, guess: int | None) -> int:
+    """The first pixel (``first``), or the one after the last, that a unit in the middle of the other axis sees."""
+    image_size = clean.shape[axis]
+    pixels = torch.arange(image_size, device=clean.device).view([-1 if each == axis else 1 for each in range(4)])
+    low, high = 0, image_size
+    around = [] if guess is None else [guess, guess + 1 if first else guess - 1]
+    while high - low > 1:
+        tried = [x for x in around if low < x < high] or [(low + high) // 2]
+        around = []
+        images = [clean.masked_fill(pixels < x if first else pixels >= x, float("nan")) for x in tried]
+        reached = run(torch.cat(images)).isnan().any(1).movedim(axis - 1, -1)
+        for x, sees in zip(tried, reached[:, reached.shape[1] // 2, unit].tolist(), strict=True):
+            # The unit sees NaN before x if its first pixel is before x, NaN from x on if its end is after x.
+            if sees == first:
+                high = min(high, x)
+            else:
+                low = max(low, x)
+    return low if first else high

@@ -1,0 +1,83 @@
+"""Map sizes and receptive fields, from the (kernel, stride, padding) of the steps on the way up.
+
+Source: Zeiler & Fergus (2014), Fig. 3, whose sizes 110/55/26/13/13/13/13/6 need pooling in ceil mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One filtering or pooling: ``kind`` is "conv" or "pool", sizes in cells of the map below."""
+
+    layer: str
+    kind: str
+    kernel_size: int
+    stride: int
+    padding: int = 0
+    ceil_mode: bool = False
+
+    def out_size(self, size: int) -> int:
+        """Height (or width) of the map above one of ``size`` cells; below 1 if the kernel does not fit."""
+        span = size + 2 * self.padding - self.kernel_size
+        if span < 0:
+            return 0
+        out = -(-span // self.stride) + 1 if self.ceil_mode else span // self.stride + 1
+        # PyTorch drops a last window that would start in the padding to the right.
+        if self.ceil_mode and (out - 1) * self.stride >= size + self.padding:
+            out -= 1
+        return out
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What one unit sees, in pixels: unit ``i`` sees ``offset + i * stride`` … ``+ size`` (half-open).
+
+    A negative offset reaches into the padding, left of the image.
+    """
+
+    size: int
+    stride: int
+    offset: int
+
+    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """The pixels that the unit at ``(row, column)`` sees, half-open ``(x0, y0, x1, y1)``; may overhang."""
+        x, y = self.offset + column * self.stride, self.offset + row * self.stride
+        return x, y, x + self.size, y + self.size
+
+
+def field_of(steps: Iterable[Step]) -> ReceptiveField:
+    """Receptive field of a unit above these steps, counted from the pixels up."""
+    size, stride, offset = 1, 1, 0
+    for step in steps:
+        size += (step.kernel_size - 1) * stride
+        offset -= step.padding * stride
+        stride *= step.stride
+    return ReceptiveField(size, stride, offset)
+
+
+def map_sizes(steps: Sequence[Step], image_size: int) -> list[int]:
+    """Height (= width) of the map above each step.
+
+    Raises:
+        ValueError: If a kernel is larger than its padded map, with the sizes on the way up.
+    """
+    sizes: list[int] = []
+    size = image_size
+    trace = f"image {image_size}"
+    for step in steps:
+        out = step.out_size(size)
+        name = step.layer if step.kind == "conv" else f"{step.layer}'s pool"
+        if out < 1:
+            padded = f" ({size + 2 * step.padding} with padding)" if step.padding else ""
+            raise ValueError(
+                f"the {step.kernel_size}x{step.kernel_size} kernel of {name} is larger than its map of {size}x{size}"
+                f"{padded}: {trace}; use a smaller kernel or stride, or a larger data.crop"
+            )
+        size = out
+        trace += f" -> {name} {size}"
+        sizes.append(size)
+    return sizes

@@ -1,0 +1,174 @@
+"""Any module, or a model of timm, as a network with named layers: traced by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from zfscope.networks.layers import conv_layers
+from zfscope.networks.network import Network, Trace, uncompiled
+from zfscope.schema import nearest
+
+
+class HookedNetwork(Network):
+    """Any module that gives logits; its layers are some of its submodules, traced by hooks.
+
+    The module itself stays as it is: it is only called, and hooks are on it only while ``trace`` runs.
+
+    Args:
+        body: Takes images ``(N, 3, H, W)``.
+        layers: Paths of submodules to look into; default: up to five of the conv layers, spread evenly.
+        num_classes: Number of classes, if known.
+        image_size: Height and width of the input in pixels, if known.
+
+    Raises:
+        ValueError: If there is no such submodule, or none is named and there are no conv layers.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        layers: Sequence[str] | None = None,
+        *,
+        num_classes: int | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__(num_classes, image_size)
+        self.body = body
+        self.training = body.training
+        if layers is None:
+            layers = _spread(_conv_paths(body), 5)
+            if not layers:
+                raise ValueError(f"{self._title()} has no conv layers; name the submodules to look into: layers=[…]")
+        paths = _paths(body)
+        for layer in layers:
+            if layer not in paths:
+                raise ValueError(f"{self._title()} has no submodule {layer!r}; {nearest(layer, list(paths))}")
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
+        return self.body(images)
+
+    def map_module(self, layer: str) -> nn.Module:
+        """The submodule of that name."""
+        self.check_layer(layer)
+        return _paths(self.body)[layer]
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the images once and keep the outputs of the named submodules; switches stay empty.
+
+        Raises:
+            ValueError: If a layer's submodule runs several times in one pass: which of its maps, nobody said.
+        """
+        trace = Trace(images)
+        paths = _paths(self.body)
+
+        def keep(layer: str, output: Any) -> Any:
+            if layer in trace.maps:
+                raise ValueError(f"layer {layer!r} runs more than once in one pass; name a submodule that runs once")
+            trace.maps[layer] = output
+            # The model goes on with a copy: many overwrite in place (ReLU, += shortcut) what was kept here.
+            return output.clone() if isinstance(output, Tensor) else output
+
+        with ExitStack() as stack:
+            stack.enter_context(uncompiled())
+            for layer in self.layers:
+                hook = paths[layer].register_forward_hook(
+                    lambda _module, _inputs, output, layer=layer: keep(layer, output)
+                )
+                stack.callback(hook.remove)
+            trace.logits = self(images)
+        return trace
+
+    def _title(self) -> str:
+        return type(self.body).__name__
+
+
+class TimmNetwork(HookedNetwork):
+    """A timm model by name; its layers are the stages that timm names, traced by hooks.
+
+    Args:
+        name: A name that ``timm.list_models()`` knows.
+        num_classes: Number of classes.
+        image_size: Height and width of the input, in pixels.
+        layers: Names of submodules to look into; default: timm's stages and the classifier.
+
+    Raises:
+        ValueError: If timm has no such model, or the model no such submodule.
+    """
+
+    def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
+        self._name = name
+        pretrained = timm.get_pretrained_cfg(name)
+        sized = pretrained is not None and pretrained.fixed_input_size
+        body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
+        if layers is None:
+            stages = [str(info["module"]) for info in getattr(body, "feature_info", [])]
+            paths = _paths(body)
+            layers = tuple(path for path in [*stages, _classifier(body)] if path in paths)
+        super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
+
+    @property
+    def classifier_prefix(self) -> str:
+        """How the names of the parameters of timm's classifier begin."""
+        return f"body.{_classifier(self.body)}."
+
+    def _title(self) -> str:
+        return self._name
+
+
+def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Network:
+    """The network to look into: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
+
+    Args:
+        module: Whatever takes images ``(N, 3, H, W)``; it stays as it is.
+        layers: Names of the layers that the caller will look into. For a Network they are only checked.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    module = getattr(module, "_orig_mod", module)
+    inner = getattr(module, "network", None)
+    inner = getattr(inner, "_orig_mod", inner)
+    network = next((each for each in (module, inner) if isinstance(each, Network)), None)
+    if network is None:
+        return HookedNetwork(module, layers)
+    for layer in layers or ():
+        network.check_layer(layer)
+    return network
+
+
+def _paths(body: nn.Module) -> dict[str, nn.Module]:
+    """Submodules by path, without the word that torch.compile puts into it."""
+    paths = {
+        ".".join(part for part in path.split(".") if part != "_orig_mod"): each for path, each in body.named_modules()
+    }
+    return {path: each for path, each in paths.items() if path}
+
+
+def _conv_paths(body: nn.Module) -> list[str]:
+    convs = {id(each) for each in conv_layers(body).values()}
+    return [path for path, each in _paths(body).items() if id(each) in convs]
+
+
+def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """At most ``count`` of the names, the first and the last among them."""
+    if len(names) <= count:
+        return tuple(names)
+    return tuple(names[round(number * (len(names) - 1) / (count - 1))] for number in range(count))
+
+
+def _classifier(body: nn.Module) -> str:
+    """Path of a timm model's classifier."""
+    classifier = body.get_classifier()
+    path = next((path for path, each in _paths(body).items() if each is classifier), None)
+    if path is None:
+        raise ValueError(f"{type(body).__name__} has no single classifier; choose another timm model")
+    return path

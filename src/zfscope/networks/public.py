@@ -1,0 +1,275 @@
+"""Public ImageNet weights as networks of this project, with the preprocessing they were trained with.
+
+ZFNet (a) and (b) come from the package pytorchcv (this project's extra ``zoo``), AlexNet and VGG from torchvision.
+pytorchcv's ZFNet has its contrast normalisation before the pool, not after it as in the paper, and both expect inputs
+of unit variance: a network that starts from them must be built from ``zoo_config``, not from ``conf/model/zfnet.yaml``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from zfscope.networks.build import build_network
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.spec import ConvLayer
+from zfscope.schema import nearest
+
+NUM_CLASSES = 1000
+
+IMAGE_SIZE = 224
+
+RESIZE = 256
+
+# Grey levels 0-255 of red, green and blue. Source: torchvision's ImageClassification preset (mean 0.485, 0.456, 0.406,
+# standard deviation 0.229, 0.224, 0.225 on 0-1); pytorchcv's ImageNet recipe has the same, and 256 px as 224 / 0.875.
+MEAN = (123.675, 116.28, 103.53)
+
+STD = (58.395, 57.12, 57.375)
+
+
+def _zfnet(name: str, maps: Sequence[int]) -> dict[str, Any]:
+    """The ``model`` group of pytorchcv's ZFNet with these maps in conv3, conv4 and conv5."""
+    pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+    return {
+        "source": "convnet",
+        "name": name,
+        "conv1": {"maps": 96, "kernel_size": 7, "stride": 2, "padding": 1, "pool": pool, "norm": "before_pool"},
+        "conv2": {"maps": 256, "kernel_size": 5, "stride": 2, "padding": 0, "pool": pool, "norm": "before_pool"},
+        "conv3": {"maps": maps[0], "kernel_size": 3, "stride": 1, "padding": 1},
+        "conv4": {"maps": maps[1], "kernel_size": 3, "stride": 1, "padding": 1},
+        "conv5": {"maps": maps[2], "kernel_size": 3, "stride": 1, "padding": 1, "pool": pool},
+        "fc6": {"units": 4096, "dropout": 0.5},
+        "fc7": {"units": 4096, "dropout": 0.5},
+        "fc8": {},
+        "contrast": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0},
+        "input_scale": "unit",
+    }
+
+
+ZOO: dict[str, dict[str, Any]] = {
+    "zoo/zfnet": _zfnet("zfnet", (384, 384, 256)),
+    "zoo/zfnetb": _zfnet("zfnetb", (512, 1024, 512)),
+    **{
+        f"torchvision/{name}": {"source": "torchvision", "name": name, "input_scale": "unit"}
+        for name in ("alexnet", "vgg11", "vgg13", "vgg16", "vgg19")
+    },
+}
+
+
+def is_zoo_name(source: str | Path) -> bool:
+    """Whether a checkpoint's name means public weights rather than a file: ``zoo/zfnet``, ``torchvision/vgg16``, …
+
+    A misspelt ``zoo/…`` counts too where there is no such folder, so that the names there are get listed.
+    """
+    name = Path(source).as_posix()
+    head, _, tail = name.partition("/")
+    misspelt = head in ("zoo", "torchvision") and tail != "" and "/" not in tail and not Path(head).is_dir()
+    return name in ZOO or misspelt
+
+
+def zoo_config(name: str) -> dict[str, Any]:
+    """The ``model`` group of the network that public weights belong to, as ``checkpoints.save_network`` keeps it.
+
+    Args:
+        name: One of ``ZOO``.
+
+    Raises:
+        ValueError: For any other name.
+    """
+    if name not in ZOO:
+        raise ValueError(f"there are no public weights {name!r}; {nearest(name, list(ZOO))}")
+    return copy.deepcopy(ZOO[name])
+
+
+def open_zoo(name: str, *, pretrained: bool = True) -> ConvNet:
+    """Public ImageNet weights in our network; they are downloaded once and kept by the package they come from.
+
+    Args:
+        name: One of ``ZOO``: ``zoo/zfnet``, ``zoo/zfnetb``, ``torchvision/alexnet``, ``torchvision/vgg11`` … ``vgg19``.
+        pretrained: False leaves fresh weights from torch's generator and needs no network connection.
+
+    Returns:
+        The network in eval mode: 224 px, 1,000 classes, in the order of their sorted wnids.
+
+    Raises:
+        ValueError: If there are no such weights.
+        FileNotFoundError: If pytorchcv is not installed.
+        ConnectionError: If the weights could not be downloaded.
+    """
+    config = zoo_config(name)
+    if pretrained:
+        download = _pytorchcv_weights if name.startswith("zoo/") else _torchvision_weights
+        network = _filled(_unfilled(config, NUM_CLASSES, IMAGE_SIZE), download(name), name)
+    else:
+        network = build_network(config, NUM_CLASSES, IMAGE_SIZE)
+    network.preprocessing = imagenet_preprocessing()
+    return network.eval()
+
+
+def imagenet_preprocessing() -> Preprocessing:
+    """What all these weights were trained with: 256 px, crop 224, mean and standard deviation per channel."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return Preprocessing(RESIZE, IMAGE_SIZE, mean, 1 / std)
+
+
+def convert_pytorchcv(model: nn.Module, num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE) -> ConvNet:
+    """ZFNet (a) or (b) of pytorchcv as our network, with a copy of its weights.
+
+    Args:
+        model: ``pytorchcv.models.zfnet.zfnet()`` or ``zfnetb()``.
+        num_classes: Units of its last layer.
+        image_size: Height and width of its input, in pixels: one that leaves 6x6 cells, as its first dense layer wants.
+
+    Returns:
+        A network with the model's dtype, device and mode (training or eval).
+
+    Raises:
+        ValueError: If it is no such model, or has other sizes.
+    """
+    return _convert(model, "zoo/", num_classes, image_size)
+
+
+def convert_torchvision(model: nn.Module, num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE) -> ConvNet:
+    """AlexNet, or a VGG without batch norm, of torchvision as our network, with a copy of its weights.
+
+    Args:
+        model: ``torchvision.models.alexnet()``, ``vgg11()``, ``vgg13()``, ``vgg16()`` or ``vgg19()``.
+        num_classes: Units of its last layer.
+        image_size: Height and width of the input, in pixels: one at which its adaptive average pool is the identity.
+
+    Returns:
+        A network with the model's dtype, device and mode (training or eval).
+
+    Raises:
+        ValueError: If it is no such model, or has other sizes.
+    """
+    return _convert(model, "torchvision/", num_classes, image_size)
+
+
+def check_fits(network: Network, name: str) -> None:
+    """Refuse a network that would compute something else with public weights than the one they were trained in.
+
+    Dropout, the number of classes and what follows from the size of the image may differ.
+
+    Args:
+        network: What is to start from these weights.
+        name: One of ``ZOO``.
+
+    Raises:
+        ValueError: For the first layer that differs, with the overrides of a network that fits.
+    """
+    trained = _unfilled(zoo_config(name), NUM_CLASSES, IMAGE_SIZE).spec
+    spec = network.spec if isinstance(network, ConvNet) else {}
+    for layer in [*trained, *spec]:
+        chains = (spec, trained)
+        here, there = (chain[layer].model_dump(exclude={"dropout"}) if layer in chain else {} for chain in chains)
+        if here != there:
+            key = next(key for key in {**there, **here} if here.get(key) != there.get(key))
+            raise ValueError(
+                f"weights={name} were trained in another network: {layer}.{key} is {there.get(key)} there, "
+                f"{here.get(key)} here; use {_overrides(name)}"
+            )
+
+
+def rename_weights(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights with pytorchcv's or torchvision's names under those of our network, by their order from the pixels up.
+
+    Args:
+        weights: A state dict. One whose names are not like theirs, or whose number does not fit, comes back as it is.
+        network: The network that is to take them.
+
+    Returns:
+        The same tensors by new names.
+    """
+    own = list(network.state_dict())
+    foreign = all(name.startswith(("features.", "classifier.", "output.")) for name in weights)
+    if not (foreign and isinstance(network, ConvNet) and len(own) == len(weights)):
+        return dict(weights)
+    return dict(zip(own, weights.values(), strict=True))
+
+
+def _overrides(name: str) -> str:
+    model = ZOO[name]["name"]
+    if ZOO[name]["source"] == "torchvision":
+        return f"model=torchvision model.name={model}"
+    own = {"zfnet": "zfnet", "zfnetb": "zfnet_wide"}[model]
+    order = "model.conv1.norm=before_pool model.conv2.norm=before_pool"
+    # The paper's radius belongs to inputs of about -128 ... 128, which these filters have never seen.
+    return f"model={own} {order} model.input_scale=unit model.filter_rms=null"
+
+
+def _convert(model: nn.Module, zoo: str, num_classes: int, image_size: int) -> ConvNet:
+    maps = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    names = [name for name in ZOO if name.startswith(zoo)]
+    for name in names:
+        network = _unfilled(ZOO[name], num_classes, image_size)
+        if maps == [layer.maps for layer in network.spec.values() if isinstance(layer, ConvLayer)]:
+            return _filled(network, model.state_dict(), name).train(model.training)
+    raise ValueError(f"a {type(model).__name__} with {maps} maps is none of {', '.join(names)}")
+
+
+def _unfilled(config: Mapping[str, Any], num_classes: int, image_size: int) -> ConvNet:
+    """The network without memory for its weights, which would be drawn only to be replaced."""
+    with torch.device("meta"):
+        return build_network(config, num_classes, image_size)
+
+
+def _filled(network: ConvNet, weights: Mapping[str, Tensor], name: str) -> ConvNet:
+    weights = rename_weights(weights, network)
+    for own, tensor in network.state_dict().items():
+        shape = tuple(weights[own].shape) if own in weights else None
+        if shape != tuple(tensor.shape):
+            found = f"have shape {shape}" if shape else "are missing"
+            raise ValueError(f"these are no weights of {name}: those for {own} {found}, expected {tuple(tensor.shape)}")
+    copies = {own: weights[own].detach().clone() for own in network.state_dict()}
+    network.load_state_dict(copies, assign=True)
+    return network
+
+
+def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
+    try:
+        from pytorchcv.models.common.model_store import get_model_file, get_model_metainfo, imgclsmob_repo_url
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{name} comes with the package pytorchcv, which is not there; run: pip install -e '.[zoo]'"
+        ) from error
+    model = name.removeprefix("zoo/")
+    _, top5_error, sha1, release = get_model_metainfo(model)
+    url = f"{imgclsmob_repo_url}/releases/download/{release}/{model}-{top5_error}-{sha1[:8]}.pth.zip"
+    folder = Path("~/.torch/models").expanduser()
+    try:
+        # pytorchcv's own loading would unpickle whatever the file holds.
+        return torch.load(get_model_file(model, str(folder)), map_location="cpu", weights_only=True)
+    except Exception as error:  # no connection, an error page, a wrong checksum, half a file: each its own kind
+        raise _no_weights(name, url, "unpacked ", folder, error) from error
+
+
+def _torchvision_weights(name: str) -> dict[str, Tensor]:
+    entry = _torchvision_entry(name)
+    try:
+        return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except Exception as error:  # likewise
+        raise _no_weights(name, entry.url, "", Path(torch.hub.get_dir(), "checkpoints"), error) from error
+
+
+def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
+
+
+def _no_weights(name: str, url: str, how: str, folder: Path, error: Exception) -> ConnectionError:
+    cause = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+    return ConnectionError(
+        f"{name}: the weights could not be downloaded from {url} ({cause}); without a network connection put that file "
+        f"{how}into {folder}{os.sep}, or give a local checkpoint instead (weights=FILE, checkpoint=FILE)"
+    )

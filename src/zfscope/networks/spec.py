@@ -1,0 +1,99 @@
+"""The keys of ``conf/model``: layers by name, constants of the contrast normalisation, initial weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from zfscope.schema import Count, NotNegative, Positive, Share, Strict
+
+CONV_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+DENSE_LAYERS = ("fc6", "fc7", "fc8")
+
+
+class PoolConfig(Strict):
+    """Max pooling; ceil mode as in cuda-convnet (paper, Fig. 3: 110 -> 55 -> 26 -> 13)."""
+
+    kernel_size: Count = 3
+    stride: Count = 2
+    ceil_mode: bool = True
+
+
+class ConvLayer(Strict):
+    """conv -> ReLU -> [pool] -> [contrast norm]; the norm may stand before the pool (AlexNet)."""
+
+    maps: Count
+    kernel_size: Count
+    stride: Count = 1
+    padding: Annotated[int, Field(ge=0)] = 0
+    groups: Count = 1
+    pool: PoolConfig | None = None
+    norm: Literal["after_pool", "before_pool"] | None = None
+
+
+class DenseLayer(Strict):
+    """Fully connected -> ReLU -> dropout; the last one has neither, and its units are the classes."""
+
+    units: Count | None = None
+    dropout: Share = 0.0
+
+
+class ContrastConfig(Strict):
+    """Constants of the contrast normalisation; ``alpha`` is averaged over ``size``, as PyTorch does."""
+
+    size: Count = 5
+    alpha: NotNegative = 1e-4
+    beta: Positive = 0.75
+    k: Positive = 2.0
+
+
+class InitConfig(Strict):
+    """``normal``: N(0, std^2) for all weights (the paper, std 0.01); ``he``: N(0, 2 / fan in). Biases are 0.
+
+    ``first`` scales the first layer's start: what it starts with stays in its filters as noise.
+    """
+
+    scheme: Literal["normal", "he"] = "he"
+    std: Positive = 0.01
+    first: Positive = 1.0
+
+
+class ModelConfig(Strict):
+    """The network: either the paper's named layers, or a model of torchvision or timm by name."""
+
+    source: Literal["convnet", "torchvision", "timm"] = "convnet"
+    name: str
+    conv1: ConvLayer | None = None
+    conv2: ConvLayer | None = None
+    conv3: ConvLayer | None = None
+    conv4: ConvLayer | None = None
+    conv5: ConvLayer | None = None
+    fc6: DenseLayer | None = None
+    fc7: DenseLayer | None = None
+    fc8: DenseLayer | None = None
+    contrast: ContrastConfig = ContrastConfig()
+    init: InitConfig = InitConfig()
+    input_scale: Positive | Literal["unit"] = "unit"
+    filter_rms: Positive | None = None
+    layers: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _has_layers(self) -> ModelConfig:
+        if self.source == "convnet":
+            if self.fc8 is None:
+                raise ValueError("fc8 gives the classes' logits and cannot be removed")
+            for name in ("fc6", "fc7"):
+                layer = getattr(self, name)
+                if layer is not None and layer.units is None:
+                    raise ValueError(f"{name}.units is missing; {name}=null removes the layer")
+            if self.layers is not None:
+                raise ValueError("layers belongs to source=timm; a convnet's layers are conv1, …, fc8")
+        return self
+
+    @property
+    def chain(self) -> dict[str, ConvLayer | DenseLayer]:
+        """The layers that are there, in order."""
+        layers = {name: getattr(self, name) for name in CONV_LAYERS + DENSE_LAYERS}
+        return {name: layer for name, layer in layers.items() if layer is not None}

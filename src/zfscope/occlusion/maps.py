@@ -1,0 +1,108 @@
+"""Occlusion maps: what a network says while a grey square slides over an image.
+
+Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zfscope.networks.chain import ConvNet
+from zfscope.networks.network import Network, evaluating
+from zfscope.networks.spec import ConvLayer
+from zfscope.occlusion.passes import FullPasses, _is_whole
+from zfscope.occlusion.windows import WindowedPasses
+
+_WHOLE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
+
+
+class Occlusion(NamedTuple):
+    """What ``occlude`` finds: row ``r`` and column ``c`` belong to the square at ``(r * stride, c * stride)``.
+
+    Attributes:
+        probability: Of the target class, ``(R, C)``, 0-1.
+        label: The most probable class, ``(R, C)`` int64.
+        activation: The activations of the feature map, summed over it, ``(R, C)``.
+        feature_map: Which map of the layer that is.
+    """
+
+    probability: Tensor
+    label: Tensor
+    activation: Tensor
+    feature_map: int
+
+
+@torch.no_grad()
+def occlude(
+    network: Network,
+    image: Tensor,
+    target: int,
+    *,
+    size: int = 48,
+    stride: int = 16,
+    fill: float | Tensor = 0.0,
+    layer: str = "conv5",
+    feature_map: int | None = None,
+) -> Occlusion:
+    """Slide a square over an image and note what the network makes of it.
+
+    Along each axis its top left corner is at ``stride`` times 0 … ceil((H - size) / stride); at the border the square
+    is clipped.
+
+    Args:
+        network: A chain of named layers goes window by window, any other network by batched full passes.
+        image: A network input, ``(3, H, W)``.
+        target: The class whose probability is asked.
+        size: Side of the square, pixels.
+        stride: Its step, pixels.
+        fill: What it is filled with, in units of the image (0 is the mean grey): a number, or one per colour, ``(3,)``.
+        layer: Whose feature map is watched; a name from ``network.layers``.
+        feature_map: Which one; default: the one with the largest sum in the unoccluded image.
+
+    Returns:
+        Probability, label and activation by position, on the CPU, and the feature map.
+
+    Raises:
+        ValueError: For a square larger than the image, a step below 1, an unknown layer, class or map.
+
+    Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7. The paper says neither size nor step nor grey value.
+    """
+    _check_square(network, image, size, stride, layer)
+    weight = next(network.parameters())
+    image = image.to(weight)
+    fill = torch.as_tensor(fill, dtype=weight.dtype, device=weight.device)
+    if fill.shape not in ((), (3,)) or not bool(fill.isfinite().all()):
+        raise ValueError(f"fill must be a finite number, or three of them, but is {fill.tolist()}")
+    starts = [range(0, math.ceil((side - size) / stride) * stride + 1, stride) for side in image.shape[1:]]
+    shape = [len(each) for each in starts]
+    with evaluating(network):
+        chain = isinstance(network, ConvNet) and isinstance(network.spec[network.layers[0]], ConvLayer)
+        passes = WindowedPasses(network, image, fill, size, layer) if chain else None
+        if passes is None or passes.share(starts) > _WHOLE:
+            passes = FullPasses(network, image, fill, size, layer)
+        feature_map = passes.watch(target, feature_map)
+        parts = []
+        for where, logits, activation in passes.run(starts):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            probability = F.softmax(logits, dim=1)[:, target]
+            parts.append([each.cpu() for each in (where, probability, logits.argmax(1), activation)])
+    where, *found = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Occlusion(*(each[where.argsort()].view(shape) for each in found), feature_map)
+
+
+def _check_square(network: Network, image: Tensor, size: int, stride: int, layer: str) -> None:
+    """Refuse what cannot slide."""
+    network.check_layer(layer)
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image must be one network input (3, H, W), but is {tuple(image.shape)}")
+    for name, value in (("size", size), ("stride", stride)):
+        if not _is_whole(value) or value < 1:
+            raise ValueError(f"{name} must be a whole number of pixels, 1 or more, but is {value!r}")
+    if size > min(image.shape[1:]):
+        height, width = image.shape[1:]
+        raise ValueError(f"size={size} is larger than the image of {height}x{width} pixels; take a smaller square")

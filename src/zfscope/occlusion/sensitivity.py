@@ -1,0 +1,114 @@
+"""What covering places of one image does to a network's answer, beside its answer to the image as it is.
+
+Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zfscope.deconvnet.projection import project
+from zfscope.deconvnet.winners import layers_to_watch
+from zfscope.images import contrast_limits, to_tiles
+from zfscope.networks.network import Network, evaluating
+from zfscope.occlusion.maps import Occlusion, occlude
+from zfscope.occlusion.passes import logits_of
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """An image's occlusion maps, and what the network says of the image as it is.
+
+    Attributes:
+        occlusion: By position of the square.
+        target: The class whose probability it holds.
+        probability: Of that class for the whole image, 0-1.
+        label: The most probable class of the whole image.
+        activation: The feature map's sum for the whole image.
+        layer: Whose map it is.
+        size: Side of the square, pixels.
+        stride: Between two positions, pixels.
+    """
+
+    occlusion: Occlusion
+    target: int
+    probability: float
+    label: int
+    activation: float
+    layer: str
+    size: int
+    stride: int
+
+    @property
+    def drop(self) -> Tensor:
+        """How much of the target's probability each position takes, ``(R, C)``; below 0 where it adds some."""
+        return self.probability - self.occlusion.probability
+
+
+@torch.no_grad()
+def look(
+    network: Network,
+    image: Tensor,
+    target: int | None = None,
+    *,
+    size: int | None = None,
+    stride: int | None = None,
+    fill: float = 0.0,
+    layer: str | None = None,
+) -> Sensitivity:
+    """Slide a square over an image, and compare with the image as it is.
+
+    Args:
+        network: Any network, on the device to compute on.
+        image: A network input, ``(3, H, W)``.
+        target: The class whose probability is followed; default: the most probable one of the whole image.
+        size: Side of the square in pixels; default: 48 of 224 pixels, in proportion.
+        stride: Between two positions in pixels; default: 16 of 224 pixels, in proportion.
+        fill: Value inside the square, in network inputs: 0 is the mean grey.
+        layer: Whose strongest map is followed; default: the last layer with maps (conv5).
+
+    Raises:
+        ValueError: For what ``occlude`` refuses, or if no layer is named and none has maps.
+
+    Source: Zeiler & Fergus (2014), Fig. 7; the paper gives neither size nor stride.
+    """
+    if layer is not None:
+        network.check_layer(layer)
+    image = image.to(next(network.parameters()))
+    with evaluating(network):
+        trace = network.trace(image[None])
+    if layer is None:
+        layers = layers_to_watch(network, None)
+        spatial = [each for each in layers if isinstance(trace.maps[each], Tensor) and trace.maps[each].ndim == 4]
+        if not spatial:
+            raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
+        layer = spatial[-1]
+    probabilities = F.softmax(logits_of(trace)[0].float(), dim=0).cpu()
+    label = int(probabilities.argmax())
+    side = min(image.shape[1:])
+    size = max(1, round(side * 48 / 224)) if size is None else size
+    stride = max(1, round(side * 16 / 224)) if stride is None else stride
+    target = label if target is None else target
+    found = occlude(network, image, target, size=size, stride=stride, fill=fill, layer=layer)
+    activation = float(trace.maps[layer][0, found.feature_map].float().sum())
+    return Sensitivity(found, target, float(probabilities[target]), label, activation, layer, size, stride)
+
+
+def projected(network: Network, image: Tensor, layer: str, number: int) -> Tensor:
+    """A feature map's strongest activation in an image, projected: a uint8 tile ``(3, H, W)``, 0 mid grey.
+
+    Args:
+        network: Any network, on the device to compute on.
+        image: A network input, ``(3, H, W)``.
+        layer: Name from ``network.layers``.
+        number: Of the feature map.
+
+    Raises:
+        ValueError: If the network cannot be projected.
+    """
+    canvas = project(network, image[None].to(next(network.parameters())), layer, [number])
+    return to_tiles(canvas, limit=contrast_limits(canvas))[0]

@@ -1,0 +1,173 @@
+"""Features of many images at several layers: computed once, kept in files, read in pieces that fit into memory.
+
+conv1 of ZFNet has 290,400 values an image: 8,000 images are 9 GB. A table therefore lies in a file, cut into blocks of
+columns, so that the products of all pairs of images (the Gram matrix) need one block at a time.
+Source: Zeiler & Fergus (2014), Sec. 5.2 and 5.3 use such features; files and blocks are our choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from zfscope.networks.network import Network, evaluating
+
+BLOCK = 4096  # columns of a block
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The features of N images at one layer, float32, in a file.
+
+    Attributes:
+        path: Blocks of columns one behind the other, each ``(N, width)``; the last one may be narrower.
+        count: Number of images N.
+        width: Number of features D.
+    """
+
+    path: Path
+    count: int
+    width: int
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """The features of some images, ``(len(indices), D)``."""
+        indices = torch.as_tensor(indices).numpy()
+        found = np.empty((len(indices), self.width), dtype=np.float32)
+        for first, block in self._mapped():
+            found[:, first : first + block.shape[1]] = block[indices]
+        return torch.from_numpy(found)
+
+    def gram(self, memory: float) -> Tensor:
+        """Inner products of all pairs of images, ``(N, N)`` float32.
+
+        Args:
+            memory: Bytes that may be used besides the result itself, at least a few rows of it.
+        """
+        most = max(1, int(memory / 4 / max(self.count, 1)))  # columns, or rows of the result, that fit
+        columns, rows = max(1, most // 2), max(1, most // 2)
+        products = torch.zeros(self.count, self.count)
+        for _, block in self._mapped():
+            for start in range(0, block.shape[1], columns):
+                part = torch.from_numpy(block[:, start : start + columns].copy())
+                for top in range(0, self.count, rows):
+                    products[top : top + rows].addmm_(part[top : top + rows], part.T)
+        return products
+
+    def _mapped(self) -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(0, self.width, BLOCK):
+            shape = (self.count, min(BLOCK, self.width - first))
+            yield first, np.memmap(self.path, np.float32, "r", 4 * self.count * first, shape)
+
+
+def extract(
+    network: Network,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    layers: Sequence[str],
+    images: str,
+    cache: str | Path,
+    device: torch.device | str = "cpu",
+) -> dict[str, FeatureTable]:
+    """Features of all images at some layers, in one pass; from the cache where the same network saw the same images.
+
+    Args:
+        network: With ``preprocessing``; is run in eval mode.
+        batches: Network inputs ``(n, 3, H, W)``, labels, and positions, which must count up from 0.
+        layers: Names from ``network.layers``; a feature is a value of the layer's feature map.
+        images: Fingerprint of these images, in this order.
+        cache: Folder for the files, 4 bytes a feature.
+        device: Where to compute.
+
+    Returns:
+        A table for each layer.
+
+    Raises:
+        ValueError: For a layer that is not there.
+        OSError: If the features do not fit on the disk.
+    """
+    for layer in layers:
+        network.check_layer(layer)
+    known, cache = fingerprint(network), Path(cache)
+    targets = {layer: cache / f"features_{known[:12]}_{images[:12]}_{layer.replace('/', '_')}.f32" for layer in layers}
+    tables = {layer: _known(path) for layer, path in targets.items()}
+    missing = [layer for layer, table in tables.items() if table is None]
+    if missing:
+        tables |= _write(network.to(device), batches, {layer: targets[layer] for layer in missing}, device)
+    return {layer: tables[layer] for layer in layers}
+
+
+def fingerprint(network: Network) -> str:
+    """Hex digest of all that a network's features follow from: its layers, its weights, how it prepares images."""
+    digest = hashlib.sha256(repr([(type(part).__name__, str(part)) for part in network.modules()]).encode())
+    tensors = dict(network.state_dict())
+    if network.preprocessing is not None:
+        state = network.preprocessing.state()
+        digest.update(repr((state["resize"], state["crop"])).encode())
+        tensors |= {"mean": state["mean"], "scale": state["scale"]}
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _known(path: Path) -> FeatureTable | None:
+    try:
+        count, width = map(int, path.with_suffix(".txt").read_text().split())
+        table = FeatureTable(path, count, width)
+        return table if path.stat().st_size == 4 * count * width else None
+    except (OSError, ValueError):
+        return None
+
+
+@torch.inference_mode()
+def _write(
+    network: Network,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    targets: Mapping[str, Path],
+    device: torch.device | str,
+) -> dict[str, FeatureTable]:
+    """Compute and write beside the targets, then rename; the number of images and features stands beside each."""
+    count = len(batches.dataset)  # a DataLoader's
+    temporary = {layer: path.with_suffix(f".{os.getpid()}.tmp") for layer, path in targets.items()}
+    files, widths = {}, {}
+    try:
+        with evaluating(network):
+            for inputs, _, positions in track(batches, f"Features of {len(targets)} layers", transient=True):
+                maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
+                values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
+                if not files:
+                    widths = {layer: part.shape[1] for layer, part in values.items()}
+                    _check_room(next(iter(targets.values())).parent, 4 * count * sum(widths.values()))
+                    files = {layer: open(path, "wb") for layer, path in temporary.items()}  # noqa: SIM115
+                for layer, part in values.items():
+                    for first in range(0, widths[layer], BLOCK):
+                        block = np.ascontiguousarray(part[:, first : first + BLOCK])
+                        files[layer].seek(4 * (count * first + int(positions[0]) * block.shape[1]))
+                        files[layer].write(block)
+        for layer, file in files.items():
+            file.close()
+            os.replace(temporary[layer], targets[layer])
+            targets[layer].with_suffix(".txt").write_text(f"{count} {widths[layer]}\n")
+    finally:
+        for layer, file in files.items():
+            file.close()
+            temporary[layer].unlink(missing_ok=True)
+    return {layer: FeatureTable(path, count, widths[layer]) for layer, path in targets.items()}
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB left; give data.cache=DIR, "
+            "fewer layers or fewer images"
+        )

@@ -1,0 +1,281 @@
+"""Images of one set that also stand in another, found by normalised correlation of small grey thumbnails.
+
+Two copies of a photograph correlate almost fully however they were resized or recompressed; two photographs of one
+subject do not, once the coarse light and shade that most images share is damped. Sets whose images are all alike
+(solar cells, shirts) need more than a threshold: a copy must also stand out from the other images that resemble it.
+
+Source: Zeiler & Fergus (2014), Sec. 5.2, "normalized correlation"; how they prepared images is not told. Thumbnails,
+filter, threshold and the second condition are our choice, made by measurement (docs/overlap.md).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zfscope.data.imageset import ArrayImages, ImageSet
+
+SIDE = 32  # pixels of a thumbnail
+
+CUTOFF = 16.0  # half waves across the thumbnail; finer detail is what resizing and recompression change
+
+RANK = 4  # of the image that a copy must stand out from: three copies of an image may be in a set
+
+EXACT = 4e-4  # 1 - correlation of any two copies that are the same but for rounding, however many there are
+
+_BATCH, _ROWS = 256, 1024  # images that are decoded, and compared, at a time
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The closest pairs of two sets, up to three for each image; sorted, the most alike first.
+
+    Attributes:
+        pairs: Positions in the first and in the second set, ``(P, 2)`` int64.
+        correlation: Of each pair, ``(P,)`` float32, -1 to 1.
+        nearer: How many times nearer (in 1 - correlation) each pair is than either image is to its fourth most alike,
+            ``(P,)`` float32, 1 or more.
+        same: Whether a pair counts as copies of one image, ``(P,)`` bool.
+        blank: Number of images of one grey in each set; they correlate with nothing.
+    """
+
+    pairs: np.ndarray
+    correlation: np.ndarray
+    nearer: np.ndarray
+    same: np.ndarray
+    blank: tuple[int, int]
+
+
+def find_overlap(
+    first: ImageSet,
+    second: ImageSet,
+    *,
+    threshold: float = 0.9,
+    margin: float = 4.0,
+    mirrored: bool = False,
+    memory_gb: float = 1.0,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    scratch: str | Path | None = None,
+) -> Overlap:
+    """Compare every image of one set with every image of another.
+
+    Each image is read once. Descriptions of the smaller set are held in memory, or in a file where they are too many;
+    those of the larger one pass by in blocks. Beside ``memory_gb`` about 100 bytes are kept for each image.
+
+    Args:
+        first: One set.
+        second: Another one.
+        threshold: Correlation from which two images can be copies of one, 0-1.
+        margin: They must also be this many times nearer to each other, in 1 - correlation, than either is to its
+            fourth most alike in the other set; 1 leaves the threshold alone.
+        mirrored: Whether the mirror image of a copy counts too.
+        memory_gb: Bound of the memory for descriptions and correlations, in GB.
+        num_workers: Processes that decode.
+        device: Where the products are computed.
+        scratch: Folder for the file; by default the system's folder for temporary files.
+
+    Raises:
+        ValueError: If a set is empty.
+        UnreadableImage: If an image cannot be read.
+
+    Source: Zeiler & Fergus (2014), Sec. 5.2; the margin is ours.
+    """
+    if not len(first) or not len(second):
+        raise ValueError("one of the two sets has no images, so they have none in common; give two that have some")
+    held, streamed = sorted((first, second), key=len)
+    held_bytes, room = 4 * len(held) * description_size(), memory_gb * 1e9
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="overlap-") as folder:
+        fits = held_bytes <= room / 2
+        shape = (len(held), description_size())
+        # From the disk all descriptions come anew for each block, so that blocks must be large then.
+        rows = _ROWS if fits else max(_ROWS, int(room / 4 / (4 * description_size())))
+        others = (
+            np.empty(shape, np.float32)
+            if fits
+            else np.memmap(Path(folder, "descriptions"), np.float32, mode="w+", shape=shape)
+        )
+        start = 0
+        for block in _descriptions(held, "Images of the smaller set", num_workers, _ROWS):
+            others[start : start + len(block)] = block.numpy()
+            start += len(block)
+        blocks = _descriptions(streamed, "Images of the larger set", num_workers, rows)
+        columns = max(_ROWS // 4, int(room / 4 / (3 * 4 * _ROWS)))
+        found = correlate(
+            blocks, others, threshold=threshold, margin=margin, mirrored=mirrored, columns=columns, device=device
+        )
+    if held is second:
+        return found
+    order = np.lexsort((found.pairs[:, 0], found.pairs[:, 1], -found.correlation))
+    return Overlap(
+        found.pairs[order][:, ::-1],
+        found.correlation[order],
+        found.nearer[order],
+        found.same[order],
+        found.blank[::-1],
+    )
+
+
+def correlate(
+    blocks: Iterable[Tensor],
+    others: np.ndarray,
+    *,
+    threshold: float = 0.9,
+    margin: float = 4.0,
+    mirrored: bool = False,
+    columns: int = 8192,
+    device: torch.device | str = "cpu",
+) -> Overlap:
+    """Compare described images, block by block, with others; the size of blocks changes nothing.
+
+    Args:
+        blocks: Descriptions of the first set, in order, each ``(B, D)`` float32 (see ``describe``).
+        others: Those of the second set, ``(M, D)`` float32, in memory or memory-mapped.
+        threshold: As in ``find_overlap``.
+        margin: As in ``find_overlap``.
+        mirrored: As in ``find_overlap``.
+        columns: Others that are compared at a time.
+        device: Where the products are computed.
+    """
+    flips = _flips().to(device)
+    nearest_others = torch.zeros(len(others), RANK)  # how alike the fourth is; where there are fewer, not at all
+    values, indices, blank, count = [], [], 0, 0
+    for block in blocks:
+        best = torch.zeros(len(block), RANK), torch.full((len(block), RANK), -1)
+        blank += int((block == 0).all(1).sum())
+        count += len(block)
+        for left in range(0, len(others), columns):
+            tile = torch.from_numpy(np.asarray(others[left : left + columns])).to(device)
+            for top in range(0, len(block), _ROWS):
+                part = block[top : top + _ROWS].to(device)
+                alike = part @ tile.T
+                if mirrored:
+                    alike = torch.maximum(alike, (part * flips) @ tile.T)
+                _keep(best[0][top : top + _ROWS], alike, best[1][top : top + _ROWS], left)
+                _keep(nearest_others[left : left + columns], alike.T)
+        values.append(best[0])
+        indices.append(best[1])
+    values, indices = torch.cat(values).numpy(), torch.cat(indices).numpy()
+    rows, ranks = np.nonzero(indices[:, : RANK - 1] >= 0)
+    partners, correlation = indices[rows, ranks], np.minimum(values[rows, ranks], 1)
+    fourth = np.maximum(values[rows, RANK - 1], nearest_others[partners, RANK - 1].numpy())
+    distance = 1 - correlation
+    nearer = np.maximum(1 - fourth, distance) / np.maximum(distance, np.finfo(np.float32).eps)
+    same = (correlation >= threshold) & ((nearer >= margin) | (distance <= EXACT))
+    order = np.lexsort((partners, rows, -correlation))
+    pairs = np.stack([rows, partners], axis=1)[order]
+    blank_others = sum(int((others[k : k + columns] == 0).all(1).sum()) for k in range(0, len(others), columns))
+    return Overlap(pairs, correlation[order], nearer[order], same[order], (blank, blank_others))
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """The whole image in grey levels 0-255, reduced to ``(32, 32)`` float32, whatever its shape.
+
+    Not the middle square: that of a mirrored or resized copy may lie a pixel aside, and its aspect may have changed.
+    """
+    grey = image.convert("L").convert("F")  # rounding the reduced image would drown the little that a dark one shows
+    return np.array(grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def describe(thumbnails: Tensor) -> Tensor:
+    """Describe thumbnails such that the scalar product of two is the normalised correlation of the filtered images.
+
+    The filter raises amplitudes in proportion to frequency, which evens out a photograph's spectrum, and lets them
+    fall beyond ``CUTOFF``. It works on the discrete cosine transform, where no border is seen.
+
+    Args:
+        thumbnails: Grey levels, ``(N, 32, 32)``.
+
+    Returns:
+        ``(N, D)`` float32, of unit length; 0 for an image that differs by less than half a grey level from one grey.
+
+    Source: the paper correlates; the filter f exp(-(f / f0)^4) is that of Olshausen & Field (1997), its f0 ours.
+    """
+    cosines = _cosines().to(thumbnails.device)
+    waves = cosines @ thumbnails.float() @ cosines.T
+    filtered = (waves.flatten(1) * _weights().to(waves))[:, _used()]
+    varied = thumbnails.flatten(1).amax(1) - thumbnails.flatten(1).amin(1) >= 0.5
+    return filtered / filtered.norm(dim=1, keepdim=True).clamp_min(1e-12) * varied[:, None]
+
+
+def mirror(descriptions: Tensor) -> Tensor:
+    """What ``describe`` gives for the mirror images: cosines that are odd from left to right change their sign."""
+    return descriptions * _flips().to(descriptions)
+
+
+def description_size() -> int:
+    """Numbers in a description, D."""
+    return int(_used().sum())
+
+
+class _Thumbnails(Dataset):
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return thumbnail(self.images.read(index, short_side=4 * SIDE))
+
+
+def _descriptions(images: ImageSet, title: str, num_workers: int, rows: int) -> Iterator[Tensor]:
+    """Descriptions of all images in order, in blocks of about so many rows."""
+    loader = DataLoader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers)
+    quick = isinstance(images, ArrayImages) or len(images) < 2000  # a bar would only flicker
+    waiting: list[Tensor] = []
+    for batch in track(loader, description=title, disable=quick, transient=True):
+        waiting.append(describe(batch))
+        if sum(map(len, waiting)) >= rows:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def _keep(best: Tensor, alike: Tensor, indices: Tensor | None = None, offset: int = 0) -> None:
+    """Update in place the largest values of each row, ``(B, RANK)``, and where they were, by new ones, ``(B, M)``."""
+    rows = (alike.amax(1).cpu() > best[:, -1]).nonzero().squeeze(1)  # after the first tiles, few
+    if not len(rows):
+        return
+    new, where = alike[rows.to(alike.device)].topk(min(RANK, alike.shape[1]), dim=1)
+    merged, order = torch.cat([best[rows], new.cpu()], dim=1).sort(dim=1, descending=True, stable=True)
+    best[rows] = merged[:, :RANK]
+    if indices is not None:
+        indices[rows] = torch.cat([indices[rows], where.cpu() + offset], dim=1).gather(1, order[:, :RANK])
+
+
+def _cosines() -> Tensor:
+    """The orthonormal discrete cosine transform (DCT-II), ``(32, 32)``: one row for each frequency."""
+    frequency, place = torch.arange(SIDE)[:, None].double(), torch.arange(SIDE)[None].double()
+    waves = torch.cos(math.pi * frequency * (2 * place + 1) / (2 * SIDE)) * math.sqrt(2 / SIDE)
+    waves[0] /= math.sqrt(2)
+    return waves.float()
+
+
+def _weights() -> Tensor:
+    """What the filter makes of each pair of frequencies, ``(32 * 32,)``, 0-1."""
+    frequency = torch.arange(SIDE).float()
+    radius = torch.hypot(frequency[:, None], frequency[None]).flatten()
+    weights = radius * torch.exp(-((radius / CUTOFF) ** 4))
+    return weights / weights.max()
+
+
+def _used() -> Tensor:
+    """Which frequencies are not filtered out, ``(32 * 32,)`` bool."""
+    return _weights() > 0.01
+
+
+def _flips() -> Tensor:
+    """The sign of each number of a description in the mirror image, ``(D,)``."""
+    return torch.where(torch.arange(SIDE) % 2 == 0, 1.0, -1.0).repeat(SIDE)[_used()]

@@ -1,0 +1,159 @@
+"""Transfer to another data set: so many training images per class, frozen features or a network from scratch.
+
+Source: Zeiler & Fergus (2014), Sec. 5.2, Tables 4 to 6, Fig. 9: random training images of each class, at most 50 test
+images of each, five folds, mean accuracy per class. What a class with fewer images gets, the optimiser and the crops
+the paper leaves open; what stands here is our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from zfscope.data.imageset import ImageSet, JoinedImages
+from zfscope.data.order import TrainBatches
+from zfscope.data.splits import Splits
+from zfscope.networks.layers import conv_layers, rescale_filters_
+from zfscope.networks.network import Network
+from zfscope.schema import listed
+from zfscope.training.classifier import cosine_share, optimizer_of, shared_targets
+from zfscope.training.spec import OptimConfig
+
+LEAST_STEPS = 500  # of training from scratch: a few epochs of a few images would teach nothing
+
+
+@dataclass(frozen=True)
+class Target:
+    """The data set that is learned: all images that folds are drawn from.
+
+    Attributes:
+        images: All of them.
+        held_out: ``(N,)`` bool, those that the data set keeps for testing; None where it knows no such part.
+    """
+
+    images: ImageSet
+    held_out: np.ndarray | None
+
+    @classmethod
+    def of(cls, splits: Splits) -> Target:
+        """All images of a data set; its test images, or where there are none its validation images, never train."""
+        parts = list(splits.parts.values())
+        images = JoinedImages(parts)
+        last = np.arange(len(images)) >= len(images) - len(parts[-1])
+        return cls(images, None if splits.carved else last)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Positions of the images that train and of those that test, sorted; none is in both."""
+
+    train: np.ndarray
+    test: np.ndarray
+    number: int = 0
+
+
+def draw_fold(target: Target, per_class: int, most_test: int | None, *, fold: int, seed: int) -> Fold:
+    """Draw a fold: ``per_class`` training images of each class and, of the others, at most ``most_test`` to test.
+
+    A fold's images of a class are shuffled once: the first train and the last test, so that with more training images
+    those of fewer stay among them.
+
+    Args:
+        target: Images with one label each.
+        per_class: Training images of each class.
+        most_test: Test images of each class, at most; None takes all that are left.
+        fold: Number of the fold.
+        seed: With ``fold`` it fixes the result, on every machine.
+
+    Raises:
+        ValueError: Naming a class that has fewer images than asked for, and one to test.
+    """
+    random = np.random.RandomState(np.random.SeedSequence((seed, fold)).generate_state(4))
+    train, test, short, held_out = [], [], [], target.held_out
+    for number, name in enumerate(target.images.classes):
+        own = random.permutation(np.flatnonzero(target.images.labels == number))
+        if held_out is None:
+            pool, rest = own, own[per_class:]
+        else:
+            pool, rest = own[~held_out[own]], own[held_out[own]]
+        if len(pool) < per_class or not len(rest):
+            short.append(f"{name} ({len(own)})" if held_out is None else f"{name} ({len(pool)} + {len(rest)} to test)")
+        train.append(pool[:per_class])
+        test.append(rest if most_test is None else rest[max(0, len(rest) - most_test) :])
+    if short:
+        raise ValueError(
+            f"{per_class} training images per class and one to test are more than there are of {listed(short)}; "
+            "ask for fewer (analysis.images_per_class), or leave classes out (data.classes)"
+        )
+    return Fold(np.sort(np.concatenate(train)), np.sort(np.concatenate(test)), fold)
+
+
+def used_by(folds: Iterable[Fold]) -> np.ndarray:
+    """Positions of all images that any of the folds needs, sorted."""
+    return np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.test)]))
+
+
+def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A control: the same labels, dealt out anew."""
+    return labels[np.random.RandomState(seed).permutation(len(labels))]
+
+
+def train_from_scratch(
+    network: Network,
+    loader: Callable[[TrainBatches], DataLoader],
+    count: int,
+    optim: OptimConfig,
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    filter_rms: float | None = None,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Train a fresh network on few images: the loss and optimiser of ``optim``, the rate down half a cosine to 0.
+
+    The paper lowers the rate when validation error stops falling, but all images of a fold are needed to train.
+
+    Args:
+        network: With fresh weights; trained in place.
+        loader: Makes the loader of random views for a sampler of ``(epoch, index)``.
+        count: Number of training images.
+        optim: Rate, momentum, decay, smoothing; its schedule is not used.
+        batch_size: Images in a batch; all of them where they are fewer.
+        steps: Updates of the weights.
+        seed: Of the order of images and of dropout.
+        filter_rms: Radius to which filters are set back after each update; None: they are not.
+        device: Where to train.
+
+    Returns:
+        The network, in eval mode.
+    """
+    network = network.to(device, memory_format=torch.channels_last).train()
+    optimizer = optimizer_of(network.parameters(), optim)
+    warmup = steps / 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_share(step, steps, warmup, 0.0))
+    filters = conv_layers(network).values() if filter_rms is not None else ()
+    done = 0
+    batches = loader(TrainBatches(count, min(batch_size, count), seed, position=lambda: done))
+    while done < steps:
+        for images, labels, _ in batches:
+            torch.manual_seed(int(np.random.SeedSequence((seed, done)).generate_state(1)[0]))
+            logits = network(images.to(device, memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, shared_targets(labels).to(device), label_smoothing=optim.label_smoothing)
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(f"training from scratch: the loss became {loss.item()} at step {done}; lower optim.lr")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            for layer in filters:
+                rescale_filters_(layer.weight, filter_rms)
+            done += 1
+            if done == steps:
+                break
+    return network.eval()

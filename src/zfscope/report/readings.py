@@ -1,0 +1,153 @@
+"""What runs left in their ``results.json``, read back."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, get_args
+
+from scipy.special import stdtrit
+
+from zfscope.analyses.spec import Analysis
+from zfscope.runs import RESULTS, read_results
+from zfscope.schema import nearest, printable
+
+TRAINING = "training"
+
+SCHEMAS = {schema.model_fields["name"].default: schema for schema in get_args(get_args(Analysis)[0])}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left.
+
+    Attributes:
+        folder: Where, in one line of text.
+        kind: ``training``, or the name of the analysis.
+        metrics: As in ``results.json``.
+        conditions: As in ``results.json``.
+    """
+
+    folder: str
+    kind: str
+    metrics: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+
+    def metric(self, name: str) -> Mapping[str, Any]:
+        """A metric whose value is a finite number; empty if there is none."""
+        metric = self.metrics.get(name)
+        return metric if isinstance(metric, Mapping) and is_number(metric.get("value")) else {}
+
+    def value(self, name: str) -> float | None:
+        """The value of a metric; None if there is none."""
+        return self.metric(name).get("value")
+
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        """Of an analysis: what is known of the run that trained the network; empty of public weights."""
+        return self.conditions.get("run") or {}
+
+    @property
+    def network(self) -> str | None:
+        """Of an analysis: the model's name, or that of public weights."""
+        source = self.conditions.get("checkpoint")
+        return self.trained.get("model") or (source if isinstance(source, str) else None)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is no control with shuffled labels."""
+        return not self.conditions.get("shuffle_labels")
+
+
+def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
+    """Read every ``results.json`` below some folders.
+
+    Args:
+        folders: Run folders, or folders of them.
+
+    Returns:
+        The runs in the order of their folders, and by folder the cause where there is no result to use: a run that
+        failed or was stopped, a file that is broken or tells nothing.
+
+    Raises:
+        FileNotFoundError: If a folder is not there, or there is no ``results.json`` in any of them.
+    """
+    folders = list(folders)
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"analysis.runs: there is no folder {printable(folder)}; {_candidates(folder)}")
+        for below, inner, files in os.walk(folder):
+            inner.sort()
+            if RESULTS in files:
+                found.setdefault(os.path.realpath(below), Path(below))
+    if not found:
+        raise FileNotFoundError(
+            f"analysis.runs: no {RESULTS} below {', '.join(map(printable, folders))}; "
+            "train something first, or name the folders that runs were written to"
+        )
+    runs, causes = [], {}
+    for path in sorted(found.values(), key=lambda each: _natural(str(each))):
+        name = printable(path)
+        try:
+            run = _run(name, read_results(path))
+        except (ValueError, OSError) as error:
+            causes[name] = printable(str(error))
+            continue
+        if run.kind != "ledger":
+            runs.append(run)
+    return runs, causes
+
+
+def folds_of(metric: Mapping[str, Any]) -> list[float]:
+    """A metric's value in each fold; empty if it has none, or one of them is no number."""
+    values = metric.get("values")
+    return [float(each) for each in values] if isinstance(values, list) and all(map(is_number, values)) else []
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean by Student's t; two values or more."""
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, as JSON has them."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _run(folder: str, content: Any) -> Run:
+    """Raises ValueError where there is nothing to use."""
+    if not isinstance(content, Mapping) or not all(
+        isinstance(content.get(key), Mapping) for key in ("metrics", "conditions")
+    ):
+        raise ValueError(f"{RESULTS} holds no metrics and conditions; remove it and run again")
+    conditions = content["conditions"]
+    if content.get("state", "finished") != "finished":
+        cause = content.get("cause")
+        raise ValueError(f"{content['state']}{f': {cause}' if cause else ''}")
+    kind = conditions.get("name", TRAINING if "overrides" in conditions else None)
+    if kind != TRAINING and kind not in SCHEMAS:
+        raise ValueError(f"{RESULTS} comes neither from train.py nor from an analysis that is known")
+    if not isinstance(conditions.get("run") or {}, Mapping) or not isinstance(conditions.get("overrides") or [], list):
+        raise ValueError(f"{RESULTS} has conditions of another form; run again")
+    return Run(folder, kind, content["metrics"], conditions)
+
+
+def _candidates(folder: str) -> str:
+    """What to name instead of a folder that is not there."""
+    above = Path(folder).parent
+    while not above.is_dir():
+        above = above.parent
+    names = sorted(entry.name for entry in above.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return f"in {printable(above)}: {nearest(Path(folder).name, [printable(name) for name in names[:20]])}"
+
+
+def _natural(text: str) -> list[tuple[bool, int, str]]:
+    """Sort key: members/2 before members/10."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]

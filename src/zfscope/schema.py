@@ -1,0 +1,134 @@
+"""The strict base of all schemas of ``conf/``, their check, and the wording of refusals.
+
+Every room owns the schema of its keys (``networks/spec.py``, ``data/spec.py``, …). One check at the start of a command
+turns a mistyped key or an impossible value into one line that names the key, the value and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Count = Annotated[int, Field(ge=1)]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """A group of keys that knows all its names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> Config:
+    """Read a composed config into its schema.
+
+    Args:
+        schema: One of the classes of this module.
+        values: The composed config; mappings of any kind, nested.
+        group: Where the values stand in the whole config, for messages: ``data``.
+
+    Returns:
+        The typed, immutable config.
+
+    Raises:
+        ValueError: For the first key that is unknown, of the wrong type or out of range: one line.
+    """
+    values = plain(values)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key is the cause of a missing one, so it is told first.
+        problem = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        prefix = f"{group}." if group else ""
+        sentence = _sentence(schema, values, problem).replace("give it as ", f"give it as {prefix}")
+        raise ValueError(prefix + sentence + more) from None
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """``; did you mean …?`` for a misspelt name, or the names there are."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return "there are " + ", ".join(sorted(names)) if names else "nothing can be set there"
+
+
+def plain(value: Any) -> Any:
+    """Nested mappings and sequences of any kind (OmegaConf's among them) as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return value
+
+
+def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    # pydantic names the branch of a union in the location; people know only the keys that they wrote.
+    path: list[str] = []
+    here = values
+    for part in location:
+        if isinstance(here, Mapping) and part in here:
+            here = here[part]
+            path.append(part)
+        elif isinstance(here, Sequence) and part.isdigit():
+            here = here[int(part)] if int(part) < len(here) else None
+            path.append(part)
+        elif part == location[-1] and problem["type"] == "missing":
+            path.append(part)
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _fields(schema, values, path[:-1])
+        return f"{key}={here!r}: there is no such key; {nearest(path[-1], known)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; give it as {key}=…"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key or 'config'}={here!r}: {message}"
+
+
+def _fields(schema: type[BaseModel], values: Any, path: Sequence[str]) -> list[str]:
+    """The names that are allowed where ``path`` leads, found by following the annotations."""
+    from typing import get_args
+
+    def models(annotation: Any) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [model for argument in get_args(annotation) for model in models(argument)]
+
+    candidates: list[type[BaseModel]] = [schema]
+    for part in path:
+        candidates = [
+            model
+            for candidate in candidates
+            if part in candidate.model_fields
+            for model in models(candidate.model_fields[part].annotation)
+        ]
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def printable(path: str | os.PathLike) -> str:
+    """A path or name in one line of valid UTF-8: line breaks, control characters and undecodable bytes escaped."""
+    text = os.fspath(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names for a message: the first few, then how many more."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + rest

@@ -1,0 +1,1 @@
+"""Training a network: the Lightning module, checkpoints, progress, the run."""

@@ -1,0 +1,86 @@
+"""When checkpoints are written: the best, the last, and the epochs of Fig. 4; and how they reach the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from zfscope.networks.checkpoints import read_checkpoint, write_checkpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``: the lowest value of ``monitor``; among equals the earliest."""
+
+    def __init__(self, folder: str | Path, monitor: str) -> None:
+        super().__init__(
+            folder, "best", monitor, mode="min", auto_insert_metric_name=False, enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the best error of a run whose folder was moved."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``: after each epoch or every few steps, and when a run is interrupted."""
+
+    def __init__(self, folder: str | Path, every_n_steps: int | None = None) -> None:
+        when: dict[str, Any] = (
+            {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+            if every_n_steps is None
+            else {"every_n_train_steps": every_n_steps}
+        )
+        super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save, also where a number of steps was asked for within long epochs."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._every_n_train_steps and not trainer.fast_dev_run:
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Save when a person or the machine stops the run; after an error the weights may be what is wrong."""
+        # During validation averaged weights may stand in for the trained ones; the last epoch's file is right then.
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if stopped and not trainer.fast_dev_run and not trainer.validating:
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+
+
+class EpochCheckpoints(lightning.Callback):
+    """``epoch_NNN.ckpt`` at chosen epochs, counted from 1; Source: Zeiler & Fergus (2014), Fig. 4."""
+
+    def __init__(self, folder: str | Path, epochs: Sequence[int]) -> None:
+        self.folder, self.epochs = Path(folder), frozenset(epochs)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save if this is one of the epochs."""
+        epoch = trainer.current_epoch + 1
+        if epoch in self.epochs and not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.folder / f"epoch_{epoch:03d}.ckpt")
+
+
+class CheckpointFiles(CheckpointIO):
+    """Checkpoints on this machine's disk, whole or not at all, and read with checksums and without pickle."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write beside the target, flush, rename."""
+        write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain containers."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Delete the file if it is there."""
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,202 @@
+"""Training a network to classify: loss, metrics, optimiser and schedule as a LightningModule.
+
+Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9, dropout; Krizhevsky et al. (2012): weight decay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning
+import numpy as np
+import timm.data
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
+
+from zfscope.networks.checkpoints import network_state
+from zfscope.networks.network import Network
+from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
+
+
+class Classifier(lightning.LightningModule):
+    """A network that learns to tell classes apart.
+
+    Args:
+        network: With ``classes`` and ``preprocessing`` set.
+        optim: Optimiser, schedule and loss.
+        seed: Of the run; dropout and mixup follow from it and the number of the batch.
+        config: Of the run, with the group ``model``; kept in every checkpoint.
+        data: Fingerprint of the training set, kept in every checkpoint.
+        multilabel: Labels are ``(N, classes)`` of 0 and 1.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optim: OptimConfig,
+        *,
+        seed: int = 0,
+        config: Mapping[str, Any] | None = None,
+        data: str | None = None,
+        multilabel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.optim, self.seed = network, optim, seed
+        self.config, self.data, self.multilabel = config, data, multilabel
+        classes = network.num_classes
+        if multilabel:
+            scores: dict[str, Any] = {"mean_average_precision": MultilabelAveragePrecision(classes)}
+        else:
+            scores = {"top1_error": MulticlassAccuracy(classes, average="micro")}
+            if classes >= 6:
+                scores["top5_error"] = MulticlassAccuracy(classes, average="micro", top_k=5)
+        self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
+        self.val_scores = self.train_scores.clone(prefix="val/")
+        self._images, self._since, self._until = 0, 0.0, 0.0
+        self.mixup = None
+        if optim.mixup is not None:
+            self.mixup = timm.data.Mixup(
+                optim.mixup.mixup, optim.mixup.cutmix, label_smoothing=optim.label_smoothing, num_classes=classes
+            )
+        if optim.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if optim.compile:
+            network.compile()
+
+    @property
+    def monitor(self) -> str:
+        """What the best checkpoint and the plateau go by; lower is better."""
+        return "val/loss" if self.multilabel else "val/top1_error"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, classes)`` of preprocessed images ``(N, 3, H, W)``."""
+        if self.optim.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch ``(images, labels, indices)``."""
+        images, labels, _ = batch
+        self._reseed()
+        targets = labels
+        if self.mixup is not None and not self.multilabel:
+            images, targets = self.mixup(images, labels)
+        logits = self(images)
+        loss = self._loss(logits, targets)
+        # Asking a GPU for the value waits for it, so there only now and then.
+        if (loss.device.type == "cpu" or batch_idx % 50 == 0) and not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx}; "
+                "lower optim.lr, or go on from the last checkpoint with resume=RUN"
+            )
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
+        self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
+        self._images += len(images) * self.trainer.world_size
+        self._until = time.perf_counter()
+        return loss
+
+    def on_train_start(self) -> None:
+        """Start counting images and seconds; a run that goes on in the middle of an epoch starts none."""
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Start counting images and seconds."""
+        self._images, self._since = 0, time.perf_counter()
+        self._until = self._since
+
+    def on_train_epoch_end(self) -> None:
+        """Log training error, rate and speed; the speed counts training alone, not validation or pictures."""
+        self._log_scores(self.train_scores)
+        seconds = max(self._until - self._since, 1e-9)
+        self.log("images_per_second", self._images / seconds, sync_dist=False)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and errors of the middle crops of one batch."""
+        images, labels, _ = batch
+        logits = self(images)
+        self.log("val/loss", self._loss(logits, labels, smoothing=0.0), batch_size=len(images), sync_dist=True)
+        self.val_scores.update(logits, labels.long() if self.multilabel else labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the errors of this validation, in percent."""
+        self._log_scores(self.val_scores, prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """SGD or AdamW over all weights, and the schedule."""
+        optimizer, schedule = optimizer_of(self.parameters(), self.optim), self.optim.schedule
+        if isinstance(schedule, PlateauConfig):
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr
+            )
+            every = self.trainer.check_val_every_n_epoch or 1
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor, "frequency": every},
+            }
+        if isinstance(schedule, CosineConfig):
+            steps = self.trainer.estimated_stepping_batches
+            if not np.isfinite(steps):
+                raise ValueError("optim.schedule=cosine needs an end: give trainer.max_epochs or trainer.max_steps")
+            warmup = schedule.warmup_epochs * self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            cosine = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: cosine_share(step, int(steps), warmup, schedule.final)
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+        return {"optimizer": optimizer}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that ``load_network`` needs."""
+        if self.config is not None:
+            checkpoint["zfscope"] = network_state(self.network, self.config, self.data)
+
+    def _loss(self, logits: Tensor, labels: Tensor, smoothing: float | None = None) -> Tensor:
+        smoothing = self.optim.label_smoothing if smoothing is None else smoothing
+        if self.multilabel:
+            labels = shared_targets(labels)
+        elif labels.ndim == 2:
+            smoothing = 0.0  # timm's mixup has smoothed them already
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    def _log_scores(self, scores: MetricCollection, **options: Any) -> None:
+        for name, value in scores.compute().items():
+            error = name.endswith("_error")
+            self.log(name, 100.0 * (1.0 - value if error else value), **options)
+        scores.reset()
+
+    def _reseed(self) -> None:
+        # What dropout and mixup draw is a function of (seed, batch), so a resumed run repeats an uninterrupted one.
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        words = np.random.SeedSequence((self.seed, done, self.global_rank)).generate_state(2)
+        torch.manual_seed(int(words[0]))
+        np.random.seed(int(words[1]))
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW with the rate, momentum and decay of ``optim``."""
+    if optim.name == "adamw":
+        return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.SGD(
+        parameters, optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
+    )
+
+
+def shared_targets(labels: Tensor) -> Tensor:
+    """Targets of a softmax: labels ``(N,)`` as they are; an image's several labels ``(N, K)`` share its target.
+
+    Source: Zeiler & Fergus (2014), Sec. 5.2, train PASCAL with a 20-way softmax; sharing is our reading.
+    """
+    return labels if labels.ndim == 1 else labels / labels.sum(1, keepdim=True).clamp(min=1)
+
+
+def cosine_share(step: int, steps: int, warmup: float, final: float) -> float:
+    """Share of the rate at a step: linear from 0 over ``warmup`` steps, then half a cosine down to ``final``."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    share = min(1.0, (step - warmup) / max(1.0, steps - warmup))
+    return final + (1 - final) * 0.5 * (1 + float(np.cos(np.pi * share)))

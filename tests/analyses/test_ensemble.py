@@ -1,0 +1,386 @@
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT, composed, write_folders
+from zfscope.analyses.ensemble import Member, architectures, ensemble, open_members
+from zfscope.analyses.evaluate import evaluate
+from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.data.datamodule import ImageData
+from zfscope.data.imageset import ArrayImages
+from zfscope.data.spec import DataConfig
+from zfscope.data.splits import Splits
+from zfscope.evaluation import subsets, top_error
+from zfscope.figures import ensemble_figure
+from zfscope.networks.build import build_network
+from zfscope.networks.checkpoints import load_network, save_network
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.spec import ModelConfig
+from zfscope.schema import check
+
+sys.path.insert(0, str(ROOT))
+import analyze
+
+CLASSES = tuple("abcdefgh")
+
+
+def model(maps=4, name="tiny"):
+    layer = {"maps": maps, "kernel_size": 3, "stride": 2, "padding": 1}
+    return {"name": name, "conv1": layer, "fc6": {"units": 6}, "fc8": {}}
+
+
+def save(path, seed=0, maps=4, name="tiny", classes=CLASSES, crop=16, resize=20, preprocessing=True, best="best"):
+    """A run folder with a tiny network in it."""
+    torch.manual_seed(seed)
+    network = build_network(model(maps, name), len(classes), crop)
+    network.classes = classes
+    if preprocessing:
+        mean, scale = torch.full((3, 1, 1), 110.0 + seed), torch.full((3, 1, 1), 0.05)
+        network.preprocessing = Preprocessing(resize, crop, mean, scale)
+    save_network(network, {"model": model(maps, name)}, path / "checkpoints" / f"{best}.ckpt")
+    return path
+
+
+@pytest.fixture
+def six(tmp_path):
+    """What a sweep leaves: six runs, the last one wider and with larger images, and a file beside them."""
+    for number in range(5):
+        save(tmp_path / "six" / str(number), number)
+    save(tmp_path / "six" / "5", 5, maps=9, name="tiny_wide", resize=24, crop=20)
+    (tmp_path / "six" / "multirun.yaml").write_text("hydra: {}\n")
+    (tmp_path / "six" / ".submitit").mkdir()
+    return tmp_path / "six"
+
+
+@pytest.fixture
+def data():
+    random = np.random.default_rng(0)
+    sets = [
+        ArrayImages(random.integers(0, 256, (count, 26, 30, 3), dtype=np.uint8), np.arange(count) % 8, CLASSES, "noise")
+        for count in (16, 24, 40)
+    ]
+    config = check(DataConfig, {"name": "phantom", "num_workers": 0, "batch_size": 1})
+    return ImageData(Splits(*sets), config, None)
+
+
+def names_of(members):
+    return [member.name for member in members]
+
+
+def run(networks, data, folder, given, **analysis):
+    values = {"checkpoint": str(given), "analysis": {"name": "ensemble", "batch_size": 16, **analysis}}
+    folder.mkdir(exist_ok=True)
+    return ensemble(networks, data, check(AnalyzeConfig, values), torch.device("cpu"), folder)
+
+
+# --- which networks ---
+
+
+def test_a_pattern_gives_the_runs_of_a_sweep_and_passes_over_other_files(six):
+    save(six / "10", 10)
+
+    members = open_members(f"{six}/*")
+
+    assert names_of(members) == ["0", "1", "2", "3", "4", "5", "10"]
+    assert members[6].path == str(six / "10")
+    assert members[5].config["model"]["name"] == "tiny_wide"
+    assert members[5].network.preprocessing.resize == 24
+    assert not any(member.network.training for member in members)
+    own = load_network(six / "5").state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in members[5].network.state_dict().items())
+
+
+def test_a_list_of_runs_files_and_patterns_is_taken_in_its_order(six):
+    given = (f"{six}/4", f"{six}/[01]", f"{six}/3/checkpoints/best.ckpt", f"{six}/5/checkpoints/*.ckpt")
+
+    assert names_of(open_members(given)) == ["4", "0", "1", "3/checkpoints/best.ckpt", "5/checkpoints/best.ckpt"]
+
+
+def test_what_follows_a_pattern_is_asked_of_every_folder(six):
+    for number in range(4):
+        save(six / str(number), 20 + number, best="last")
+
+    with pytest.raises(ValueError, match=r"2 of 6 members cannot be read: \S+/4/last, \S+/5/last \(no checkpoint at"):
+        open_members(f"{six}/*/last")
+    members = open_members(f"{six}/*/last", partial=True)
+
+    assert names_of(members) == ["0/last", "1/last", "2/last", "3/last"]
+    assert float(members[1].network.preprocessing.mean[0]) == 131
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path):
+    save(tmp_path / "lr=[0.1]" / "0")
+
+    assert names_of(open_members(str(tmp_path / "lr=[0.1]" / "0"))) == ["0"]
+
+
+def test_a_pattern_that_matches_nothing_is_refused(six):
+    for pattern in (f"{six}/seven/*", f"{six}/*.yaml"):
+        with pytest.raises(FileNotFoundError, match=r"matches no run folder and no .ckpt file; give a pattern"):
+            open_members(pattern)
+
+
+def test_a_run_without_checkpoint_and_a_damaged_one_are_refused_by_name_or_left_out_on_request(six):
+    shutil.rmtree(six / "2" / "checkpoints")
+    with pytest.raises(ValueError, match=rf"1 of 6 members cannot be read: {six}/2 \(no checkpoint .*partial=true"):
+        open_members(f"{six}/*")
+
+    damaged = six / "4" / "checkpoints" / "best.ckpt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=f"2 of 6 members cannot be read: {six}/2, {six}/4 "):
+        open_members(f"{six}/*")
+
+    assert names_of(open_members(f"{six}/*", partial=True)) == ["0", "1", "3", "5"]
+
+
+def test_the_cause_of_a_damaged_member_is_told(six):
+    (six / "3" / "checkpoints" / "best.ckpt").write_bytes(b"")
+
+    with pytest.raises(ValueError, match=rf"{six}/3 \(.*best.ckpt is no checkpoint, or is cut off"):
+        open_members(f"{six}/*")
+
+
+def test_with_no_member_left_partial_refuses_too(tmp_path):
+    (tmp_path / "0").mkdir()
+
+    with pytest.raises(ValueError, match=r"1 of 1 members cannot be read: \S+/0 \(no checkpoint at [^)]*\)$"):
+        open_members(f"{tmp_path}/*", partial=True)
+
+
+def test_a_member_that_comes_twice_is_refused_with_both_names(six):
+    shutil.copytree(six / "1", six / "7")
+
+    with pytest.raises(ValueError, match=f"{six}/1 and {six}/7 are the same network; a member counts once"):
+        open_members(f"{six}/*", partial=True)
+
+
+def test_members_with_other_classes_or_another_order_are_refused_by_name(six):
+    save(six / "6", 6, classes=("a", "c", "b", *CLASSES[3:]))
+    with pytest.raises(ValueError, match=f"{six}/6 has the classes of {six}/0 in another order: number 1 is 'c', not"):
+        open_members(f"{six}/*", partial=True)
+    save(six / "6", 6, classes=(*CLASSES[:7], "z"))
+    with pytest.raises(ValueError, match=f"{six}/6 has other classes than {six}/0: it lacks h, it adds z; members of"):
+        open_members(f"{six}/*")
+    save(six / "6", 6, classes=CLASSES[:7])
+    with pytest.raises(ValueError, match=f"{six}/6 tells 7 classes apart, {six}/0 tells 8; members of an ensemble"):
+        open_members(f"{six}/*")
+
+
+def test_a_member_that_does_not_know_its_preprocessing_is_refused(six):
+    save(six / "6", 6, preprocessing=False)
+
+    with pytest.raises(ValueError, match=f"{six}/6 does not tell how its images are prepared"):
+        open_members(f"{six}/*")
+
+
+def test_members_of_one_name_whose_models_differ_are_told_apart_by_what_differs():
+    def member(image_size=16, **changes):
+        values = model()
+        values["conv1"] |= {key: value for key, value in changes.items() if key == "maps"}
+        values |= {key: value for key, value in changes.items() if key != "maps"}
+        return Member("", "", build_network(values, 8, image_size), {"model": values}, "")
+
+    assert architectures([member(), member(name="other", maps=5), member()]) == ["tiny", "other", "tiny"]
+    assert architectures([member(), member(maps=5), member(name="other", maps=6)]) == [
+        "tiny conv1.maps=4",
+        "tiny conv1.maps=5",
+        "other",
+    ]
+    assert architectures([member(), member(image_size=20)]) == ["tiny image_size=16", "tiny image_size=20"]
+    assert architectures([member(), member(fc6=None)])[1] == "tiny fc6=null"
+
+
+# --- what they tell together ---
+
+
+def test_the_numbers_follow_from_the_probabilities_of_the_members(six, data, tmp_path):
+    metrics = run(open_members(f"{six}/*"), data, tmp_path / "out", f"{six}/*")
+
+    arrays = np.load(tmp_path / "out" / "arrays.npz")
+    each, labels = torch.from_numpy(arrays["probabilities"]).double(), torch.from_numpy(arrays["labels"])
+    assert each.shape == (6, 40, 8) and each.sum(2).numpy() == pytest.approx(1, abs=1e-5)
+    assert arrays["members"].tolist() == ["0", "1", "2", "3", "4", "5"]
+    assert labels.tolist() == data.splits.test.labels.tolist()
+    for name, k in (("top1_error_ten_crops", 1), ("top5_error_ten_crops", 5)):
+        singles = [top_error(one.float(), labels, k) for one in each]
+        pairs = [top_error(((each[i] + each[j]) / 2).float(), labels, k) for j in range(6) for i in range(j)]
+        whole = top_error(each.mean(0).float(), labels, k)
+        found = {key.removesuffix(f"/{name}"): metric for key, metric in metrics.items() if key.endswith(f"/{name}")}
+        assert found["test"]["value"] == found["size_6"]["value"] == whole
+        assert [found[f"member/{number}"]["value"] for number in range(6)] == singles
+        assert found["size_1"]["value"] == pytest.approx(np.mean(singles))
+        assert found["size_2"]["value"] == pytest.approx(np.mean(pairs))
+        assert found["size_2"]["spread"] == pytest.approx(np.std(pairs))
+        assert found["size_2"]["subsets"] == 15
+        assert found["group/tiny/one_net"]["value"] == pytest.approx(np.mean(singles[:5]))
+        assert found["group/tiny/one_net"]["spread"] == pytest.approx(np.std(singles[:5], ddof=1))
+        assert found["group/tiny/5_nets"]["value"] == top_error(each[:5].mean(0).float(), labels, k)
+        assert found["group/tiny_wide/one_net"]["value"] == singles[5]
+        assert found["group/tiny_wide/one_net"]["spread"] is None
+        assert "group/tiny_wide/1_nets" not in found
+        assert found["gain"]["value"] == pytest.approx(min(singles) - whole)
+        assert found["gain"]["best"] == str(np.argmin(singles))
+        low, high = found["gain"]["interval"]
+        assert low <= found["gain"]["value"] <= high
+    assert metrics["members"] == {"value": 6, "unit": "of 6", "absent": []}
+    assert all(metric["paper"] is None for name, metric in metrics.items() if name != "members")
+    json.dumps(metrics)
+
+
+def test_table_2s_rows_are_there_where_the_subsets_are_a_sample_without_them(six, data, tmp_path, monkeypatch):
+    members = open_members(f"{six}/*")
+    full = run(members, data, tmp_path / "out", f"{six}/*")
+
+    def one_of_each_size(count, size):
+        return subsets(count, size) if size == 1 else subsets(count, size)[-1:]
+
+    monkeypatch.setattr("zfscope.analyses.ensemble.subsets", one_of_each_size)
+    sampled = run(members, data, tmp_path / "out", f"{six}/*")
+
+    assert {name: full[name] for name in full if name.startswith("group/")} == {
+        name: sampled[name] for name in sampled if name.startswith("group/")
+    }
+    assert sampled["size_5/top1_error"]["subsets"] == 1
+
+
+def test_every_member_has_the_errors_of_its_own_evaluation(six, data, tmp_path):
+    metrics = run(open_members(f"{six}/*"), data, tmp_path / "out", f"{six}/*")
+
+    for number in range(6):
+        network = load_network(six / str(number))
+        own = ImageData(data.splits, data.config, network.preprocessing)
+        config = check(AnalyzeConfig, {"checkpoint": "RUN", "analysis": {"name": "evaluate", "batch_size": 16}})
+        expected = evaluate(network, own, config, torch.device("cpu"), tmp_path)
+        assert len(expected) == 6
+        for name, metric in expected.items():
+            assert metrics[f"member/{number}/{name.removeprefix('test/')}"]["value"] == metric["value"], name
+
+
+def test_without_ten_crops_there_are_the_centre_s_numbers_alone(six, data, tmp_path):
+    members = open_members(f"{six}/*")
+    full = run(members, data, tmp_path / "full", f"{six}/*", part="val")
+
+    metrics = run(members, data, tmp_path / "out", f"{six}/*", part="val", ten_crops=False)
+
+    assert {name: full[name] for name in metrics} == metrics
+    assert set(full) - set(metrics) == {f"{name}_ten_crops" for name in metrics if name != "members"}
+    first = np.load(tmp_path / "out" / "arrays.npz")["probabilities"]
+    assert not np.allclose(first, np.load(tmp_path / "full" / "arrays.npz")["probabilities"])
+
+
+def test_a_number_of_members_that_was_asked_for_is_insisted_on(six, data, tmp_path):
+    members = open_members(f"{six}/[0-4]")
+
+    assert run(members, data, tmp_path / "out", f"{six}/[0-4]", members=5)["members"]["value"] == 5
+    with pytest.raises(ValueError, match=r"analysis.members=6, but checkpoint=\S+ gives 5: 0, 1, 2, 3, 4; train the"):
+        run(members, data, tmp_path / "out", f"{six}/[0-4]", members=6)
+
+
+def test_images_of_other_classes_than_the_members_are_refused_with_a_members_name(six, data, tmp_path):
+    for images in data.splits.parts.values():
+        images.classes = (*CLASSES[:7], "z")
+
+    with pytest.raises(ValueError, match=f"{six}/0: the data set's classes are not the network's: it lacks h"):
+        run(open_members(f"{six}/*"), data, tmp_path / "out", f"{six}/*")
+
+
+def test_images_with_several_labels_are_scored_by_mean_average_precision(six, data, tmp_path):
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 256, (30, 24, 24, 3), dtype=np.uint8)
+    several = ArrayImages(pixels, (random.random((30, 8)) < 0.4).astype(np.float32), CLASSES, "noise")
+    data = ImageData(Splits(several, several), data.config, None)
+
+    metrics = run(open_members(f"{six}/*"), data, tmp_path / "out", f"{six}/*")
+
+    scores = [metrics[f"member/{number}/mean_average_precision"]["value"] for number in range(6)]
+    assert metrics["size_1/mean_average_precision"]["value"] == pytest.approx(np.mean(scores))
+    gain = metrics["gain/mean_average_precision"]
+    assert gain["value"] == pytest.approx(metrics["val/mean_average_precision"]["value"] - max(scores))
+    assert gain["best"] == str(np.argmax(scores))
+    assert not any("error" in name for name in metrics)
+
+
+def test_the_papers_numbers_stand_beside_those_of_its_own_six_networks_on_imagenets_validation(data, tmp_path):
+    for number in range(6):
+        save(tmp_path / "six" / str(number), number, name="zfnet" if number < 5 else "zfnet_wide")
+    imagenet = data.config.model_copy(update={"name": "imagenet", "root": "DIR"})
+    data = ImageData(data.splits, imagenet, None)
+    members = open_members(f"{tmp_path}/six/*")
+
+    found = run(members, data, tmp_path / "out", f"{tmp_path}/six/*", part="val")
+
+    paper = {name: metric["paper"] for name, metric in found.items() if metric.get("paper") is not None}
+    assert paper == {
+        "val/top1_error_ten_crops": 36.0,
+        "val/top5_error_ten_crops": 14.7,
+        "group/zfnet/one_net/top1_error_ten_crops": 38.4,
+        "group/zfnet/one_net/top5_error_ten_crops": 16.5,
+        "group/zfnet/5_nets/top1_error_ten_crops": 36.7,
+        "group/zfnet/5_nets/top5_error_ten_crops": 15.3,
+        "group/zfnet_wide/one_net/top1_error_ten_crops": 37.5,
+        "group/zfnet_wide/one_net/top5_error_ten_crops": 16.0,
+    }
+    elsewhere = run(members, data, tmp_path / "out", f"{tmp_path}/six/*", part="test")
+    on_phantom = ImageData(data.splits, data.config.model_copy(update={"name": "phantom"}), None)
+    other = run(members, on_phantom, tmp_path / "out", f"{tmp_path}/six/*", part="val")
+    assert not any(metric.get("paper") for metric in [*elsewhere.values(), *other.values()])
+    fewer = run(members[1:], data, tmp_path / "out", f"{tmp_path}/six/*", part="val")
+    assert fewer["val/top1_error_ten_crops"]["paper"] is None
+    assert fewer["members"] == {"value": 5, "unit": "of 6", "absent": [f"{tmp_path}/six/0"]}
+
+
+def test_the_command_averages_five_of_six_where_that_is_asked_for(tmp_path):
+    folders = write_folders(tmp_path / "images", {"train": 4, "val": 4}, side=26)
+    for number in range(3):
+        save(tmp_path / "six" / str(number), number, classes=("cat", "dog", "owl"))
+    shutil.rmtree(tmp_path / "six" / "1" / "checkpoints")
+    given = ["analysis=ensemble", f"checkpoint='{tmp_path}/six/*'", "data.name=folder", f"data.root={folders}"]
+    values = composed(*given, "device=cpu", "data.num_workers=0", "analysis.partial=true", name="analyze")
+    (tmp_path / "out").mkdir()
+
+    analyze.analyze(check(AnalyzeConfig, values), tmp_path / "out")
+
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["metrics"]["members"]["unit"] == "of 3" and results["metrics"]["members"]["value"] == 2
+    assert results["metrics"]["members"]["absent"] == [f"{tmp_path}/six/1"]
+    assert 0 <= results["metrics"]["val/top1_error_ten_crops"]["value"] <= 100
+    assert Image.open(tmp_path / "out" / "figures" / "ensemble.png").width > 500
+
+
+# --- the picture, the configs ---
+
+
+def test_the_picture_shows_every_subset_at_its_error_and_names_that_are_no_markup():
+    chosen = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    errors = {"top1_error_ten_crops": np.array([40.0, 41, 42, 39, 39.5, 40, 38])}
+
+    one, same, other = (
+        np.asarray(ensemble_figure(chosen, {name: values}, names, title="$x$"))
+        for name, values, names in (
+            ("top1_error", errors["top1_error_ten_crops"], ("$a$", "b_2", "c")),
+            ("top1_error_ten_crops", errors["top1_error_ten_crops"], ("$a$", "b_2", "c")),
+            ("top1_error", np.array([40.0, 41, 42, 39, 39.5, 40, 39]), ("$a$", "b_2", "c")),
+        )
+    )
+
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_the_six_experiments_are_five_networks_of_fig_3_and_a_wide_one_of_different_seeds(number):
+    config = composed(f"experiment=ensemble_{number}", "data.root=DIR")
+
+    assert config["seed"] == number - 1
+    assert config["data"]["name"] == "imagenet"
+    assert config["model"]["name"] == ("zfnet" if number < 6 else "zfnet_wide")
+    maps = [check(ModelConfig, config["model"]).chain[f"conv{layer}"].maps for layer in (3, 4, 5)]
+    assert maps == ([384, 384, 256] if number < 6 else [512, 1024, 512])
+    assert config["paper"]["val/top1_error_ten_crops"] == (38.4 if number < 6 else 37.5)

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from tests.conftest import composed, tiny_images
+from zfscope.data.datamodule import ImageData, open_data, workers_for
+from zfscope.data.imageset import ArrayImages
+from zfscope.data.order import TrainBatches
+from zfscope.data.spec import DataConfig
+from zfscope.data.splits import Splits
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.schema import check
+
+
+def batches(size=23, batch_size=4, seed=0, position=0, **options):
+    return list(TrainBatches(size, batch_size, seed, lambda: position, **options))
+
+
+def test_an_epoch_holds_each_image_at_most_once_and_all_but_the_last_few():
+    order = [index for batch in batches() for _, index in batch]
+
+    assert len(order) == len(set(order)) == 20
+    assert set(order) <= set(range(23))
+
+
+def test_epochs_and_seeds_have_their_own_order_and_repeat_it():
+    assert batches() == batches()
+    assert batches(position=5) != batches()
+    assert batches(seed=1) != batches()
+    assert {epoch for batch in batches(position=5) for epoch, _ in batch} == {1}
+
+
+def test_a_run_that_goes_on_in_the_middle_meets_the_batches_that_are_left():
+    whole = batches() + batches(position=5)
+
+    rest = batches(position=3)
+
+    assert rest == whole[3:8]
+
+
+def test_ranks_share_each_batch_between_them():
+    alone = batches(size=24, batch_size=4)
+    first, second = (batches(size=24, batch_size=2, rank=rank, world_size=2) for rank in (0, 1))
+
+    assert [one + two for one, two in zip(first, second, strict=True)] == alone
+
+
+def test_overfitting_goes_round_the_first_batches_only():
+    first = batches(only=2)
+
+    assert first == [first[0], first[1]] * 2 + [first[0]]
+    assert batches(only=2, position=5)[0] == first[1]
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match=r"data\.batch_size=30 on 1 device\(s\) is larger than the 23 training images"):
+        TrainBatches(23, 30, 0, lambda: 0)
+
+
+def data_of(num_workers=0, count=30):
+    images, labels = tiny_images(count)
+    data = ArrayImages(images, labels, ("red", "green", "blue"), "tiny")
+    config = check(DataConfig, {**composed()["data"], "resize": 24, "crop": 20, "batch_size": 8})
+    config = config.model_copy(update={"num_workers": num_workers})
+    prepare = Preprocessing(24, 20, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
+    module = ImageData(Splits(data, data, data), config, prepare, seed=3)
+    module.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
+    return module
+
+
+def test_the_number_of_workers_changes_nothing():
+    alone, helped = (list(data_of(workers).train_dataloader()) for workers in (0, 2))
+
+    assert len(alone) == len(helped) == 3
+    for one, other in zip(alone, helped, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_validation_sees_every_image_once_in_order():
+    indices = torch.cat([index for _, _, index in data_of(count=29).val_dataloader()])
+
+    assert indices.tolist() == list(range(29))
+
+
+def test_one_rank_of_two_validates_its_half_but_evaluates_all(monkeypatch):
+    module = data_of(count=29)
+    monkeypatch.setattr(type(module.trainer), "world_size", 2)
+    monkeypatch.setattr(type(module.trainer), "global_rank", 1)
+
+    validated = torch.cat([index for _, _, index in module.val_dataloader()])
+    evaluated = torch.cat([index for _, _, index in module.canvases(module.splits.val, 8)])
+
+    assert validated.tolist() == list(range(1, 29, 2))
+    assert evaluated.tolist() == list(range(29))
+
+
+def test_a_batch_is_image_label_and_index():
+    module = data_of()
+
+    image, label, index = next(iter(module.train_dataloader()))
+
+    assert image.shape == (8, 3, 20, 20)
+    assert image.dtype == torch.float32
+    np.testing.assert_array_equal(label.numpy(), module.splits.train.labels[index.numpy()])
+
+
+def test_small_arrays_need_no_workers_and_files_do(folders):
+    files = open_data(check(DataConfig, composed("data=folder", f"data.root={folders}")["data"]))
+    config = check(DataConfig, composed()["data"])
+
+    assert workers_for(files.train, config) > 0
+    assert data_of("auto").num_workers == 0
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"])
+def test_a_data_set_of_files_needs_its_root(name):
+    with pytest.raises(ValueError, match=rf"data={name} needs data\.root=DIR"):
+        open_data(check(DataConfig, composed(f"data={name}")["data"]))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    config = check(DataConfig, composed("data=folder", f"data.root={tmp_path / 'nowhere'}")["data"])
+
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        open_data(config)
+
+
+def test_some_classes_of_a_data_set_are_its_only_ones_in_every_part(folders):
+    config = check(DataConfig, {"name": "folder", "root": str(folders), "classes": ["owl", "cat"]})
+
+    splits = open_data(config)
+
+    assert splits.train.classes == splits.val.classes == ("cat", "owl")
+    assert np.bincount(splits.train.labels).tolist() == [8, 8]
+    with pytest.raises(ValueError, match=r"no class 'dgo' in this data set; did you mean dog\?"):
+        open_data(config.model_copy(update={"classes": ("dgo", "cat")}))
+
+
+def test_an_excluded_image_does_not_train_but_stays_where_it_validates(folders, tmp_path):
+    first = open_data(check(DataConfig, {"name": "folder", "root": str(folders)}))
+    (tmp_path / "exclude.txt").write_text(f"{first.train.key(3)}\n")
+
+    splits = open_data(
+        check(DataConfig, {"name": "folder", "root": str(folders), "exclude": str(tmp_path / "exclude.txt")})
+    )
+
+    assert len(splits.train) == len(first.train) - 1 and len(splits.val) == len(first.val)
+    assert first.train.name(3) not in {splits.train.name(i) for i in range(len(splits.train))}
+    assert splits.train.fingerprint != first.train.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "phantom", "cells": "mono"}, r"cells=mono belongs to name=elpv"),
+        ({"name": "phantom", "classes": ["dog", "dog"]}, r"classes names the classes to keep, two or more"),
+    ],
+)
+def test_a_choice_of_images_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        check(DataConfig, values)

@@ -1,0 +1,308 @@
+import pickle
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+import torchvision
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import nn
+
+from zfscope import load_network
+from zfscope.networks.build import build_network
+from zfscope.networks.checkpoints import save_network
+from zfscope.networks.public import (
+    ZOO,
+    check_fits,
+    convert_pytorchcv,
+    convert_torchvision,
+    imagenet_preprocessing,
+    is_zoo_name,
+    open_zoo,
+    rename_weights,
+    zoo_config,
+)
+from zfscope.networks.spec import ModelConfig
+from zfscope.schema import check
+
+zfnets = pytest.importorskip("pytorchcv.models.zfnet", reason="pip install -e '.[zoo]'")
+
+
+def images(count=1, dtype=torch.float32):
+    return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.fixture(scope="module", params=["zfnet", "zfnetb"])
+def pytorchcv_zfnet(request):
+    torch.manual_seed(0)
+    return getattr(zfnets, request.param)().eval()
+
+
+@pytest.fixture(scope="module", params=["alexnet", "vgg11"])
+def torchvision_model(request):
+    torch.manual_seed(0)
+    return torchvision.models.get_model(request.param, weights=None).eval()
+
+
+@torch.no_grad()
+def test_pytorchcv_zfnet_with_random_weights_gives_the_same_logits(pytorchcv_zfnet):
+    inputs = 50 * images()  # strong enough for the contrast normalisation to matter
+
+    logits = convert_pytorchcv(pytorchcv_zfnet)(inputs)
+
+    expected = pytorchcv_zfnet(inputs)
+    assert expected.std() > 1
+    torch.testing.assert_close(logits / expected.std(), expected / expected.std(), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pytorchcv_zfnet_in_float64_agrees_to_rounding():
+    torch.manual_seed(0)
+    theirs = zfnets.zfnet(num_classes=10).double().eval()
+    inputs = 50 * images(dtype=torch.float64)
+
+    logits = convert_pytorchcv(theirs, num_classes=10)(inputs)
+
+    torch.testing.assert_close(logits, theirs(inputs), rtol=1e-12, atol=1e-10)
+
+
+@torch.no_grad()
+def test_torchvision_model_with_random_weights_gives_the_same_logits(torchvision_model):
+    logits = convert_torchvision(torchvision_model)(images())
+
+    expected = torchvision_model(images())
+    torch.testing.assert_close(logits / expected.std(), expected / expected.std(), rtol=0, atol=1e-5)
+
+
+def test_converted_weights_are_a_copy_and_keep_the_mode():
+    theirs = zfnets.zfnet(num_classes=2).train()
+
+    ours = convert_pytorchcv(theirs, num_classes=2)
+
+    with torch.no_grad():
+        theirs.features.stage1.unit1.conv.bias.fill_(7)
+    assert ours.training
+    assert not (ours.conv1.conv.bias == 7).any()
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in ours.parameters())
+
+
+@torch.no_grad()
+def test_converted_network_comes_back_from_a_checkpoint_with_logits_preprocessing_and_classes(tmp_path):
+    torch.manual_seed(0)
+    network = convert_pytorchcv(zfnets.zfnet(num_classes=3).eval(), num_classes=3)
+    network.preprocessing = imagenet_preprocessing()
+    network.classes = ("goldfish", "tench", "toaster")
+    path = tmp_path / "zfnet.ckpt"
+
+    save_network(network, {"model": zoo_config("zoo/zfnet")}, path)
+    loaded = load_network(path)
+    path.unlink()  # 0.2 GB
+
+    assert torch.equal(loaded(images()), network(images()))
+    assert torch.equal(loaded.preprocessing.mean, network.preprocessing.mean)
+    assert torch.equal(loaded.preprocessing.scale, network.preprocessing.scale)
+    assert (loaded.preprocessing.resize, loaded.preprocessing.crop) == (256, 224)
+    assert loaded.classes == network.classes
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_each_config_is_valid_and_builds_the_package_s_number_of_parameters(name):
+    published = {
+        "zoo/zfnet": 62_357_608,
+        "zoo/zfnetb": 107_627_624,
+        "torchvision/alexnet": 61_100_840,
+        "torchvision/vgg11": 132_863_336,
+        "torchvision/vgg13": 133_047_848,
+        "torchvision/vgg16": 138_357_544,
+        "torchvision/vgg19": 143_667_240,
+    }
+
+    with torch.device("meta"):
+        network = build_network(check(ModelConfig, zoo_config(name)), 1000, 224)
+
+    assert sum(parameter.numel() for parameter in network.parameters()) == published[name]
+
+
+def test_changing_a_config_that_was_asked_for_leaves_the_zoo_alone():
+    zoo_config("zoo/zfnet")["conv1"]["maps"] = 1
+
+    assert ZOO["zoo/zfnet"]["conv1"]["maps"] == 96
+
+
+def test_preprocessing_is_what_torchvision_s_weights_ask_for():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (300, 256, 3), dtype=np.uint8))  # short side 256: no resizing
+    theirs = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
+
+    inputs = imagenet_preprocessing()(image)
+
+    torch.testing.assert_close(inputs, theirs(image), rtol=0, atol=1e-5)
+
+
+def test_names_of_the_zoo_are_told_from_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("zoo/zfnet", "torchvision/vgg19", "zoo/zfnt", "torchvision/resnet18"):
+        assert is_zoo_name(name)
+    for name in ("outputs/run", "zoo", "run.ckpt", "zoo/zfnet/last", "../zoo/zfnet"):
+        assert not is_zoo_name(name)
+
+    (tmp_path / "zoo").mkdir()
+
+    assert is_zoo_name("zoo/zfnet")
+    assert not is_zoo_name("zoo/my_run")
+
+
+def test_misspelt_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="no public weights 'zoo/zfnt'; did you mean zoo/zfnet"):
+        open_zoo("zoo/zfnt")
+    with pytest.raises(ValueError, match="no public weights"):
+        load_network("zoo/zfnt")
+
+
+def test_other_models_are_refused():
+    with torch.device("meta"):
+        resnet = torchvision.models.resnet18()
+        batch_norm = torchvision.models.vgg11_bn()
+        small = torchvision.models.alexnet(num_classes=10)
+
+    with pytest.raises(ValueError, match="a ResNet with .* is none of zoo/zfnet, zoo/zfnetb"):
+        convert_pytorchcv(resnet)
+    with pytest.raises(ValueError, match="no weights of torchvision/vgg11"):
+        convert_torchvision(batch_norm)
+    with pytest.raises(ValueError, match=r"for fc8.linear.weight have shape \(10, 4096\), expected \(1000, 4096\)"):
+        convert_torchvision(small)
+
+
+def test_foreign_names_become_ours_by_order_and_our_own_stay():
+    with torch.device("meta"):
+        theirs = torchvision.models.alexnet().state_dict()
+        network = build_network(zoo_config("torchvision/alexnet"), 1000, 224)
+
+    renamed = rename_weights(theirs, network)
+
+    assert renamed["conv3.conv.weight"] is theirs["features.6.weight"]
+    assert renamed["fc6.linear.bias"] is theirs["classifier.1.bias"]
+    assert list(rename_weights(renamed, network)) == list(renamed)
+    assert list(rename_weights({"features.0.weight": 0}, network)) == ["features.0.weight"]
+    assert list(rename_weights(theirs, nn.Linear(2, 2))) == list(theirs)
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_a_network_that_would_compute_something_else_is_told_the_overrides_that_fit(name):
+    conf = str(Path(__file__).parents[2] / "conf")
+
+    def built(*overrides):
+        with initialize_config_dir(conf, version_base="1.3"), torch.device("meta"):
+            return build_network(compose("train", overrides=list(overrides)).model, 5, 224)
+
+    with pytest.raises(ValueError, match=f"weights={name} were trained .*: conv1.*; use model=") as refusal:
+        check_fits(built("model=zfnet"), name)
+
+    check_fits(built(*str(refusal.value).partition("; use ")[2].split()), name)
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise requests.exceptions.ConnectionError("Name or service not known\nand more")
+
+    def refuse_url(*_args, **_kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse_url)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("zoo/zfnet", "zfnet-1727-d010ddca.pth.zip"), ("torchvision/alexnet", "alexnet-owt-7be5be79.pth")],
+)
+def test_without_network_one_line_names_the_file_and_the_offline_way(name, file, no_network, tmp_path):
+    with pytest.raises(ConnectionError, match="weights=FILE") as refusal:
+        load_network(name)
+
+    line = str(refusal.value)
+    assert "\n" not in line
+    assert line.startswith(f"{name}: the weights could not be downloaded from https://")
+    assert file in line
+    assert "Name or service not known" in line
+    assert str(tmp_path) in line
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("pwned"),)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>login</html>", pickle.dumps(Payload(), 2), b""], ids=["page", "payload", "empty"]
+)
+def test_a_download_that_is_no_weights_is_the_same_line(content, no_network, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stray.pth").write_bytes(content)
+    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
+
+    with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
+        open_zoo("zoo/zfnet")
+
+    assert not Path("pwned").exists()
+
+
+def test_a_payload_in_torch_s_format_is_not_run(no_network, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features.stage1.unit1.conv.weight": Payload()}, "stray.pth")
+    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
+
+    with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
+        open_zoo("zoo/zfnet")
+
+    assert not Path("pwned").exists()
+
+
+def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    theirs = zfnets.zfnet().eval()
+    file = tmp_path / "zfnet.pth"
+    torch.save(theirs.state_dict(), file)
+    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(file))
+
+    network = load_network("zoo/zfnet")
+    file.unlink()  # 0.2 GB
+
+    assert not network.training
+    assert network.classes is None
+    assert all(map(torch.equal, network.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_torchvision_s_weights_have_no_names_of_their_own_so_that_imagenets_folders_fit(monkeypatch):
+    def weights(_entry, **options):
+        assert options["weights_only"] and options["check_hash"]
+        with torch.device("meta"):
+            return torchvision.models.alexnet().state_dict()
+
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", weights)
+
+    network = open_zoo("torchvision/alexnet")
+
+    assert network.classes is None
+    assert network.num_classes == 1000
+    assert network.layers[-1] == "fc8"
+
+
+def test_missing_package_tells_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pytorchcv.models.common.model_store", None)
+
+    with pytest.raises(FileNotFoundError, match=r"package pytorchcv.*pip install -e '\.\[zoo\]'"):
+        open_zoo("zoo/zfnetb")
+
+
+def test_fresh_weights_need_no_network(no_network):
+    network = open_zoo("torchvision/alexnet", pretrained=False)
+
+    assert network.conv1.conv.weight.std() > 0
+    assert network.preprocessing.crop == 224

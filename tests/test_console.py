@@ -1,0 +1,68 @@
+import io
+
+from rich.console import Console
+
+from zfscope.console import network_table, results_table, sweep_table
+from zfscope.networks.build import build_network
+
+
+def printed(table, width=120):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def job(stem, error, **more):
+    return {
+        "metrics": {"train/top1_error": {"value": 1.0}, "val/top1_error": {"value": error}},
+        "conditions": {"overrides": ["seed=0", f"model/stem={stem}"], "map_sizes": [54, 27], "parameters": 813002},
+        "state": "finished",
+        **more,
+    }
+
+
+def test_a_sweeps_rows_tell_what_sets_jobs_apart_and_the_validation_error():
+    text = printed(sweep_table([job("7x7s2", 12.5), job("11x11s4", 14.25)]))
+
+    assert "model/stem=7x7s2" in text and "12.50" in text
+    assert "model/stem=11x11s4" in text and "14.25" in text
+    assert "seed=0" not in text
+    assert "813,002" in text and "54/27" in text
+
+
+def test_the_test_error_goes_before_the_validation_error():
+    known = job("7x7s2", 12.5)
+    known["metrics"]["test/top1_error"] = {"value": 9.75}
+
+    text = printed(sweep_table([known]))
+
+    assert "9.75" in text and "12.50" not in text
+
+
+def test_a_failed_job_has_its_cause_and_one_without_results_is_listed():
+    text = printed(sweep_table([job("7x7s2", 1.0), {"state": "failed", "cause": "no room", "conditions": {}}, {}]))
+
+    assert "failed: no room" in text
+    assert "no results" in text
+
+
+def test_the_papers_number_stands_beside_ours_where_it_has_one():
+    metrics = {
+        "val/top1_error": {"value": 40.0, "unit": "%", "paper": 38.4},
+        "val/loss": {"value": 1.5, "unit": "nats", "paper": None},
+    }
+
+    text = printed(results_table(metrics, "RUN"))
+
+    assert "38.4 %" in text and "40.00 %" in text and "1.50 nats" in text
+
+
+def test_the_network_table_has_the_papers_sizes_and_fields():
+    layer = {"maps": 4, "kernel_size": 7, "stride": 2, "padding": 1, "pool": {}}
+    network = build_network({"name": "n", "conv1": layer, "fc6": {"units": 5}, "fc8": {}}, 3, 224)
+
+    text = printed(network_table(network))
+
+    assert "110 -> 55" in text
+    assert "7 / 2, pooled 11 / 4" in text
+    assert f"{4 * 148:,}" in text
