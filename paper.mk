@@ -3,7 +3,7 @@
 scale ?= laptop
 PAPER := outputs/paper/$(scale)
 TRAIN := $(BIN)/python train.py
-LOOK := $(BIN)/python analyze.py
+LOOK := $(BIN)/python analyze.py logger=none
 SEEDS := 0 1 2
 MEMBERS := 1 2 3 4 5 6
 # Rows of Table 3 that are not members already, as the network of Fig. 3 and the wide one are.
@@ -28,7 +28,7 @@ PRETRAIN := data.classes=[face,cat,rabbit,car,clock] optim.epochs=16
 GROWING := model.input_scale=1.0 model.init.first=0.05 optim.name=sgd optim.lr=0.03 optim.epochs=3
 RADIUS := 0.06
 TARGETS := phantom
-TO_phantom := data.name=phantom data.classes=[dog,owl,fish,bicycle,flower] analysis.test_images=200
+TO_phantom := data=phantom data.classes=[dog,owl,fish,bicycle,flower] analysis.test_images=200
 TRANSFER := analysis.images_per_class=[6,15,30,60] analysis.scratch_folds=2
 OCCLUSION := analysis.part=test analysis.images=100 analysis.shown=3 analysis.top=0
 CORRESPONDENCE := analysis.images=20
@@ -41,9 +41,9 @@ ON := data.root=$(imagenet) trainer=gpu
 ZFNET := model=zfnet data=imagenet
 PRETRAIN := data.exclude=$(PAPER)/exclude.txt
 TARGETS := $(if $(caltech101),caltech101) $(if $(caltech256),caltech256) $(if $(voc2012),voc2012)
-TO_caltech101 := data.name=caltech101 data.root=$(caltech101)
-TO_caltech256 := data.name=caltech256 data.root=$(caltech256)
-TO_voc2012 := data.name=voc2012 data.root=$(voc2012)
+TO_caltech101 := data=caltech101 data.root=$(caltech101)
+TO_caltech256 := data=caltech256 data.root=$(caltech256)
+TO_voc2012 := data=voc2012 data.root=$(voc2012)
 OCCLUSION := analysis.images=100
 CORRESPONDENCE := analysis.boxes=$(faces)
 FACES := $(faces)
@@ -77,7 +77,7 @@ endif
 	-$(MAKE) --no-print-directory -k -j$(jobs) paper-runs
 	$(LOOK) analysis=ledger analysis.runs=[$(PAPER)] hydra.run.dir=$(PAPER)/ledger
 	@echo "open $(PAPER)/ledger/ledger.html"
-	@for each in $(results); do test -f $$each || { echo "make: there is no $$each; its run failed"; missing=1; }; done; test -z "$$missing"
+	@for result in $(results); do test -f $$result || { echo "make: there is no $$result; its run failed"; missing=1; }; done; test -z "$$missing"
 
 # What takes longest by itself comes first, so that at the end no run is left alone.
 results := $(moved) $(elpv) $(members) $(table3) $(looked) $(call result,ensemble) $(stems) $(radius)
@@ -85,11 +85,12 @@ paper-runs: $(results)
 
 # Drawn before two runs would draw it at once.
 $(PAPER)/phantom:
-	$(BIN)/python -c "from zfscope.data.phantom import open_phantom; open_phantom('data_cache/phantom')"
+	$(BIN)/python -c "from zfscope.data.sources.phantom import open_phantom; open_phantom('data_cache/phantom')"
 	mkdir -p $(@D) && touch $@
 
+# Table 2: five networks of Fig. 3 and a wide one, seeds 0 to 5.
 $(PAPER)/members/%/results.json: | $(DRAWN)
-	$(call train,experiment=ensemble_$* $(ON) $(if $(filter 6,$*),$(WIDE),$(ZFNET)))
+	$(call train,experiment=table3_zfnet$(if $(filter 6,$*),_wide) $(ON) $(if $(filter 6,$*),$(WIDE),$(ZFNET)) seed=$(word $*,0 1 2 3 4 5))
 
 $(PAPER)/table3/%/results.json: | $(DRAWN)
 	$(call train,experiment=table3_$* $(ON) $(if $(filter alexnet%,$*),$(ALEXNET),$(if $(findstring wide,$*),$(WIDE),$(ZFNET))) $(if $(findstring fc2048,$*),$(FC2048)) $(if $(findstring fc8192,$*),$(FC8192)))
@@ -111,7 +112,7 @@ $(PAPER)/exclude.txt: $(call result,$(addprefix overlap/,$(filter caltech%,$(TAR
 	cat $(addsuffix /exclude.txt,$(^D)) /dev/null > $@
 
 $(PAPER)/overlap/%/results.json:
-	$(LOOK) analysis=overlap data.name=imagenet data.root=$(imagenet) analysis.other.name=$* analysis.other.root=$($*) hydra.run.dir=$(@D)
+	$(LOOK) analysis=overlap data=imagenet data.root=$(imagenet) data@analysis.other=$* analysis.other.root=$($*) hydra.run.dir=$(@D)
 
 $(PAPER)/ensemble/results.json: $(members)
 	$(LOOK) analysis=ensemble 'checkpoint=$(PAPER)/members/*' analysis.members=6 hydra.run.dir=$(@D)

@@ -36,7 +36,7 @@ from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing, centre_crop, ten_crops
 
 sys.path.insert(0, str(ROOT))
-from train import keep_memory  # noqa: E402
+from zfscope.training.run import keep_memory  # noqa: E402
 
 BATCH = 64
 

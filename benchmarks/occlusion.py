@@ -26,7 +26,7 @@ from zfscope.occlusion.maps import occlude
 from zfscope.occlusion.passes import FullPasses
 
 sys.path.insert(0, str(ROOT))
-from train import keep_memory  # noqa: E402
+from zfscope.training.run import keep_memory  # noqa: E402
 
 SQUARES = ((48, 16), (16, 16), (50, 4))
 PEERS = ("as_written", "tuned")

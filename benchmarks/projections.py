@@ -31,7 +31,7 @@ from zfscope.networks.chain import ConvNet
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from train import keep_memory  # noqa: E402
+from zfscope.training.run import keep_memory  # noqa: E402
 
 PEERS = ("as_written", "tuned", *(("zennit_crp",) if importlib.util.find_spec("crp") else ()))
 NAMES = {"as_written": "captum_as_written", "tuned": "captum_tuned", "zennit_crp": "zennit_crp"}

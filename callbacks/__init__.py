@@ -3,25 +3,26 @@
 Any ``lightning.Trainer`` of any LightningModule takes these callbacks: ``Trainer(callbacks=[FilterImages()])``.
 """
 
-from zfscope.callbacks.diagnostics import Diagnostics
-from zfscope.callbacks.feature_evolution import FeatureEvolution
-from zfscope.callbacks.filter_images import FilterImages
-from zfscope.callbacks.filter_renorm import FilterRenorm
-from zfscope.callbacks.loggers import build_logger, finish
-from zfscope.callbacks.occlusion_maps import OcclusionMaps
-from zfscope.callbacks.panel import show
-from zfscope.callbacks.projections import Projections
-from zfscope.callbacks.when import When
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Diagnostics",
-    "FeatureEvolution",
-    "FilterImages",
-    "FilterRenorm",
-    "OcclusionMaps",
-    "Projections",
-    "When",
-    "build_logger",
-    "finish",
-    "show",
-]
+# Loaded at first use: the command line names callbacks before it needs torch.
+_HOMES = {
+    "Diagnostics": "diagnostics",
+    "FeatureEvolution": "feature_evolution",
+    "FilterImages": "filter_images",
+    "FilterRenorm": "filter_renorm",
+    "OcclusionMaps": "occlusion_maps",
+    "Projections": "projections",
+    "When": "when",
+    "build_logger": "loggers",
+    "finish": "loggers",
+    "show": "panel",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

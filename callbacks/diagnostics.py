@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import lightning
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zfscope.callbacks.when import When, epoch_number
+from zfscope.callbacks.when import When
 from zfscope.diagnostics import MapWatch, dead_maps, filter_frequencies, first_filters, near_dead_maps
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
 
 
-class Diagnostics(lightning.Callback):
+class Diagnostics(Callback):
     """Dead maps of each layer and spatial frequencies of the first filters, logged at each validation epoch.
 
     ``diagnostics/<layer>/dead_maps`` and ``…/near_dead_maps`` count over the validation pass that runs anyway (of
@@ -34,74 +33,61 @@ class Diagnostics(lightning.Callback):
         self._network: Network | None = None
         self._watch: MapWatch | None = None
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
         self._network = as_network(pl_module, self.layers)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on: before other callbacks do, and off after them, for both keep compiled code from running."""
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if fitting and epoch_number(trainer) in self.when:
+        if self.when.is_now(trainer):
             self._watch = MapWatch(self._network, self.layers)
             self._watch.listening = False
 
     def on_validation_batch_start(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Of several loaders the first counts."""
         if self._watch is not None:
             self._watch.listening = dataloader_idx == 0
 
-    def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """What other callbacks run after the pass does not count."""
         if self._watch is not None:
             self._watch.listening = False
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count and log."""
         if self._watch is None:
             return
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for layer, metric in self._watch.ranges.items():
             ranges = metric.compute()  # meets the other ranks
-            found[f"{layer}/dead_maps"] = dead_maps(ranges).sum()
-            found[f"{layer}/near_dead_maps"] = near_dead_maps(ranges).sum()
+            values[f"{layer}/dead_maps"] = dead_maps(ranges).sum()
+            values[f"{layer}/near_dead_maps"] = near_dead_maps(ranges).sum()
         first = first_filters(self._network)
         if first is not None:
             name, conv = first
             shares = filter_frequencies(conv.weight, conv.stride)
             for band in ("low", "middle", "high"):
-                found[f"{name}/{band}_frequency_energy"] = getattr(shares, band).nanmedian()
-            found[f"{name}/energy_beyond_stride"] = shares.beyond_stride.nanmedian()
-        for key, value in found.items():
+                values[f"{name}/{band}_frequency_energy"] = getattr(shares, band).nanmedian()
+            values[f"{name}/energy_beyond_stride"] = shares.beyond_stride.nanmedian()
+        for key, value in values.items():
             # All ranks have the same value; sync_dist only tells Lightning that this was thought of. It sends the value
             # round on its device, and NCCL takes none from a CPU.
             pl_module.log(f"diagnostics/{key}", value.float().to(pl_module.device), sync_dist=True)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the hooks off."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Take the hooks off."""
-        self._let_go()
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the hooks off: Lightning tears nothing down after an exception."""
+        self.teardown(trainer, pl_module, "fit")
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Let go of the network."""
-        self._let_go()
-
-    def _let_go(self) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the hooks off, and let go of the network."""
         if self._watch is not None:
             self._watch.close()
         self._network = self._watch = None

@@ -1,18 +1,17 @@
 """How features come to be while a network trains. Source: Zeiler & Fergus (2014), Fig. 4."""
 
-from __future__ import annotations
-
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from zfscope.callbacks.batches import first_loader, readable_dataset
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
@@ -22,11 +21,11 @@ from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
 
 
-class FeatureEvolution(lightning.Callback):
+class FeatureEvolution(Callback):
     """The strongest activation of feature maps, projected, epoch beside epoch; panels ``feature_evolution/<layer>``.
 
     At the end of each chosen epoch a fixed subset of the training images, kept in memory, goes through the network as
-    it is. Checkpoints hold what was found, so a run that goes on draws on.
+    it is. Checkpoints hold the strips, so that a resumed run continues them.
 
     Args:
         layers: Layers to look into; default: the conv layers of a zfscope network, the stages of a timm model, up to
@@ -59,7 +58,7 @@ class FeatureEvolution(lightning.Callback):
             )
         self.layers, self.maps, self.epochs, self.images = layers, maps, When(epochs), images
         self.seed, self.batch_size = seed, batch_size
-        self.found: dict[str, Evolution] = {}
+        self.strips: dict[str, Evolution] = {}
         self._network: Network | None = None
         self._layers: tuple[str, ...] = ()
         self._indices = torch.empty(0, dtype=torch.int64)
@@ -67,37 +66,37 @@ class FeatureEvolution(lightning.Callback):
 
     @property
     def state_key(self) -> str:
-        """What was found under other settings is no part of this strip."""
+        """A strip drawn under other settings is another one."""
         layers = self.layers if self.layers is None else list(self.layers)
         return self._generate_state_key(layers=layers, maps=self.maps, images=self.images, seed=self.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found so far: tensors and plain containers."""
-        return {"indices": self._indices, "found": {layer: dict(vars(each)) for layer, each in self.found.items()}}
+        """The strips so far: tensors and plain containers."""
+        return {"indices": self._indices, "found": {layer: dict(vars(strip)) for layer, strip in self.strips.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what was found."""
+        """Go on from the strips of a checkpoint."""
         self._indices = state_dict["indices"]
-        self.found = {layer: Evolution(**each) for layer, each in state_dict["found"].items()}
+        self.strips = {layer: Evolution(**strip) for layer, strip in state_dict["found"].items()}
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
         self._network = as_network(pl_module, self.layers)
         self._layers = layers_to_watch(self._network, self.layers)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images, forget epochs that come again, and look at one image: what is refused is refused now."""
         dataset = _training_set(trainer)
         indices = random_subset(len(dataset), self.images, self.seed)
-        earlier = {layer: each.before(epoch_number(trainer)) for layer, each in self.found.items()}
-        self.found = {layer: each for layer, each in earlier.items() if each.epochs}
-        if self.found and not torch.equal(indices, self._indices):
+        earlier = {layer: strip.before(epoch_number(trainer)) for layer, strip in self.strips.items()}
+        self.strips = {layer: strip for layer, strip in earlier.items() if strip.epochs}
+        if self.strips and not torch.equal(indices, self._indices):
             rank_zero_warn("FeatureEvolution: the training set is not the checkpoint's; the strips begin anew")
-            self.found = {}
+            self.strips = {}
         self._indices, self._inputs = indices, None
         if not trainer.is_global_zero:
             return
-        first = _read(dataset, indices[:1], self.seed, pl_module.device)
+        first = _read(dataset, indices[:1], self.seed)
         if self.layers is None:
             watched, self._layers = self._layers, tuple(feature_maps(self._network, first, self._layers))
             if not self._layers:
@@ -107,22 +106,22 @@ class FeatureEvolution(lightning.Callback):
                 )
         self._observe(0, first, indices[:1])
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, draw and show."""
         epoch = epoch_number(trainer)
         if epoch not in self.epochs or not trainer.is_global_zero:
             return
         if self._inputs is None:
-            self._inputs = _read(_training_set(trainer), self._indices, self.seed, pl_module.device)
+            self._inputs = _read(_training_set(trainer), self._indices, self.seed)
         for layer, moment in self._observe(epoch, self._inputs, self._indices).items():
-            earlier = [self.found[layer].before(epoch)] if layer in self.found else []
-            strip = self.found[layer] = join([*earlier, moment])
+            earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
+            strip = self.strips[layer] = join([*earlier, moment])
             sheet = evolution_sheet(
                 strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=f"{layer}, epoch {epoch}"
             )
             show(trainer, f"feature_evolution/{layer}", sheet)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of network and images."""
         self._network = self._inputs = None
 
@@ -133,22 +132,23 @@ class FeatureEvolution(lightning.Callback):
         return observe(self._network, epoch, read, indices, self._layers, self.maps, self.seed, self.batch_size)
 
 
-def _training_set(trainer: lightning.Trainer) -> Any:
+def _training_set(trainer: Trainer) -> Any:
     """The first training data set; images are read from it by index."""
-    loader = trainer.train_dataloader
-    while isinstance(loader, list | tuple | dict) and loader:
-        loader = next(iter(loader.values())) if isinstance(loader, dict) else loader[0]
-    dataset = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    dataset = readable_dataset(first_loader(trainer.train_dataloader))
+    if dataset is None:
         raise ValueError("FeatureEvolution reads some training images: the data set needs dataset[index] and a length")
     return dataset
 
 
-def _read(dataset: Any, indices: Tensor, seed: int, device: torch.device) -> Tensor:
+def _read(dataset: Any, indices: Tensor, seed: int) -> Tensor:
     """Network inputs ``(N, 3, H, W)`` of these images: a random view is a function of the seed and the index."""
     inputs: list[Tensor] = []
     for index in indices.tolist():
-        with _drawing_from((seed * 1_000_003 + index) % 2**32, device):
+        with isolate_rng():
+            number = (seed * 1_000_003 + index) % 2**32
+            torch.default_generator.manual_seed(number)
+            random.seed(number)
+            np.random.seed(number)
             item = dataset[index]
         inputs.append(torch.as_tensor(item[0] if isinstance(item, list | tuple) else item))
         if inputs[-1].ndim != 3 or inputs[-1].shape != inputs[0].shape:
@@ -157,19 +157,3 @@ def _read(dataset: Any, indices: Tensor, seed: int, device: torch.device) -> Ten
                 f"{indices[0]} as {tuple(inputs[0].shape)}; they must be (3, H, W), all of one size"
             )
     return torch.stack(inputs)
-
-
-@contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators inside; afterwards they go on as if nothing had been drawn."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        # A data set's transform may call torch.manual_seed, which seeds the GPU's generator too.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

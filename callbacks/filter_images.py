@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import lightning
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from zfscope.callbacks.panel import show
@@ -12,7 +11,7 @@ from zfscope.figures import filter_sheet
 from zfscope.networks.layers import conv_layers
 
 
-class FilterImages(lightning.Callback):
+class FilterImages(Callback):
     """Draw a conv layer's filters after each validation: one scale, the RMS of each; panel ``filter_images/<layer>``.
 
     Args:
@@ -25,21 +24,19 @@ class FilterImages(lightning.Callback):
 
     def __init__(self, layer: str | None = None, when: int | Sequence[int] = 1) -> None:
         self.layer, self.when = layer, When(when)
-        self._found: tuple[str, nn.Conv2d] | None = None
+        self._name: str | None = None
+        self._conv: nn.Conv2d | None = None
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layer, and refuse a name that is none."""
         layers = conv_layers(pl_module)
         name = self.layer if self.layer is not None else next(iter(layers), None)
         if name not in layers:
             raise ValueError(f"FilterImages: no conv layer {name!r}; the conv layers are {', '.join(layers) or 'none'}")
-        self._found = name, layers[name]
+        self._name, self._conv = name, layers[name]
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and show."""
-        epoch = epoch_number(trainer)
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or not trainer.is_global_zero or epoch not in self.when:
-            return
-        name, layer = self._found
-        show(trainer, f"filter_images/{name}", filter_sheet(layer.weight, title=f"{name}, epoch {epoch}"))
+        if trainer.is_global_zero and self.when.is_now(trainer):
+            sheet = filter_sheet(self._conv.weight, title=f"{self._name}, epoch {epoch_number(trainer)}")
+            show(trainer, f"filter_images/{self._name}", sheet)

@@ -3,14 +3,14 @@
 Source: Zeiler & Fergus (2014), Sec. 3: without it a few first-layer filters dominate.
 """
 
-import lightning
 import torch
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from zfscope.networks.layers import conv_layers, filter_rms, rescale_filters_
 
 
-class FilterRenorm(lightning.Callback):
+class FilterRenorm(Callback):
     """After each optimiser step, rescale every conv filter whose RMS exceeds the radius.
 
     Logs each epoch ``filter_renorm/<layer>``: how many of its filters were rescaled at least once; and
@@ -32,13 +32,13 @@ class FilterRenorm(lightning.Callback):
         self._largest: dict[str, Tensor] = {}
         self._step = 0
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the conv layers."""
         self._layers = conv_layers(pl_module)
         if not self._layers:
             raise ValueError("FilterRenorm needs a model with conv layers; take it out of the callbacks")
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting anew."""
         self._step = trainer.global_step
         self._above, self._largest = {}, {}
@@ -55,7 +55,7 @@ class FilterRenorm(lightning.Callback):
                 self._above[name] = self._above[name] | above if name in self._above else above
                 self._largest[name] = torch.maximum(self._largest.get(name, largest), largest)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how many filters were rescaled, and how far the largest had grown."""
         for name, above in self._above.items():
             pl_module.log(f"filter_renorm/{name}", above.sum().float())

@@ -1,9 +1,8 @@
-"""Where metrics go: W&B (offline unless asked), CSV files, TensorBoard or nowhere."""
+"""Where metrics go: W&B (offline by default), CSV files, TensorBoard or nowhere."""
 
 import os
 import re
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,14 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from zfscope.runs import code_version
+
 KINDS = ("wandb", "csv", "tensorboard", "none")
 PER_STEP = ("train/loss",)  # everything else has the epoch as its axis
 BEST_IS_LEAST = ("val/loss", *(f"{part}/top{k}_error" for part in ("train", "val", "test") for k in (1, 5)))
 SECRET = re.compile(r"api_?key|token|secret|passw(or)?d|credential", re.IGNORECASE)
 REDACTED = "(redacted)"
+MOST_IMAGES = 49  # W&B shows fewer than 50 images of a key at one step
 INIT_SECONDS, FINISH_SECONDS = 15, 120  # W&B's own: 90, and for ever
 
 
@@ -42,7 +44,7 @@ def build_logger(
         group: Runs of one sweep share it.
         tags: Of the run in W&B.
         config: What the run was started with; nested groups become dotted keys. Secrets are redacted, and the git
-            commit of the working folder is added.
+            commit of this code is added.
         mode: ``offline`` or ``online`` (W&B). Without a key or a server an online run warns and goes on offline.
         project: In W&B.
         run_id: In W&B; the same one continues a run. A ``wandb agent`` gives its own.
@@ -54,7 +56,7 @@ def build_logger(
 
     Raises:
         ValueError: If ``kind`` or ``mode`` is unknown.
-        ModuleNotFoundError: If TensorBoard is asked for and not installed.
+        ModuleNotFoundError: If TensorBoard is not installed.
     """
     if kind not in KINDS:
         raise ValueError(f"logger={kind} is unknown; the loggers are {', '.join(KINDS)}")
@@ -63,7 +65,7 @@ def build_logger(
     if kind == "none":
         return False
     values = redact(flatten(config or {}))
-    commit = _git_commit()
+    commit, _ = code_version()
     if commit:
         values["git.commit"] = commit
     if kind == "wandb":
@@ -76,6 +78,28 @@ def build_logger(
         logger = TensorBoardLogger(run_folder, name="tensorboard", default_hp_metric=False)
     logger.log_hyperparams(values)
     return logger
+
+
+def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None], pictures: Mapping[str, Path]) -> None:
+    """Log the result of an analysis: its metrics as one row, its pictures to loggers that take images.
+
+    Args:
+        logger: What ``build_logger`` returned.
+        metrics: By name; those that are None are left out.
+        pictures: Files by name.
+    """
+    if not logger:
+        return
+    logger.log_metrics({name: float(value) for name, value in metrics.items() if value is not None}, step=0)
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        images: dict[str, list] = {}
+        for name, path in pictures.items():  # one key with a list of images, not a key for each
+            images.setdefault(name.partition("/")[0], []).append(wandb.Image(str(path), caption=name))
+        for key, batch in images.items():
+            logger.experiment.log({f"figures/{key}": batch[:MOST_IMAGES]})
+    logger.save()
 
 
 def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
@@ -135,7 +159,7 @@ def _secrets_held() -> list[str]:
 def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[str, Any]) -> WandbLogger:
     """Start a W&B run of its own and wrap it."""
     if "WANDB_SWEEP_ID" in os.environ:
-        about["id"] = None  # the agent has given the run its id
+        about["id"] = None  # the agent sets the run's id
     if rank_zero_only.rank != 0:
         return WandbLogger(save_dir=folder, **about)  # a stand-in: Lightning gives other ranks no run
     run = _start_wandb(folder, mode, about)
@@ -176,12 +200,3 @@ def _start_wandb(folder: Path, mode: str, about: dict[str, Any]) -> Any:
                 f"W&B is not within reach ({cause}); this run is logged offline, `wandb sync` sends it later"
             )
     return wandb.init(**options, mode="offline", settings=wandb.Settings(**settings, silent=True))
-
-
-def _git_commit() -> str | None:
-    """Give the commit of the working folder, if it is under git."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

@@ -1,21 +1,15 @@
 """What a network says while a square slides over an image, at each epoch. Source: Zeiler & Fergus (2014), Fig. 7."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
 
-import lightning
-import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from zfscope.callbacks.batches import image_of, label_of, validation_loader
 from zfscope.callbacks.panel import show
-from zfscope.callbacks.projections import image_of, validation_loader
-from zfscope.callbacks.when import When, epoch_number
+from zfscope.callbacks.when import When, epoch_number, in_training
 from zfscope.deconvnet.winners import as_pictures, random_subset
 from zfscope.figures import occlusion_panel
 from zfscope.networks.hooked import as_network
@@ -23,7 +17,7 @@ from zfscope.networks.network import Network
 from zfscope.occlusion.sensitivity import look, projected
 
 
-class OcclusionMaps(lightning.Callback):
+class OcclusionMaps(Callback):
     """Occlusion maps of the same validation images after each validation; panels ``occlusion/<image index>``.
 
     The images are a fixed random subset of the first validation loader's data set, read once and kept. Their target is
@@ -62,44 +56,43 @@ class OcclusionMaps(lightning.Callback):
         self.square = {"size": size, "stride": stride, "fill": fill}
         self._network: Network | None = None
         self._subjects: dict[int, tuple[Tensor, int | None]] = {}
-        self._projects = True
+        self._projectable = True
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse a layer that it has not."""
         self._network = as_network(pl_module, None if self.layer is None else [self.layer])
-        self._subjects, self._projects = {}, True
+        self._subjects, self._projectable = {}, True
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be shown before the first step; a loader that Lightning has not yet, before its pass."""
         if trainer.val_dataloaders is not None:
             self._prepare(trainer)
 
-    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the images, if that has not been done."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if in_training(trainer):
             self._prepare(trainer)
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, draw and show."""
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or not trainer.is_global_zero or epoch_number(trainer) not in self.when:
+        if not trainer.is_global_zero or not self.when.is_now(trainer):
             return
         network = self._network
         for index, (image, label) in self._subjects.items():
             with isolate_rng():
-                found = look(network, image, label, layer=self.layer, **self.square)
-                tile = projected(network, image, found.layer, found.occlusion.feature_map) if self._projects else None
+                maps = look(network, image, label, layer=self.layer, **self.square)
+                tile = projected(network, image, maps.layer, maps.occlusion.feature_map) if self._projectable else None
             true = "" if label is None else f", {network.classes[label] if network.classes else f'class {label}'}"
             title = f"validation image {index}{true}, epoch {epoch_number(trainer)}"
             picture = as_pictures(network, image[None])[0]
-            panel = occlusion_panel(picture, found, classes=network.classes, projection=tile, title=title)
+            panel = occlusion_panel(picture, maps, classes=network.classes, projection=tile, title=title)
             show(trainer, f"occlusion/{index}", panel)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of network and images."""
         self._network, self._subjects = None, {}
 
-    def _prepare(self, trainer: lightning.Trainer) -> None:
+    def _prepare(self, trainer: Trainer) -> None:
         """Read the images; look at the first with the square at its corners, and see whether it can be projected."""
         if self._subjects or not trainer.is_global_zero:
             return
@@ -110,18 +103,9 @@ class OcclusionMaps(lightning.Callback):
                 self._subjects[index] = image_of(item), label_of(item)
             image, label = next(iter(self._subjects.values()))
             corners = {**self.square, "stride": max(image.shape[1:])}
-            found = look(self._network, image, label, layer=self.layer, **corners)
+            maps = look(self._network, image, label, layer=self.layer, **corners)
             try:
-                projected(self._network, image, found.layer, found.occlusion.feature_map)
+                projected(self._network, image, maps.layer, maps.occlusion.feature_map)
             except ValueError as error:
                 rank_zero_warn(f"OcclusionMaps: the panels come without projections: {error}")
-                self._projects = False
-
-
-def label_of(item: Any) -> int | None:
-    """The class of a data set's item: its second part, where that is a whole number."""
-    label = item[1] if isinstance(item, list | tuple) and len(item) > 1 else None
-    if isinstance(label, Tensor):
-        whole = label.numel() == 1 and not label.is_floating_point() and label.dtype != torch.bool
-        return int(label) if whole else None
-    return int(label) if isinstance(label, Integral) and not isinstance(label, bool) else None
+                self._projectable = False

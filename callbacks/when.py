@@ -2,19 +2,25 @@
 
 from collections.abc import Iterable
 
-import lightning
+from lightning import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
-def epoch_number(trainer: lightning.Trainer) -> int:
-    """Give the epoch that is running, counted from 1."""
+def epoch_number(trainer: Trainer) -> int:
+    """The epoch that is running, counted from 1."""
     return trainer.current_epoch + 1
+
+
+def in_training(trainer: Trainer) -> bool:
+    """Whether a validation pass belongs to a training: it is neither its sanity check nor ``trainer.validate``."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 class When:
     """The epochs that something is done in.
 
     Args:
-        epochs: A number n for every n-th epoch (1 is each), or the epochs themselves, counted from 1, such as
+        epochs: A number n for every n-th epoch (1 is all), or the epochs themselves, counted from 1, such as
             ``[1, 2, 5, 10, 20, 30, 40, 64]`` (Fig. 4).
 
     Raises:
@@ -24,7 +30,7 @@ class When:
     def __init__(self, epochs: int | Iterable[int] = 1) -> None:
         self._every = isinstance(epochs, int)
         self._epochs = frozenset([epochs] if isinstance(epochs, int) else epochs)
-        wrong = [each for each in self._epochs if isinstance(each, bool) or not isinstance(each, int) or each < 1]
+        wrong = [epoch for epoch in self._epochs if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1]
         if wrong or not self._epochs:
             raise ValueError(
                 f"{epochs!r} must be a whole number n (every n-th epoch) or a list of epochs, all 1 or more"
@@ -33,3 +39,7 @@ class When:
     def __contains__(self, epoch: int) -> bool:
         """Whether ``epoch``, counted from 1, is one of them."""
         return epoch % min(self._epochs) == 0 if self._every else epoch in self._epochs
+
+    def is_now(self, trainer: Trainer) -> bool:
+        """Whether the validation pass that is running belongs to a training and to one of these epochs."""
+        return in_training(trainer) and epoch_number(trainer) in self

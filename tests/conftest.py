@@ -1,7 +1,11 @@
-"""What tests share: composed configs, a tiny data set that can be learned, tiny class folders."""
+"""What tests share: composed configs, a tiny data set that can be learned, the two commands, a trained mini network."""
 
+import importlib
+import io
 import os
+import shutil
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import lightning
@@ -10,6 +14,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+
+from zfscope.commands import run_command
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -63,6 +69,39 @@ def fit(
     return trainer
 
 
+# A network and a schedule of a second or two, on class folders of small images.
+TINY = (
+    "data=folder",
+    "data.resize=32",
+    "data.crop=28",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "logger=none",
+    "device=cpu",
+    *(f"model.conv{number}.maps=8" for number in range(1, 6)),
+    "model.conv2.stride=1",
+    "model.conv2.padding=2",
+    "model.fc6.units=16",
+    "model.fc7.units=16",
+    "trainer.max_epochs=2",
+)
+
+
+def on_folders(images: Path) -> list[str]:
+    """``TINY`` on these class folders, with the cache beside them."""
+    return [*TINY, f"data.root={images}", f"data.cache={images.parent / 'cache'}"]
+
+
+def type_command(patch: pytest.MonkeyPatch, name: str, *overrides: str) -> int:
+    """Run ``train`` or ``analyze`` in this process as if typed in the working directory; returns its exit code."""
+    patch.setattr(sys, "argv", [f"{name}.py", *overrides])
+    patch.delenv("HYDRA_FULL_ERROR", raising=False)
+    try:
+        return run_command(name, importlib.import_module(name).main)
+    except SystemExit as stop:
+        return stop.code
+
+
 @pytest.fixture
 def folders(tmp_path):
     """A small data set laid out as class folders: 8 training and 4 validation images in each of three classes."""
@@ -70,21 +109,41 @@ def folders(tmp_path):
 
 
 @pytest.fixture
+def tiny(folders):
+    """Overrides of a training of a second or two, on ``folders``."""
+    return on_folders(folders)
+
+
+@pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Type a command: ``command("train", overrides…) -> (exit code, stdout, stderr)``, in an empty folder."""
-    import analyze
-    import train
-
     monkeypatch.chdir(tmp_path)
 
     def call(name, *overrides):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        job, config_name = (train.run_training, "train") if name == "train" else (analyze.main, "analyze")
-        try:
-            code = train.run_command(job, config_name) or 0
-        except SystemExit as stop:
-            code = stop.code
+        code = type_command(monkeypatch, name, *overrides)
         return (code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """The run folder of one tiny training by the real command, made once; only read it (see ``run_copy``).
+
+    Its images are ``trained_run.parent / "images"`` (three classes), what it printed is in ``stdout.txt`` there.
+    """
+    home = tmp_path_factory.mktemp("trained")
+    images = write_folders(home / "images", {"train": 8, "val": 4})
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(home)
+        code = type_command(patch, "train", *on_folders(images), "++paper={val/top1_error:38.4}", "hydra.run.dir=run")
+    assert code == 0
+    (home / "stdout.txt").write_text(printed.getvalue())
+    return home / "run"
+
+
+@pytest.fixture
+def run_copy(trained_run, tmp_path):
+    """A copy of ``trained_run`` to be changed: ``outputs/run`` in the test's folder."""
+    return Path(shutil.copytree(trained_run, tmp_path / "outputs" / "run"))

@@ -1,63 +1,139 @@
-"""Imports point down only: entry points -> callbacks, analyses -> the science -> torch."""
+"""The rooms of the house: who may import whom, and what an import costs."""
 
-import ast
+import re
+import subprocess
+import sys
+import tomllib
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.rooms import FLOORS, arrows, imported_modules, sources
 
-SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("callbacks/*.py"), *ROOT.glob("src/**/*.py")])
-
-
-def imported(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
-
-
-def room(path):
-    return path.relative_to(ROOT).as_posix()
+HEAVY = ("torch", "lightning", "timm", "torchvision", "wandb", "matplotlib")
+LIGHT = ("zfscope", "zfscope.commands", "zfscope.schema", "zfscope.console", "zfscope.runs") + tuple(
+    f"zfscope.{room}.spec" for room in ("networks", "data", "training", "analyses")
+)
+# Names that others rely on, with what must be there after them.
+NAMES = {
+    "zfscope": ("ConvNet", "build_network", "load_network", "receptive_field"),
+    "zfscope.deconvnet": ("project",),
+    "zfscope.activations": ("TopActivations",),
+    "zfscope.occlusion": ("occlude",),
+    "zfscope.callbacks": ("Projections", "FilterImages", "OcclusionMaps", "FeatureEvolution"),
+}
 
 
-def using(package):
-    names = {room(path): imported(path) for path in SOURCES}
-    return {name for name, modules in names.items() if any(f"{each}.".startswith(f"{package}.") for each in modules)}
+def rooms_using(package):
+    """The rooms that import a package, or something in it."""
+    return {
+        room
+        for path, room in sources().items()
+        if any(f"{module}.".startswith(f"{package}.") for module in imported_modules(path))
+    }
 
 
-def test_only_the_entry_points_import_hydra():
-    assert using("hydra") == {"train.py", "analyze.py"}
+def python(code):
+    """Run code in a fresh interpreter; what it prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
-def test_only_the_callbacks_import_wandb():
-    assert using("wandb")
-    assert all(name.startswith("callbacks/") for name in using("wandb"))
+def test_every_room_stands_on_a_floor():
+    assert set(arrows()) == {room for floor in FLOORS for room in floor}
+    assert len({room for path, room in sources().items() if "src" in path.parts} - {"__init__"}) <= 24
 
 
-def test_lightning_is_known_to_training_alone():
-    allowed = ("callbacks/", "src/zfscope/data/", "src/zfscope/classifier.py", "train.py", "analyze.py")
+def test_arrows_point_down_so_there_is_no_circle():
+    level = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
-    assert all(name.startswith(allowed) for name in using("lightning"))
+    upwards = [(room, other) for room, others in arrows().items() for other in others if level[other] <= level[room]]
+
+    assert not upwards
 
 
-@pytest.mark.parametrize("upper", ["zfscope.callbacks", "zfscope.analyses", "train", "analyze"])
-def test_the_science_knows_nothing_of_what_stands_above_it(upper):
-    below = {name for name in using(upper) if name.startswith("src/zfscope/")}
+def test_an_import_within_a_function_or_for_type_checkers_is_an_arrow(tmp_path):
+    (tmp_path / "src/zfscope").mkdir(parents=True)
+    (tmp_path / "callbacks").mkdir()
+    for name in ("train.py", "analyze.py", "src/zfscope/images.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "src/zfscope/runs.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from zfscope import images\n"
+    )
+    (tmp_path / "src/zfscope/schema.py").write_text("def f():\n    import zfscope.runs\n")
 
-    assert below <= {name for name in below if upper == "zfscope.analyses" and "/analyses/" in name}
+    assert arrows(tmp_path)["runs"] == {"images"}
+    assert arrows(tmp_path)["schema"] == {"runs"}
+
+
+def test_only_the_command_line_knows_hydra():
+    assert rooms_using("hydra") == {"train.py", "analyze.py", "commands"}
+
+
+def test_only_the_callbacks_know_wandb():
+    assert rooms_using("wandb") == {"callbacks"}
+
+
+def test_lightning_is_known_to_training_data_and_callbacks_alone():
+    assert rooms_using("lightning") <= {"training", "data", "callbacks", "train.py", "analyze.py"}
+
+
+def test_no_analysis_imports_its_sibling():
+    folder = ROOT / "src/zfscope/analyses"
+    siblings = {path.stem for path in folder.glob("*.py") if "\ndef analyse(" in path.read_text(encoding="utf-8")}
+    assert {"ensemble", "occlusion", "ledger", "transfer"} <= siblings
+
+    for name in siblings:
+        modules = imported_modules(folder / f"{name}.py")
+        assert not [m for m in modules for other in siblings if f"{m}.".startswith(f"zfscope.analyses.{other}.")], name
 
 
 def test_there_is_no_room_without_a_noun():
-    assert not {path.stem for path in SOURCES} & {"util", "utils", "helper", "helpers", "misc", "common"}
+    assert not {path.stem for path in sources()} & {"util", "utils", "helper", "helpers", "misc", "common"}
+
+
+def test_no_file_is_longer_than_four_hundred_lines():
+    files = [*sources(), *(ROOT / "tests").rglob("*.py")]
+
+    assert not [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_the_command_line_needs_first_loads_nothing_heavy(module):
+    loaded = python(f"import sys, {module}; print(*sys.modules)").split()
+
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_names_that_others_rely_on_are_no_modules_in_whatever_order_they_are_imported():
+    names = {**NAMES, "zfscope.callbacks": python("import zfscope.callbacks as c; print(*c.__all__)").split()}
+    cases = []
+    for package, wanted in names.items():
+        everything = f"""
+import importlib, pkgutil, {package} as package
+for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+    importlib.import_module(package.__name__ + "." + module.name)
+"""
+        takes = [f"from {package} import {name}\nassert callable({name}), {name}\n" for name in wanted]
+        cases += [*takes, everything + "".join(takes), "".join(takes) + everything + "".join(takes)]
+
+    # Each case in a process of its own, forked from one in which the libraries are loaded and this project is not.
+    python(f"""
+import os, traceback
+import lightning, matplotlib.pyplot, timm, torch, torchmetrics, torchvision, wandb
+for case in {cases!r}:
+    child = os.fork()
+    if child == 0:
+        try:
+            exec(case, {{}})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, case
+""")
 
 
 def test_requirements_pin_what_the_package_needs():
-    import re
-    import tomllib
-
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.M))
     locked = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.M))

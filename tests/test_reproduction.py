@@ -67,7 +67,7 @@ def found(tmp_path):
 
 def test_transfer_to_caltech_101_learns_frozen_features_and_from_scratch(command, run, caltech101, tmp_path):
     code, out, err = command(
-        "analyze", "analysis=transfer", f"checkpoint={run}", "data.name=caltech101", f"data.root={caltech101}",
+        "analyze", "analysis=transfer", f"checkpoint={run}", "data=caltech101", f"data.root={caltech101}",
         *SMALL, *FEW, "analysis.scratch_folds=2",
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_transfer_to_caltech_101_learns_frozen_features_and_from_scratch(command
 def test_caltech_256_is_transferred_to_and_probed_alike(command, run, tmp_path):
     folder = tmp_path / "c256" / "caltech256" / "256_ObjectCategories"
     lay_out(folder, {"001.ak47": 8, "002.flag": 9, "056.dog": 8, "257.clutter": 9})
-    given = ["analyze", f"checkpoint={run}", "data.name=caltech256", f"data.root={tmp_path / 'c256'}", *SMALL]
+    given = ["analyze", f"checkpoint={run}", "data=caltech256", f"data.root={tmp_path / 'c256'}", *SMALL]
 
     assert command(*given, "analysis=transfer", *FEW)[0] == 0
     metrics = found(tmp_path)["metrics"]
@@ -105,7 +105,7 @@ def test_features_are_extracted_once_for_all_folds_sizes_and_analyses(command, r
     passes = []
     write = features._write
     monkeypatch.setattr(features, "_write", lambda *given: passes.append(given) or write(*given))
-    arguments = ["analyze", "analysis=transfer", f"checkpoint={run}", "data.name=caltech101", f"data.root={caltech101}"]
+    arguments = ["analyze", "analysis=transfer", f"checkpoint={run}", "data=caltech101", f"data.root={caltech101}"]
 
     for _ in range(2):
         code, _, _ = command(*arguments, *SMALL, *FEW, "analysis.scratch=false", "analysis.test_images=null")
@@ -118,15 +118,16 @@ def test_a_fold_by_hand_gives_the_same_accuracy(command, run, caltech101, tmp_pa
     from sklearn.linear_model import LogisticRegression
 
     from zfscope.data.sources.folders import open_caltech
+    from zfscope.data.spec import DataConfig
     from zfscope.protocols.transfer import Target, draw_fold
 
     command(
-        "analyze", "analysis=transfer", f"checkpoint={run}", "data.name=caltech101", f"data.root={caltech101}",
+        "analyze", "analysis=transfer", f"checkpoint={run}", "data=caltech101", f"data.root={caltech101}",
         *SMALL, "analysis.images_per_class=[4]", "analysis.folds=1", "analysis.scratch=false",
     )  # fmt: skip
     ours = found(tmp_path)["metrics"]["pretrained/4/accuracy"]["value"]
 
-    target = Target.of(open_caltech(caltech101, "caltech101"))
+    target = Target.of(open_caltech(DataConfig(name="caltech101", root=str(caltech101))))
     fold = draw_fold(target, 4, 50, fold=0, seed=0)
     network = load_network(run)
 
@@ -146,7 +147,7 @@ def test_a_fold_by_hand_gives_the_same_accuracy(command, run, caltech101, tmp_pa
 
 def test_probes_look_at_each_layer_with_both_classifiers(command, run, caltech101, tmp_path):
     code, _, _ = command(
-        "analyze", "analysis=probes", f"checkpoint={run}", "data.name=caltech101", f"data.root={caltech101}",
+        "analyze", "analysis=probes", f"checkpoint={run}", "data=caltech101", f"data.root={caltech101}",
         *SMALL, "analysis.images_per_class=5", "analysis.folds=2",
     )  # fmt: skip
 
@@ -161,7 +162,7 @@ def test_probes_look_at_each_layer_with_both_classifiers(command, run, caltech10
 @pytest.mark.parametrize("memory", ["1.0e-4", "10.0"])
 def test_probes_need_no_more_memory_than_they_are_given(command, run, caltech101, tmp_path, memory):
     command(
-        "analyze", "analysis=probes", f"checkpoint={run}", "data.name=caltech101", f"data.root={caltech101}",
+        "analyze", "analysis=probes", f"checkpoint={run}", "data=caltech101", f"data.root={caltech101}",
         *SMALL, "analysis.images_per_class=5", "analysis.folds=1", f"analysis.memory_gb={memory}",
     )  # fmt: skip
 
@@ -175,7 +176,7 @@ def test_shuffled_labels_drive_accuracy_to_chance(command, run, tmp_path, analys
     extra = ["analysis.scratch=false"] if analysis == "transfer" else ["analysis.layers=[fc7]"]
 
     command(
-        "analyze", f"analysis={analysis}", f"checkpoint={run}", "data.name=folder", f"data.root={tmp_path / 'many'}",
+        "analyze", f"analysis={analysis}", f"checkpoint={run}", "data=folder", f"data.root={tmp_path / 'many'}",
         *SMALL, f"analysis.images_per_class={sizes}", "analysis.shuffle_labels=true", "analysis.folds=6", *extra,
     )  # fmt: skip
 
@@ -207,7 +208,7 @@ def test_pascal_has_an_average_precision_for_each_class(command, run, tmp_path):
     lay_out_voc(tmp_path / "voc")
 
     code, _, _ = command(
-        "analyze", "analysis=transfer", f"checkpoint={run}", "data.name=voc2012", f"data.root={tmp_path / 'voc'}",
+        "analyze", "analysis=transfer", f"checkpoint={run}", "data=voc2012", f"data.root={tmp_path / 'voc'}",
         *SMALL, "analysis.scratch_steps=2",
     )  # fmt: skip
 
@@ -240,7 +241,7 @@ def test_pascal_has_an_average_precision_for_each_class(command, run, tmp_path):
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(command, run, caltech101, tmp_path, overrides, message):
-    given = ["data.name=caltech101", f"data.root={caltech101}"]
+    given = ["data=caltech101", f"data.root={caltech101}"]
 
     code, _, err = command("analyze", f"checkpoint={run}", *given, *SMALL, *overrides)
 
@@ -270,11 +271,13 @@ def test_an_experiment_of_the_analyses_runs_both_of_them(command, run, tmp_path,
     assert len(metrics["probes"]["softmax/fc7/accuracy"]["values"]) == 5
 
 
-def test_a_sweep_of_analyses_that_is_refused_leaves_no_folder(command, run, caltech101, tmp_path):
-    code, _, err = command(
-        "analyze", "experiment=caltech101_pretrained", f"checkpoint={run}", f"data.root={caltech101}",
+def test_analyses_of_a_sweep_that_are_refused_are_lines_of_its_table(command, run, caltech101, tmp_path):
+    code, out, _ = command(
+        "analyze", "experiment=caltech101_pretrained", f"checkpoint={run}", f"data.root={caltech101}", "logger=none",
         "data.download=false", "data.num_workers=0", "device=cpu",
     )  # fmt: skip
 
-    assert code == 2 and "15 training images per class" in err
-    assert not (tmp_path / "outputs").exists()
+    assert code == 1 and "2 jobs" in out and "15 training images per class" in out.replace("\n", " ")
+    (sweep,) = (tmp_path / "outputs/analyses").iterdir()
+    states = {path.parent.name: json.loads(path.read_text())["state"] for path in sweep.glob("*/results.json")}
+    assert states == {"transfer": "failed", "probes": "failed"}

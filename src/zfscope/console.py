@@ -1,97 +1,82 @@
-"""What is printed on screen: the network before training, results after it, a sweep's jobs at its end."""
+"""What a person reads while it runs: the network before training, results after it, a sweep's jobs at its end, bars."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
-from torch import nn
 
-from zfscope.networks.chain import ConvNet
-from zfscope.networks.geometry import field_of
-from zfscope.networks.network import Network
+Item = TypeVar("Item")
+
+console = Console()
 
 
-def network_table(network: Network) -> Table:
-    """Each layer with its map sizes, receptive field and parameters; Source: Zeiler & Fergus (2014), Fig. 3."""
-    table = Table(title=f"{parameters_of(network):,} parameters, input {network.image_size}x{network.image_size} px")
-    table.add_column("layer")
-    for heading in ("filters", "map sizes", "receptive field / stride, px", "parameters"):
-        table.add_column(heading, justify="right")
-    for name in network.layers:
-        module = network.get_submodule(name) if isinstance(network, ConvNet) else network.body.get_submodule(name)
-        cells = _cells(network, name) if isinstance(network, ConvNet) else ("", "", "")
-        table.add_row(name, *cells, f"{parameters_of(module):,}")
-    return table
+def progress(iterable: Iterable[Item], description: str, total: float | None = None) -> Iterator[Item]:
+    """The items one by one, under a bar with the time left; it vanishes at the end."""
+    return iter(track(iterable, description, total=total, console=console, transient=True))
+
+
+def network_table(rows: Iterable[Sequence[str]], parameters: int, image_size: int) -> Table:
+    """Each layer with its map sizes, receptive field and parameters; Source: Zeiler & Fergus (2014), Fig. 3.
+
+    Args:
+        rows: What ``Network.summary`` returns.
+        parameters: Of the whole network.
+        image_size: Height and width of its input, in pixels.
+    """
+    title = f"{parameters:,} parameters, input {image_size}x{image_size} px"
+    headings = ("filters", "map sizes", "receptive field / stride, px", "parameters")
+    return _table(title, rows, "layer", **dict.fromkeys(headings, "right"))
 
 
 def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """Measured numbers, the paper's beside them where it has one."""
-    paper = any(metric.get("paper") is not None for metric in metrics.values())
-    table = Table(title=title)
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    if paper:
-        table.add_column("paper", justify="right")
+    has_paper = any(metric.get("paper") is not None for metric in metrics.values())
+    rows = []
     for name, metric in metrics.items():
         digits = 0 if isinstance(metric["value"], int) else 2
-        value = f"{metric['value']:.{digits}f} {metric['unit']}"
-        reference = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}"
-        table.add_row(name, value, *([reference] if paper else []))
-    return table
+        paper = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}"
+        rows.append((name, f"{metric['value']:.{digits}f} {metric['unit']}", *([paper] if has_paper else [])))
+    return _table(title, rows, "metric", **dict.fromkeys(["value", "paper"] if has_paper else ["value"], "right"))
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a job: what sets it apart, error, map sizes, parameters, minutes, state with its cause."""
+    """One row a job: what sets it apart, error, map sizes, parameters, minutes, state with its cause.
+
+    Args:
+        jobs: The ``results.json`` of each job, empty where a job left none.
+    """
     overrides = [job.get("conditions", {}).get("overrides", []) for job in jobs]
     shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
-    table = Table(title=f"{len(jobs)} jobs")
-    table.add_column("job", justify="right")
-    table.add_column("overrides", overflow="fold")
-    table.add_column("error %", justify="right")
-    table.add_column("map sizes", overflow="fold")
-    table.add_column("parameters", justify="right")
-    table.add_column("minutes", justify="right")
-    table.add_column("state", overflow="fold")
+    rows = []
     for number, job in enumerate(jobs):
         conditions, metrics = job.get("conditions", {}), job.get("metrics", {})
-        known = (metrics.get(f"{part}/top1_error") for part in ("test", "val"))
-        error = next((metric["value"] for metric in known if metric is not None), None)
+        errors = (metrics.get(f"{part}/top1_error") for part in ("test", "val"))
+        error = next((metric["value"] for metric in errors if metric is not None), None)
         parameters, seconds = conditions.get("parameters"), conditions.get("seconds")
         state = job.get("state", "no results")
-        table.add_row(
+        row = (
             str(number),
-            " ".join(each for each in overrides[number] if each not in shared),
+            " ".join(override for override in overrides[number] if override not in shared),
             "" if error is None else f"{error:.2f}",
             "/".join(map(str, conditions.get("map_sizes", []))),
             "" if parameters is None else f"{parameters:,}",
             "" if seconds is None else f"{seconds / 60:.1f}",
             state if not job.get("cause") else f"{state}: {job['cause']}",
         )
+        rows.append(row)
+    sides = {"overrides": "left", "error %": "right", "map sizes": "left", "parameters": "right", "minutes": "right"}
+    return _table(f"{len(jobs)} jobs", rows, "job", **sides, state="left")
+
+
+def _table(title: str, rows: Iterable[Sequence[str]], first: str, **sides: Any) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for heading, side in sides.items():
+        table.add_column(heading, justify=side, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def parameters_of(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def map_sizes_of(network: Network) -> list[int]:
-    """Height of the map above each filtering and pooling, bottom to top; empty for a network that is no chain."""
-    return list(network.sizes.values()) if isinstance(network, ConvNet) else []
-
-
-def _cells(network: ConvNet, name: str) -> tuple[str, str, str]:
-    spec = network.spec[name]
-    if (name, "conv") not in network.sizes:
-        return "", str(network.get_submodule(name).linear.out_features), ""
-    conv, pool = network.sizes[(name, "conv")], network.sizes.get((name, "pool"))
-    steps = network.steps(name)
-    unit = field_of([step for step in steps if (step.layer, step.kind) != (name, "pool")])
-    filters = f"{spec.maps} of {spec.kernel_size}x{spec.kernel_size} / {spec.stride}"
-    fields = f"{unit.size} / {unit.stride}"
-    if pool is not None:
-        pooled = field_of(steps)
-        fields += f", pooled {pooled.size} / {pooled.stride}"
-    return filters, f"{conv}" if pool is None else f"{conv} -> {pool}", fields

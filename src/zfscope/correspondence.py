@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zfscope.deconvnet.winners import layers_to_watch
 from zfscope.networks.network import Network, evaluating
 
 # Of an image's largest feature in the layer. Rounding in float64 stays a thousand times below, a true change above.
@@ -178,8 +177,7 @@ def correspond(
         raise ValueError("a box is empty or outside its image; what hides nothing would count as perfect agreement")
     found: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with evaluating(network), in_float64(network):
-        weight = next(network.parameters())
-        images = images.to(weight.device, torch.float64)
+        images = network.as_input(images)
         original = _features(network, images, layers, batch_size)
         for some in boxes.split(max(1, batch_size // len(images))):
             masked = _features(network, occluded(images, some, fill).flatten(0, 1), layers, batch_size)
@@ -192,21 +190,20 @@ def correspond(
 @contextmanager
 def in_float64(module: nn.Module) -> Iterator[None]:
     """Parameters and buffers in float64 inside; afterwards, also after an exception, as they were."""
-    tensors = [each for each in (*module.parameters(), *module.buffers()) if each.is_floating_point()]
-    kept = [each.data for each in tensors]
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    originals = [tensor.data for tensor in tensors]
     try:
-        for each in tensors:
-            each.data = each.data.double()
+        for tensor in tensors:
+            tensor.data = tensor.data.double()
         yield
     finally:
-        for each, data in zip(tensors, kept, strict=True):
-            each.data = data
+        for tensor, data in zip(tensors, originals, strict=True):
+            tensor.data = data
 
 
 def layers_to_compare(network: Network) -> tuple[str, ...]:
     """The last layer with feature maps and the layer below the classes': conv5 and fc7 (Table 1)."""
-    maps = layers_to_watch(network, None)
-    return tuple(dict.fromkeys([*maps[-1:], *network.layers[-2:-1]]))
+    return tuple(dict.fromkeys([*network.layers_with_maps[-1:], *network.layers[-2:-1]]))
 
 
 def _features(network: Network, images: Tensor, layers: Sequence[str], batch_size: int) -> Mapping[str, Tensor]:

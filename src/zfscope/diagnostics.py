@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from zfscope.networks.hooked import HookedNetwork
-from zfscope.networks.layers import conv_layers
-from zfscope.networks.network import Network, uncompiled
+from zfscope.networks.network import Network, watching
 
 NEAR_DEAD = 0.01  # share of the layer's median range; the share of the median RMS below which a filter is called dead
 LOW, HIGH = 1 / 8, 1 / 4  # cycles per pixel: waves of more than 8 pixels are low, of fewer than 4 high
@@ -104,12 +102,8 @@ class MapWatch:
             layers = [layer for layer in network.layers if not isinstance(network.map_module(layer), bare)]
         self.listening = True
         self.ranges: dict[str, MapRanges] = {}
-        modules = {layer: network.map_module(layer) for layer in layers}
         self._hooks = ExitStack()
-        self._hooks.enter_context(uncompiled())
-        for layer, module in modules.items():
-            hook = module.register_forward_hook(lambda _module, _inputs, maps, layer=layer: self._note(layer, maps))
-            self._hooks.callback(hook.remove)
+        self._hooks.enter_context(watching({layer: network.map_module(layer) for layer in layers}, self._note))
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -181,14 +175,9 @@ def filter_frequencies(weight: Tensor, stride: int | Sequence[int] = 1) -> Filte
     return FilterFrequencies(*(energy[:, part].sum(1) / energy.sum((1, 2)) for part in parts))
 
 
-def filters_of(network: Network) -> dict[str, nn.Conv2d]:
-    """The conv layers by name, as ``layers.conv_layers`` has them; of a wrapped module by its own names."""
-    return conv_layers(network.body if isinstance(network, HookedNetwork) else network)
-
-
 def first_filters(network: Network) -> tuple[str, nn.Conv2d] | None:
     """Name and module of the first conv layer; None if there is none."""
-    return next(iter(filters_of(network).items()), None)
+    return next(iter(network.conv_modules.items()), None)
 
 
 class GridScore(NamedTuple):

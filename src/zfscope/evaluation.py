@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchmetrics.functional.classification import multiclass_f1_score, multilabel_average_precision
 
+from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import centre_crop, square, ten_crops
+from zfscope.schema import listed
 
 VALUES = 2**24  # averages of subsets are held at a time: 128 MB
 
@@ -188,6 +189,29 @@ def gain_interval(before: Tensor, after: Tensor, draws: int = 10_000, seed: int 
     return float(low), float(high)
 
 
+def check_classes(network: Network, classes: tuple[str, ...]) -> None:
+    """Refuse images whose classes are not the network's, or stand in another order.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if network.num_classes != len(classes):
+        raise ValueError(f"the network tells {network.num_classes} classes apart, the data set has {len(classes)}")
+    if network.classes is None or network.classes == classes:
+        return
+    if set(network.classes) == set(classes):
+        first = next(i for i, (own, other) in enumerate(zip(network.classes, classes, strict=True)) if own != other)
+        raise ValueError(
+            f"the classes come in another order: number {first} is {network.classes[first]!r} for the network, "
+            f"{classes[first]!r} in the data set; use the folder names it was trained with"
+        )
+    missing, new = set(network.classes) - set(classes), set(classes) - set(network.classes)
+    raise ValueError(
+        f"the data set's classes are not the network's: it lacks {listed(sorted(missing))}, "
+        f"it adds {listed(sorted(new))}"
+    )
+
+
 def error_metrics(predictions: Predictions, part: str) -> dict[str, float]:
     """``part/top1_error`` … of the centre crop and ``part/top1_error_ten_crops`` …, in percent."""
     suffixes = {"centre": "", "ten_crops": "_ten_crops"}
@@ -255,7 +279,7 @@ def _predict(
     networks = [network.to(device).eval() for network in networks]
     found = [{"centre": [], **({"ten_crops": []} if crops else {})} for _ in networks]
     labels, positions = [], []
-    for batch, label, position in track(batches, description="Evaluating", total=total, transient=True):
+    for batch, label, position in progress(batches, "Evaluating", total):
         for canvases, numbers in prepared(batch):
             side = networks[numbers[0]].image_size
             views = ten_crops(canvases, side) if crops else [centre_crop(canvases, side)]

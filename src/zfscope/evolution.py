@@ -13,7 +13,6 @@ from torch import Tensor
 
 from zfscope.activations import TopActivations
 from zfscope.deconvnet.winners import OUTSIDE, project_winners, random_subset
-from zfscope.networks.chain import ConvNet
 from zfscope.networks.network import Network, evaluating
 
 Read = Callable[[Sequence[int]], Tensor]
@@ -94,8 +93,8 @@ def observe(
     if not len(indices) or not layers:
         raise ValueError("give one image or more, and one layer or more, to find the strongest activations in")
 
-    def inputs(wanted: Sequence[int]) -> Tensor:
-        return _as_weights(network, read(wanted))
+    def read_inputs(indices: Sequence[int]) -> Tensor:
+        return network.as_input(read(indices))
 
     chosen: dict[str, Tensor] = {}
     top: TopActivations | None = None
@@ -115,7 +114,7 @@ def observe(
     scales = {layer: torch.zeros(len(each)) for layer, each in chosen.items()}
     boxes = {layer: torch.zeros(len(each), 4, dtype=torch.int64) for layer, each in chosen.items()}
     living = {layer: table for layer, table in tables.items() if (table.values > 0).any()}
-    for winners in project_winners(network, living, chosen, inputs, batch_size=batch_size) if living else ():
+    for winners in project_winners(network, living, chosen, read_inputs, batch_size=batch_size) if living else ():
         layer, rows = winners.layer, winners.rows
         shown, limits = winners.tiles()
         blank = torch.full((len(chosen[layer]), *shown.shape[1:]), OUTSIDE, dtype=torch.uint8)
@@ -243,19 +242,11 @@ def feature_maps(network: Network, images: Tensor, layers: Sequence[str]) -> Map
     """
     for layer in layers:
         network.check_layer(layer)
-    images = _as_weights(network, images)
+    images = network.as_input(images)
     with evaluating(network):
-        if isinstance(network, ConvNet):
-            found = network.trace(images, top=max(layers, key=network.layers.index)).maps
-        else:
-            found = network.trace(images).maps
+        outputs = network.trace(images, top=max(layers, key=network.layers.index)).maps
     return {
-        layer: found[layer]
+        layer: output
         for layer in layers
-        if isinstance(found.get(layer), Tensor) and found[layer].ndim in (2, 4) and len(found[layer]) == len(images)
+        if isinstance(output := outputs.get(layer), Tensor) and output.ndim in (2, 4) and len(output) == len(images)
     }
-
-
-def _as_weights(network: Network, images: Tensor) -> Tensor:
-    """Images on the device and in the dtype of the network's weights."""
-    return images.to(next(each for each in network.parameters() if each.is_floating_point()))

@@ -193,14 +193,13 @@ def compare(
         network.check_layer(layer)
     for amount in amounts.tolist():  # all of them before the first forward pass
         moved(images[:0], kind, amount, network.image_size)
-    weight = next(network.parameters())
     originals: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     probability = []
 
     def look(pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # Original and moved images in one layout and in batches of one size: equal pixels give equal bits.
-        trace = network.trace(pictures.to(weight.device, weight.dtype, memory_format=torch.channels_last))
+        trace = network.trace(network.as_input(pictures).contiguous(memory_format=torch.channels_last))
         return {layer: _features(layer, trace.maps[layer], len(pictures)) for layer in layers}, trace.logits
 
     with evaluating(network):

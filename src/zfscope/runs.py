@@ -1,23 +1,34 @@
-"""The run folder: what lies where, who writes to it, and reading many of them back.
+"""The run folder: its files, its lock, and the one way in which this project writes a file.
 
 ``RUN/checkpoints/{best,last,epoch_NNN}.ckpt``, ``RUN/results.json``, ``RUN/figures/``, ``RUN/.hydra/``.
 """
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import numpy as np
+import yaml
+from filelock import FileLock, Timeout
 
 RESULTS = "results.json"
+PACKAGES = ("zfscope", "torch", "torchvision", "lightning", "timm", "numpy")
+
+
+class RunFolderLocked(ValueError):
+    """The run folder is locked by another process."""
 
 
 def write_results(
@@ -28,13 +39,13 @@ def write_results(
     state: str = "finished",
     cause: str | None = None,
 ) -> Path:
-    """Write ``results.json``: beside its target, then renamed.
+    """Write ``results.json``.
 
     Args:
         folder: The run folder.
         metrics: ``{"val/top1_error": {"value": 38.1, "unit": "%", "paper": 38.4}}``; errors in percent.
         conditions: Under which they were measured.
-        state: ``finished``, ``failed`` or ``stopped``.
+        state: ``finished`` or ``failed``.
         cause: One line why a run failed.
 
     Returns:
@@ -45,6 +56,21 @@ def write_results(
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def read_results(folder: str | Path) -> dict[str, Any] | None:
+    """A run's ``results.json``, or None if it has none yet.
+
+    Raises:
+        ValueError: If the file is no JSON.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON (line {error.lineno}); remove it and evaluate the run again") from None
 
 
 @contextmanager
@@ -71,40 +97,40 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_results(folder: str | Path) -> dict[str, Any] | None:
-    """A run's ``results.json``, or None if it has none yet.
-
-    Raises:
-        ValueError: If the file is no JSON.
-    """
-    path = Path(folder) / RESULTS
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON (line {error.lineno}); remove it and evaluate the run again") from None
-
-
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz`` beside its target, then rename it; it is read with ``numpy.load``, without pickle."""
+    """Write an ``.npz``; ``numpy.load`` reads it without pickle."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def identity(folder: str | Path) -> str:
+def read_overrides(folder: str | Path) -> list[str]:
+    """The overrides that a run was started with, as they were typed.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+    """
+    path = Path(folder) / ".hydra" / "overrides.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); give the folder of a run")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def write_overrides(folder: str | Path, overrides: Sequence[str]) -> None:
+    """Note the overrides that a resumed run goes on with."""
+    with replacing(Path(folder) / ".hydra" / "overrides.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
+
+
+def run_id(folder: str | Path) -> str:
     """The run's id for its loggers, made once: a resumed run goes on under the same one."""
     path = Path(folder) / ".hydra" / "run_id"
     if path.is_file():
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     number = secrets.token_hex(4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(number + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(number + "\n", encoding="utf-8")
     return number
-
-
-class RunFolderLocked(ValueError):
-    """Another process works in a run folder; what lies there is its."""
 
 
 @contextmanager
@@ -115,41 +141,67 @@ def lock(folder: str | Path) -> Iterator[None]:
         RunFolderLocked: If another process works in it.
     """
     path = Path(folder) / ".lock"
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFolderLocked(
-                f"another process works in {folder}; wait for it or choose another hydra.run.dir"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    held = FileLock(path, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        message = f"the run folder {folder} is locked by another process; wait for it or choose another hydra.run.dir"
+        raise RunFolderLocked(message) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.release()
 
 
 def remove_unused(folder: str | Path) -> None:
-    """Take back a run folder in which nothing was done yet, and the empty folders above it."""
+    """Remove a run folder in which nothing was done yet, and the empty folders above it."""
     folder = Path(folder)
-    ours = {".hydra", ".lock", "train.log", "analyze.log"}
-    if not folder.is_dir() or any(entry.name not in ours for entry in folder.iterdir()):
+    started_with = {".hydra", ".lock"}
+    if not folder.is_dir() or any(entry.name not in started_with for entry in folder.iterdir()):
         return
-    for entry in [*(folder / ".hydra").glob("*"), folder / ".hydra", *folder.glob("*.log"), folder / ".lock", folder]:
-        if entry.is_dir():
-            entry.rmdir()
-        else:
-            entry.unlink(missing_ok=True)
-    if folder.parent.is_dir() and [entry.name for entry in folder.parent.iterdir()] == ["multirun.yaml"]:
-        (folder.parent / "multirun.yaml").unlink()
-        folder.parent.rmdir()
-        folder = folder.parent
+    shutil.rmtree(folder)
     for above in folder.parents:
-        if above.name not in {"outputs", "sweeps", "analyses"}:
+        if above.name not in {"outputs", "sweeps", "analyses"} or any(above.iterdir()):
             break
-        try:
-            above.rmdir()
-        except OSError:
-            break
+        above.rmdir()
+
+
+@functools.cache
+def code_version() -> tuple[str | None, bool | None]:
+    """The git commit of this code and whether files differ from it; None where it is not under git."""
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    lines = answer.stdout.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    return commit, any(not line.startswith("#") for line in lines)
+
+
+def environment(device: Any, precision: str | int | None) -> dict[str, Any]:
+    """What a number may depend on besides config and data: code, libraries, device, precision, threads."""
+    import torch
+
+    commit, dirty = code_version()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": python_version()} | {name: _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device),
+        "precision": None if precision is None else str(precision),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _finite(value: Any) -> Any:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Count = Annotated[int, Field(ge=1)]
-
 Share = Annotated[float, Field(ge=0, lt=1)]
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -35,7 +32,7 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
     """Read a composed config into its schema.
 
     Args:
-        schema: One of the classes of this module.
+        schema: A class of one of the rooms' ``spec.py``.
         values: The composed config; mappings of any kind, nested.
         group: Where the values stand in the whole config, for messages: ``data``.
 
@@ -50,7 +47,7 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
         return schema.model_validate(values)
     except ValidationError as error:
         # A misspelt key is the cause of a missing one, so it is told first.
-        problem = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+        problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         prefix = f"{group}." if group else ""
         sentence = _sentence(schema, values, problem).replace("give it as ", f"give it as {prefix}")
@@ -58,7 +55,7 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """``; did you mean …?`` for a misspelt name, or the names there are."""
+    """``did you mean …?`` for a misspelt name, or the names to choose from."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
@@ -74,53 +71,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    # pydantic names the branch of a union in the location; people know only the keys that they wrote.
-    path: list[str] = []
-    here = values
-    for part in location:
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-            path.append(part)
-        elif isinstance(here, Sequence) and part.isdigit():
-            here = here[int(part)] if int(part) < len(here) else None
-            path.append(part)
-        elif part == location[-1] and problem["type"] == "missing":
-            path.append(part)
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        known = _fields(schema, values, path[:-1])
-        return f"{key}={here!r}: there is no such key; {nearest(path[-1], known)}"
-    if problem["type"] == "missing":
-        return f"{key} is missing; give it as {key}=…"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key or 'config'}={here!r}: {message}"
-
-
-def _fields(schema: type[BaseModel], values: Any, path: Sequence[str]) -> list[str]:
-    """The names that are allowed where ``path`` leads, found by following the annotations."""
-    from typing import get_args
-
-    def models(annotation: Any) -> list[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return [annotation]
-        return [model for argument in get_args(annotation) for model in models(argument)]
-
-    candidates: list[type[BaseModel]] = [schema]
-    for part in path:
-        candidates = [
-            model
-            for candidate in candidates
-            if part in candidate.model_fields
-            for model in models(candidate.model_fields[part].annotation)
-        ]
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
-
-
 def printable(path: str | os.PathLike) -> str:
     """A path or name in one line of valid UTF-8: line breaks, control characters and undecodable bytes escaped."""
     text = os.fspath(path)
@@ -132,3 +82,46 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(printable(name) for name in names[:most]) + rest
+
+
+def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) -> str:
+    # pydantic names the branch of a union in the location; people know only the keys that they wrote.
+    location = [str(part) for part in problem["loc"]]
+    path: list[str] = []
+    value = values
+    for part in location:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+            path.append(part)
+        elif isinstance(value, Sequence) and part.isdigit():
+            value = value[int(part)] if int(part) < len(value) else None
+            path.append(part)
+        elif part == location[-1] and problem["type"] == "missing":
+            path.append(part)
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}={value!r}: there is no such key; {nearest(path[-1], _fields(schema, path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; give it as {key}=…"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key or 'config'}={value!r}: {message}"
+
+
+def _fields(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The names that are allowed where ``path`` leads, found by following the annotations."""
+
+    def models(annotation: Any) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [model for argument in get_args(annotation) for model in models(argument)]
+
+    schemas: list[type[BaseModel]] = [schema]
+    for part in path:
+        if part.isdigit():  # a place in a list
+            continue
+        fields = [known.model_fields[part] for known in schemas if part in known.model_fields]
+        schemas = [model for field in fields for model in models(field.annotation)]
+    return sorted({name for known in schemas for name in known.model_fields})

@@ -1,60 +1,32 @@
+"""What an ensemble's members tell together, against each of them alone."""
+
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT, composed, write_folders
-from zfscope.analyses.ensemble import Member, architectures, ensemble, open_members
-from zfscope.analyses.evaluate import evaluate
-from zfscope.analyses.spec import AnalyzeConfig
+from tests.analyses.conftest import CLASSES, save
+from tests.conftest import composed, write_folders
+from zfscope.analyses import evaluate
+from zfscope.analyses.ensemble import analyse
+from zfscope.analyses.members import open_members
+from zfscope.analyses.question import Question
+from zfscope.analyses.run import analyze
+from zfscope.analyses.run import save as save_result
+from zfscope.analyses.spec import AnalyzeConfig, EnsembleAnalysis, EvaluateAnalysis
 from zfscope.data.datamodule import ImageData
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.evaluation import subsets, top_error
 from zfscope.figures import ensemble_figure
-from zfscope.networks.build import build_network
-from zfscope.networks.checkpoints import load_network, save_network
-from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.checkpoints import load_network
 from zfscope.networks.spec import ModelConfig
+from zfscope.report.paper import numbers_of
 from zfscope.schema import check
-
-sys.path.insert(0, str(ROOT))
-import analyze
-
-CLASSES = tuple("abcdefgh")
-
-
-def model(maps=4, name="tiny"):
-    layer = {"maps": maps, "kernel_size": 3, "stride": 2, "padding": 1}
-    return {"name": name, "conv1": layer, "fc6": {"units": 6}, "fc8": {}}
-
-
-def save(path, seed=0, maps=4, name="tiny", classes=CLASSES, crop=16, resize=20, preprocessing=True, best="best"):
-    """A run folder with a tiny network in it."""
-    torch.manual_seed(seed)
-    network = build_network(model(maps, name), len(classes), crop)
-    network.classes = classes
-    if preprocessing:
-        mean, scale = torch.full((3, 1, 1), 110.0 + seed), torch.full((3, 1, 1), 0.05)
-        network.preprocessing = Preprocessing(resize, crop, mean, scale)
-    save_network(network, {"model": model(maps, name)}, path / "checkpoints" / f"{best}.ckpt")
-    return path
-
-
-@pytest.fixture
-def six(tmp_path):
-    """What a sweep leaves: six runs, the last one wider and with larger images, and a file beside them."""
-    for number in range(5):
-        save(tmp_path / "six" / str(number), number)
-    save(tmp_path / "six" / "5", 5, maps=9, name="tiny_wide", resize=24, crop=20)
-    (tmp_path / "six" / "multirun.yaml").write_text("hydra: {}\n")
-    (tmp_path / "six" / ".submitit").mkdir()
-    return tmp_path / "six"
 
 
 @pytest.fixture
@@ -68,133 +40,12 @@ def data():
     return ImageData(Splits(*sets), config, None)
 
 
-def names_of(members):
-    return [member.name for member in members]
-
-
-def run(networks, data, folder, given, **analysis):
-    values = {"checkpoint": str(given), "analysis": {"name": "ensemble", "batch_size": 16, **analysis}}
+def run(networks, data, folder, checkpoint, **options):
     folder.mkdir(exist_ok=True)
-    return ensemble(networks, data, check(AnalyzeConfig, values), torch.device("cpu"), folder)
-
-
-# --- which networks ---
-
-
-def test_a_pattern_gives_the_runs_of_a_sweep_and_passes_over_other_files(six):
-    save(six / "10", 10)
-
-    members = open_members(f"{six}/*")
-
-    assert names_of(members) == ["0", "1", "2", "3", "4", "5", "10"]
-    assert members[6].path == str(six / "10")
-    assert members[5].config["model"]["name"] == "tiny_wide"
-    assert members[5].network.preprocessing.resize == 24
-    assert not any(member.network.training for member in members)
-    own = load_network(six / "5").state_dict()
-    assert all(torch.equal(tensor, own[name]) for name, tensor in members[5].network.state_dict().items())
-
-
-def test_a_list_of_runs_files_and_patterns_is_taken_in_its_order(six):
-    given = (f"{six}/4", f"{six}/[01]", f"{six}/3/checkpoints/best.ckpt", f"{six}/5/checkpoints/*.ckpt")
-
-    assert names_of(open_members(given)) == ["4", "0", "1", "3/checkpoints/best.ckpt", "5/checkpoints/best.ckpt"]
-
-
-def test_what_follows_a_pattern_is_asked_of_every_folder(six):
-    for number in range(4):
-        save(six / str(number), 20 + number, best="last")
-
-    with pytest.raises(ValueError, match=r"2 of 6 members cannot be read: \S+/4/last, \S+/5/last \(no checkpoint at"):
-        open_members(f"{six}/*/last")
-    members = open_members(f"{six}/*/last", partial=True)
-
-    assert names_of(members) == ["0/last", "1/last", "2/last", "3/last"]
-    assert float(members[1].network.preprocessing.mean[0]) == 131
-
-
-def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path):
-    save(tmp_path / "lr=[0.1]" / "0")
-
-    assert names_of(open_members(str(tmp_path / "lr=[0.1]" / "0"))) == ["0"]
-
-
-def test_a_pattern_that_matches_nothing_is_refused(six):
-    for pattern in (f"{six}/seven/*", f"{six}/*.yaml"):
-        with pytest.raises(FileNotFoundError, match=r"matches no run folder and no .ckpt file; give a pattern"):
-            open_members(pattern)
-
-
-def test_a_run_without_checkpoint_and_a_damaged_one_are_refused_by_name_or_left_out_on_request(six):
-    shutil.rmtree(six / "2" / "checkpoints")
-    with pytest.raises(ValueError, match=rf"1 of 6 members cannot be read: {six}/2 \(no checkpoint .*partial=true"):
-        open_members(f"{six}/*")
-
-    damaged = six / "4" / "checkpoints" / "best.ckpt"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
-    with pytest.raises(ValueError, match=f"2 of 6 members cannot be read: {six}/2, {six}/4 "):
-        open_members(f"{six}/*")
-
-    assert names_of(open_members(f"{six}/*", partial=True)) == ["0", "1", "3", "5"]
-
-
-def test_the_cause_of_a_damaged_member_is_told(six):
-    (six / "3" / "checkpoints" / "best.ckpt").write_bytes(b"")
-
-    with pytest.raises(ValueError, match=rf"{six}/3 \(.*best.ckpt is no checkpoint, or is cut off"):
-        open_members(f"{six}/*")
-
-
-def test_with_no_member_left_partial_refuses_too(tmp_path):
-    (tmp_path / "0").mkdir()
-
-    with pytest.raises(ValueError, match=r"1 of 1 members cannot be read: \S+/0 \(no checkpoint at [^)]*\)$"):
-        open_members(f"{tmp_path}/*", partial=True)
-
-
-def test_a_member_that_comes_twice_is_refused_with_both_names(six):
-    shutil.copytree(six / "1", six / "7")
-
-    with pytest.raises(ValueError, match=f"{six}/1 and {six}/7 are the same network; a member counts once"):
-        open_members(f"{six}/*", partial=True)
-
-
-def test_members_with_other_classes_or_another_order_are_refused_by_name(six):
-    save(six / "6", 6, classes=("a", "c", "b", *CLASSES[3:]))
-    with pytest.raises(ValueError, match=f"{six}/6 has the classes of {six}/0 in another order: number 1 is 'c', not"):
-        open_members(f"{six}/*", partial=True)
-    save(six / "6", 6, classes=(*CLASSES[:7], "z"))
-    with pytest.raises(ValueError, match=f"{six}/6 has other classes than {six}/0: it lacks h, it adds z; members of"):
-        open_members(f"{six}/*")
-    save(six / "6", 6, classes=CLASSES[:7])
-    with pytest.raises(ValueError, match=f"{six}/6 tells 7 classes apart, {six}/0 tells 8; members of an ensemble"):
-        open_members(f"{six}/*")
-
-
-def test_a_member_that_does_not_know_its_preprocessing_is_refused(six):
-    save(six / "6", 6, preprocessing=False)
-
-    with pytest.raises(ValueError, match=f"{six}/6 does not tell how its images are prepared"):
-        open_members(f"{six}/*")
-
-
-def test_members_of_one_name_whose_models_differ_are_told_apart_by_what_differs():
-    def member(image_size=16, **changes):
-        values = model()
-        values["conv1"] |= {key: value for key, value in changes.items() if key == "maps"}
-        values |= {key: value for key, value in changes.items() if key != "maps"}
-        return Member("", "", build_network(values, 8, image_size), {"model": values}, "")
-
-    assert architectures([member(), member(name="other", maps=5), member()]) == ["tiny", "other", "tiny"]
-    assert architectures([member(), member(maps=5), member(name="other", maps=6)]) == [
-        "tiny conv1.maps=4",
-        "tiny conv1.maps=5",
-        "other",
-    ]
-    assert architectures([member(), member(image_size=20)]) == ["tiny image_size=16", "tiny image_size=20"]
-    assert architectures([member(), member(fc6=None)])[1] == "tiny fc6=null"
+    options = EnsembleAnalysis(batch_size=16, **options)
+    result = analyse(Question(options, torch.device("cpu"), folder, checkpoint, members=networks, data=data))
+    save_result(result, folder)
+    return result.metrics
 
 
 # --- what they tell together ---
@@ -256,8 +107,8 @@ def test_every_member_has_the_errors_of_its_own_evaluation(six, data, tmp_path):
     for number in range(6):
         network = load_network(six / str(number))
         own = ImageData(data.splits, data.config, network.preprocessing)
-        config = check(AnalyzeConfig, {"checkpoint": "RUN", "analysis": {"name": "evaluate", "batch_size": 16}})
-        expected = evaluate(network, own, config, torch.device("cpu"), tmp_path)
+        question = Question(EvaluateAnalysis(batch_size=16), torch.device("cpu"), tmp_path, "RUN", network, data=own)
+        expected = evaluate.analyse(question).metrics
         assert len(expected) == 6
         for name, metric in expected.items():
             assert metrics[f"member/{number}/{name.removeprefix('test/')}"]["value"] == metric["value"], name
@@ -341,11 +192,17 @@ def test_the_command_averages_five_of_six_where_that_is_asked_for(tmp_path):
     for number in range(3):
         save(tmp_path / "six" / str(number), number, classes=("cat", "dog", "owl"))
     shutil.rmtree(tmp_path / "six" / "1" / "checkpoints")
-    given = ["analysis=ensemble", f"checkpoint='{tmp_path}/six/*'", "data.name=folder", f"data.root={folders}"]
+    given = [
+        "analysis=ensemble",
+        f"checkpoint='{tmp_path}/six/*'",
+        "data=folder",
+        f"data.root={folders}",
+        "logger=none",
+    ]
     values = composed(*given, "device=cpu", "data.num_workers=0", "analysis.partial=true", name="analyze")
     (tmp_path / "out").mkdir()
 
-    analyze.analyze(check(AnalyzeConfig, values), tmp_path / "out")
+    analyze(check(AnalyzeConfig, values), tmp_path / "out")
 
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["metrics"]["members"]["unit"] == "of 3" and results["metrics"]["members"]["value"] == 2
@@ -374,13 +231,14 @@ def test_the_picture_shows_every_subset_at_its_error_and_names_that_are_no_marku
     assert not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("number", range(1, 7))
-def test_the_six_experiments_are_five_networks_of_fig_3_and_a_wide_one_of_different_seeds(number):
-    config = composed(f"experiment=ensemble_{number}", "data.root=DIR")
+def test_the_six_members_are_five_networks_of_fig_3_and_a_wide_one():
+    for experiment, maps, error in (
+        ("table3_zfnet", [384, 384, 256], 38.4),
+        ("table3_zfnet_wide", [512, 1024, 512], 37.5),
+    ):
+        config = composed(f"experiment={experiment}", "data.root=DIR", "seed=4")
 
-    assert config["seed"] == number - 1
-    assert config["data"]["name"] == "imagenet"
-    assert config["model"]["name"] == ("zfnet" if number < 6 else "zfnet_wide")
-    maps = [check(ModelConfig, config["model"]).chain[f"conv{layer}"].maps for layer in (3, 4, 5)]
-    assert maps == ([384, 384, 256] if number < 6 else [512, 1024, 512])
-    assert config["paper"]["val/top1_error_ten_crops"] == (38.4 if number < 6 else 37.5)
+        assert config["seed"] == 4 and config["data"]["name"] == "imagenet"
+        chain = check(ModelConfig, config["model"]).chain
+        assert [chain[f"conv{layer}"].maps for layer in (3, 4, 5)] == maps
+        assert numbers_of(config["paper"])["val/top1_error_ten_crops"] == error

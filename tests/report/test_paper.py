@@ -5,37 +5,35 @@ import yaml
 
 from tests.conftest import ROOT
 from zfscope.analyses import correspondence
-from zfscope.report.paper import TABLE_4, TABLE_5, TABLE_6, TABLE_7, TABLES
-
-COLUMNS = {
-    "train/top1_error": "train_top1",
-    "val/top1_error_ten_crops": "val_top1",
-    "val/top5_error_ten_crops": "val_top5",
-}
+from zfscope.report.paper import TABLE_4, TABLE_5, TABLE_6, TABLE_7, TABLES, numbers_of
 
 
-def experiments(pattern, prefix):
-    paths = sorted((ROOT / "conf/experiment").glob(pattern))
-    return {path.stem.removeprefix(prefix): yaml.safe_load(path.read_text()).get("paper", {}) for path in paths}
+def paper_of(experiment):
+    return yaml.safe_load((ROOT / f"conf/experiment/{experiment}.yaml").read_text())["paper"]
 
 
-def test_table_3_is_what_its_twelve_experiments_say():
-    table, found = TABLES[2], experiments("table3_*.yaml", "table3_")
+def test_the_twelve_experiments_of_table_3_name_their_rows():
+    experiments = sorted(path.stem for path in (ROOT / "conf/experiment").glob("table3_*.yaml"))
 
-    assert set(found) == set(table.rows) and len(found) == 12
-    for row, numbers in found.items():
-        assert {COLUMNS[name]: value for name, value in numbers.items()} == {
-            column: table.value(row, column) for column in table.columns
-        }
+    assert len(experiments) == 12
+    assert {paper_of(experiment): experiment for experiment in experiments} == {
+        row: f"table3_{row}" for row in TABLES[2].rows
+    }
 
 
-def test_table_2_is_what_its_experiments_say():
-    rows = {str(number): "zfnet" for number in range(1, 6)} | {"6": "zfnet_wide"}
+def test_a_training_has_the_numbers_of_its_row_in_tables_2_and_3():
+    assert numbers_of("zfnet") == {
+        "train/top1_error": 33.1,
+        "val/top1_error_ten_crops": 38.4,
+        "val/top5_error_ten_crops": 16.5,
+    }
+    assert numbers_of("alexnet_without_3_4_6_7")["val/top5_error_ten_crops"] == 50.1
+    assert numbers_of(None) == {} and numbers_of({"val/top1_error": 1.5}) == {"val/top1_error": 1.5}
 
-    for number, numbers in experiments("ensemble_*.yaml", "ensemble_").items():
-        for name, value in numbers.items():
-            if name in ("val/top1_error_ten_crops", "val/top5_error_ten_crops"):
-                assert value == TABLES[1].value(rows[number], COLUMNS[name])
+
+def test_a_row_that_is_not_there_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(ValueError, match=r"paper=zfnet_fc2408: .* did you mean zfnet_fc2048\?"):
+        numbers_of("zfnet_fc2408")
 
 
 def test_table_1_is_what_the_correspondence_analysis_shows_beside_ours_in_percent():

@@ -1,1 +1,1 @@
-"""One file per analysis of ``analyze.py``: iterate over data, call the science, return a ``Result``."""
+"""Questions to trained networks: one module for each, all of one shape (``question.py``), run by ``run.py``."""

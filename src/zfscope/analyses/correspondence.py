@@ -7,23 +7,18 @@ not say; all of that is our choice.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
-from zfscope.analyses.evaluate import part_of
-from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.analyses.question import Metric, Question, Result, percent
+from zfscope.console import progress
 from zfscope.correspondence import correspond, layers_to_compare, occluded, random_boxes
-from zfscope.data.datamodule import ImageData
 from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
 from zfscope.data.sources.phantom import Phantom
 from zfscope.deconvnet.winners import as_pictures
 from zfscope.figures import correspondence_sheet
-from zfscope.networks.network import Network
 from zfscope.report.paper import TABLES
-from zfscope.runs import write_arrays
 
 # Table 1, in percent; five dogs, ZFNet.
 PAPER = {
@@ -34,10 +29,8 @@ CONTROLS = ("random", "on_object", "same_place")
 SHOWN = 5  # images on the sheet, as in Fig. 8
 
 
-def correspondence(
-    network: Network, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Write ``arrays.npz`` and ``figures/correspondence.png``; give Delta in percent by part and layer.
+def analyse(question: Question) -> Result:
+    """Delta in percent by part and layer.
 
     ``<part>/<layer>`` is Delta, its spread the standard deviation over pairs of images. ``random/<layer>`` is the mean
     over random masks of all parts' sizes, each image's anywhere; ``on_object/<layer>`` over those on the object (their
@@ -54,26 +47,26 @@ def correspondence(
         ValueError: For an unknown layer, a CSV that does not fit, data without parts, or too few faces.
         FileNotFoundError: If there is no such CSV.
     """
-    asked = config.analysis
-    layers = layers_to_compare(network) if asked.layers is None else tuple(dict.fromkeys(asked.layers))
+    options, network = question.options, question.network
+    layers = layers_to_compare(network) if options.layers is None else tuple(dict.fromkeys(options.layers))
     for layer in layers:
         network.check_layer(layer)
     if not layers:
         raise ValueError(f"analysis.layers names no layer; the layers are {', '.join(network.layers)}")
-    examples = _examples(network, data, config)
+    examples = _examples(question)
     # float64 is unknown to Apple's GPUs, and rounding must not make signs.
-    network = network.to("cpu" if device.type == "mps" else device)
+    network = network.to("cpu" if question.device.type == "mps" else question.device)
 
-    size, generator = examples.inputs.shape[2:], torch.Generator().manual_seed(asked.seed)
+    size, generator = examples.inputs.shape[2:], torch.Generator().manual_seed(options.seed)
     masks = {}
     for part, boxes in examples.boxes.items():
         masks[part, "part"] = boxes[None]
-        masks[part, "random"] = random_boxes(boxes, asked.masks, size, generator)
-        masks[part, "on_object"] = random_boxes(boxes, asked.masks, size, generator, around=examples.objects())
-        masks[part, "same_place"] = random_boxes(boxes, asked.masks, size, generator, together=True)
-    found = {
-        key: correspond(network, examples.inputs, boxes, layers, batch_size=asked.batch_size)
-        for key, boxes in track(masks.items(), "Hiding", transient=True)
+        masks[part, "random"] = random_boxes(boxes, options.masks, size, generator)
+        masks[part, "on_object"] = random_boxes(boxes, options.masks, size, generator, around=examples.objects())
+        masks[part, "same_place"] = random_boxes(boxes, options.masks, size, generator, together=True)
+    changes = {
+        key: correspond(network, examples.inputs, boxes, layers, batch_size=options.batch_size)
+        for key, boxes in progress(masks.items(), "Hiding")
     }
 
     parts = tuple(examples.boxes)
@@ -82,12 +75,12 @@ def correspondence(
     for kind in CONTROLS:
         arrays[f"{kind}_boxes"] = torch.stack([masks[part, kind] for part in parts]).numpy()
     for layer in layers:
-        arrays[f"{layer}/pairs"] = np.stack([found[part, "part"][layer].pairs[0] for part in parts])
-        arrays[f"{layer}/changed"] = np.array([float(found[part, "part"][layer].changed.mean()) for part in parts])
+        arrays[f"{layer}/pairs"] = np.stack([changes[part, "part"][layer].pairs[0] for part in parts])
+        arrays[f"{layer}/changed"] = np.array([float(changes[part, "part"][layer].changed.mean()) for part in parts])
         for kind in CONTROLS:
-            each = [found[part, kind][layer] for part in parts]
-            arrays[f"{layer}/{kind}"] = np.stack([one.delta for one in each])
-            arrays[f"{layer}/{kind}_changed"] = np.array([float(one.changed.mean()) for one in each])
+            controls = [changes[part, kind][layer] for part in parts]
+            arrays[f"{layer}/{kind}"] = np.stack([control.delta for control in controls])
+            arrays[f"{layer}/{kind}_changed"] = np.array([float(control.changed.mean()) for control in controls])
 
     hidden = [*examples.boxes.values(), masks[parts[0], "random"][0]]
     shown = [examples.inputs, *(occluded(examples.inputs, boxes) for boxes in hidden)]
@@ -101,40 +94,37 @@ def correspondence(
             }
             for layer in layers
         },
-        title=f"{Path(config.checkpoint).name}: do the same features change in all {len(examples.names)} images?",
+        title=f"{Path(question.checkpoint).name}: do the same features change in all {len(examples.names)} images?",
     )
-    write_arrays(folder / "arrays.npz", arrays)
-    (folder / "figures").mkdir(exist_ok=True)
-    sheet.save(folder / "figures" / "correspondence.png")
-    return _metrics(parts, layers, arrays, examples)
+    return Result(_metrics(parts, layers, arrays, examples), arrays, {"correspondence": sheet})
 
 
-def _examples(network: Network, data: ImageData, config: AnalyzeConfig) -> PartImages:
-    asked = config.analysis
-    if asked.boxes is not None:
-        if not Path(asked.boxes).is_file():
-            raise FileNotFoundError(f"analysis.boxes={asked.boxes}: there is no such file")
-        return read_parts(asked.boxes, network.preprocessing)
-    images = part_of(data, asked.part) if data is not None else None
+def _examples(question: Question) -> PartImages:
+    options, preprocessing = question.options, question.network.preprocessing
+    if options.boxes is not None:
+        if not Path(options.boxes).is_file():
+            raise FileNotFoundError(f"analysis.boxes={options.boxes}: there is no such file")
+        return read_parts(options.boxes, preprocessing)
+    images = question.images if question.data is not None else None
     if not isinstance(images, Phantom):
         raise ValueError(
             "analysis=correspondence: where the parts of these images are is not known; "
             f"analysis.boxes=FILE.csv gives {','.join(COLUMNS)}"
         )
-    return aligned_faces(images, network.preprocessing, asked.images)
+    return aligned_faces(images, preprocessing, options.images)
 
 
 def _metrics(
     parts: tuple[str, ...], layers: tuple[str, ...], arrays: dict[str, np.ndarray], examples: PartImages
-) -> dict[str, dict[str, Any]]:
-    metrics: dict[str, dict[str, Any]] = {}
+) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
     for layer in layers:
         pairs, paper = arrays[f"{layer}/pairs"], PAPER.get(layer, {})
         for part, values in zip(parts, pairs, strict=True):
             metrics[f"{part}/{layer}"] = _metric(values.mean(), spread=values.std(), paper=paper.get(part))
         for kind in CONTROLS:
             draws = arrays[f"{layer}/{kind}"]
-            interval = [100 * each for each in np.quantile(draws, (0.025, 0.975)).tolist()]
+            interval = [100 * bound for bound in np.quantile(draws, (0.025, 0.975)).tolist()]
             metrics[f"{kind}/{layer}"] = _metric(draws.mean(), spread=draws.std(), paper=paper.get(kind))
             metrics[f"{kind}/{layer}"]["interval"] = interval
         for kind in CONTROLS:
@@ -146,8 +136,8 @@ def _metrics(
     return metrics
 
 
-def _metric(share: float, **more: float | None) -> dict[str, Any]:
+def _metric(share: float, **more: float | None) -> Metric:
     """A share as a metric in percent, its spread too; the paper's number is in percent already."""
     if "spread" in more:
         more["spread"] = 100 * float(more["spread"])
-    return {"value": 100 * float(share), "unit": "%", **more}
+    return percent(100 * share, **more)

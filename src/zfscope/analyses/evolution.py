@@ -8,31 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
-from zfscope.analyses.evaluate import part_of
-from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.data.datamodule import Examples, ImageData
-from zfscope.data.transforms import CentreTransform
+from zfscope.analyses.question import Question, Result, percent
+from zfscope.console import progress
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
 from zfscope.evolution import Evolution, Read, agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.figures import evolution_sheet
 from zfscope.networks.checkpoints import load_network
 from zfscope.networks.network import Network
-from zfscope.runs import write_arrays
 
 COMPARED = 64  # images whose feature maps are compared over the epochs
 
 
-def evolution(
-    network: Network, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Write a strip for each layer and ``arrays.npz`` (see ``Evolution``); give jumps and when each layer settles.
+def analyse(question: Question) -> Result:
+    """A strip for each layer (see ``Evolution``), its jumps, and when the layer settles.
 
     ``<layer>/jumps`` is the share of maps and epochs at which another image became the strongest. ``<layer>/settled``
     is the epoch from which the layer's maps agree by 0.9 or more with those of the last epoch that was kept, over 64
@@ -44,41 +37,37 @@ def evolution(
         ValueError: For a layer or a part of the data that is not there.
         FileNotFoundError: If the run kept no checkpoints of single epochs.
     """
-    asked = config.analysis
-    layers = layers_to_watch(network, asked.layers)
-    networks = Epochs(config.checkpoint, device)
-    images = part_of(data, asked.part)
-    examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
-    indices = random_subset(len(images), asked.images, asked.seed)
-    inputs = torch.stack([examples[index][0] for index in track(indices.tolist(), "Reading", transient=True)])
+    options, images = question.options, question.images
+    layers = layers_to_watch(question.network, options.layers)
+    networks = Epochs(question.checkpoint, question.device)
+    examples = question.inputs(images)
+    indices = random_subset(len(images), options.images, options.seed)
+    inputs = torch.stack([examples[index][0] for index in progress(indices.tolist(), "Reading")])
 
-    def read(wanted: Sequence[int]) -> Tensor:
-        return inputs[torch.searchsorted(indices, torch.tensor(wanted))].to(device)
+    def read(numbers: Sequence[int]) -> Tensor:
+        return inputs[torch.searchsorted(indices, torch.tensor(numbers))].to(question.device)
 
-    found = evolve(networks, read, indices, layers, asked.maps, asked.seed, asked.batch_size)
-    arrays, metrics = {}, {}
-    figures = folder / "figures" / "evolution"
-    figures.mkdir(parents=True, exist_ok=True)
-    for layer, strip in found.items():
+    strips = evolve(networks, read, indices, layers, options.maps, options.seed, options.batch_size)
+    arrays, metrics, figures = {}, {}, {}
+    for layer, strip in strips.items():
         arrays |= {
             f"{layer}/{name}": part.numpy() if isinstance(part, Tensor) else np.array(part)
             for name, part in vars(strip).items()
         }
         title = f"{layer}, strongest of {len(indices):,} images"
         sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
-        sheet.save(figures / f"{layer}.png")
+        figures[f"evolution/{layer}"] = sheet
         jumped = jumps(strip.indices, strip.alive)[:, 1:]
         if jumped.numel():
-            metrics[f"{layer}/jumps"] = {"value": 100 * float(jumped.double().mean()), "unit": "%"}
-    for layer, curve in agreements(networks, read(indices[:COMPARED].tolist()), layers, asked.batch_size).items():
+            metrics[f"{layer}/jumps"] = percent(100 * jumped.double().mean())
+    for layer, curve in agreements(networks, read(indices[:COMPARED].tolist()), layers, options.batch_size).items():
         arrays[f"{layer}/agreement"] = np.array(curve)
         epochs = sorted(networks)
         if len(epochs) > 1 and not np.isnan(curve).any():
             lacking = 100 * np.trapezoid(1 - np.array(curve), epochs) / (epochs[-1] - epochs[0])
             metrics[f"{layer}/settled"] = {"value": settled_epoch(epochs, curve), "unit": f"of {epochs[-1]} epochs"}
-            metrics[f"{layer}/unsettled"] = {"value": float(lacking), "unit": "%"}
-    write_arrays(folder / "arrays.npz", arrays)
-    return metrics
+            metrics[f"{layer}/unsettled"] = percent(lacking)
+    return Result(metrics, arrays, figures)
 
 
 def agreements(
@@ -104,7 +93,7 @@ def agreements(
     *epochs, last = sorted(networks)
     final = maps_at(last)
     curves: dict[str, list[float]] = {layer: [] for layer in final}
-    for epoch in track(epochs, "Comparing", transient=True):
+    for epoch in progress(epochs, "Comparing"):
         for layer, maps in maps_at(epoch).items():
             curves[layer].append(agreement(maps, final[layer]))
     return {layer: [*curve, agreement(final[layer], final[layer])] for layer, curve in curves.items()}
@@ -150,7 +139,7 @@ def evolve(
 
     Args:
         networks: One network at several epochs, counted from 1. Each is asked for once, so that a mapping may load
-            them when asked.
+            them when options.
         read: Gives the network inputs ``(N, 3, H, W)`` of image indices.
         indices: The images among which the strongest is sought, ``(N,)`` int64.
         layers: Names from ``network.layers``.
@@ -168,6 +157,6 @@ def evolve(
         raise ValueError("there is no network to look into; give one for each epoch")
     moments = [
         observe(networks[epoch], epoch, read, indices, layers, maps, seed, batch_size)
-        for epoch in track(sorted(networks), "Looking", transient=True)
+        for epoch in progress(sorted(networks), "Looking")
     ]
     return {layer: join([moment[layer] for moment in moments]) for layer in moments[0]}

@@ -5,36 +5,29 @@ Source: Zeiler & Fergus (2014), Tables 1 to 7.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.analyses.question import Question, Result
 from zfscope.figures import ablations_figure
 from zfscope.report.claims import measure, verdict
 from zfscope.report.ledger import count_numbers, fill
-from zfscope.report.page import VERDICTS, markdown, page
+from zfscope.report.page import VERDICTS, pages
 from zfscope.report.paper import TABLES
 from zfscope.report.readings import read_runs
 
 
-def ledger(
-    subject: None, data: None, config: AnalyzeConfig, device: torch.device, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Write ``ledger.md``, ``ledger.json``, ``ledger.html`` and ``figures/table3.png``; give what is filled and holds.
+def analyse(question: Question) -> Result:
+    """What is filled and what holds; ``ledger.md``, ``ledger.json``, ``ledger.html``.
 
     Raises:
         FileNotFoundError: If a folder of ``analysis.runs`` is not there, or holds no results.
     """
-    runs, causes = read_runs(config.analysis.runs)
+    runs, causes = read_runs(question.options.runs)
     cells, findings = fill(runs), measure(runs)
-    (folder / "figures").mkdir(exist_ok=True)
-    picture = folder / "figures" / "table3.png"
-    ablations_figure(cells).save(picture)
+    picture = ablations_figure(cells)
     numbers, claims = count_numbers(cells), Counter(finding.verdict for finding in findings)
     content = {
         "numbers": numbers,
@@ -44,11 +37,11 @@ def ledger(
                 "verdict": finding.verdict,
                 "measures": [
                     {
-                        "name": each.name,
-                        "unit": each.unit,
-                        "found": [{**asdict(line), "verdict": verdict(line)} for line in found],
+                        "name": measure.name,
+                        "unit": measure.unit,
+                        "found": [{**asdict(line), "verdict": verdict(line)} for line in lines],
                     }
-                    for each, found in finding.found
+                    for measure, lines in finding.results
                 ],
             }
             for finding in findings
@@ -60,13 +53,17 @@ def ledger(
         "runs": {run.folder: run.kind for run in runs},
         "left_out": causes,
     }
-    (folder / "ledger.json").write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    (folder / "ledger.md").write_text(markdown(cells, findings, runs, causes))
-    (folder / "ledger.html").write_text(page(cells, findings, runs, causes, picture.read_bytes()))
-    return {
+    png = io.BytesIO()
+    picture.save(png, "png")
+    files = {
+        "ledger.json": json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        **pages(cells, findings, runs, causes, png.getvalue()),
+    }
+    metrics = {
         "numbers/papers_data": {"value": numbers["papers_data"], "unit": f"of {numbers['all']}"},
         "numbers/stand_in": {"value": numbers["stand_in"], "unit": f"of {numbers['all']}"},
         **{f"claims/{name}": {"value": claims[name], "unit": f"of {len(findings)}"} for name in VERDICTS},
         "runs": {"value": len(runs), "unit": "read"},
         "runs/left_out": {"value": len(causes), "unit": ""},
     }
+    return Result(metrics, figures={"table3": picture}, files=files)

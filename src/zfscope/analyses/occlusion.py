@@ -7,125 +7,115 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from zfscope.activations import TopTable
-from zfscope.analyses.evaluate import check_classes, part_of
-from zfscope.analyses.projections import mine
-from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.data.datamodule import Examples, ImageData
+from zfscope.analyses.question import Metric, Question, Result, reader
+from zfscope.console import progress
 from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.sources.phantom import Phantom
-from zfscope.data.transforms import CentreTransform
-from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, random_subset
+from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, random_subset, top_images
+from zfscope.evaluation import check_classes
 from zfscope.figures import occlusion_panel
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing, centre_crop, square
 from zfscope.occlusion.positions import hidden, spans
 from zfscope.occlusion.sensitivity import Sensitivity, look, projected
-from zfscope.runs import write_arrays
 from zfscope.schema import printable
 
 
-def occlusion(
-    network: Network, data: ImageData | None, config: AnalyzeConfig, device: torch.device, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Write ``figures/occlusion/<image>.png`` and ``arrays.npz``; give the drops, and on the phantom their places.
+def analyse(question: Question) -> Result:
+    """A panel for each image, the drops, and on the phantom their places.
 
     ``arrays.npz`` holds ``probability``, ``label`` and ``activation (N, R, C)`` by position; ``indices`` (where the
     images are the data's), ``target``, ``feature_map``, and of the unoccluded images ``unoccluded_probability``,
     ``unoccluded_label`` and ``unoccluded_activation (N,)``.
 
-    Args:
-        network: Any network.
-        data: May be None where ``config.image`` is given; then the panel has no projections from other images.
-        config: With an ``OcclusionAnalysis``.
-        device: To compute on.
-        folder: To write to.
-
-    Returns:
-        Metrics by name: mean and largest drop of the target's probability, in percentage points, and how often another
-        class is the most probable one; on the phantom those of ``drop_places`` too.
+    Metrics are the mean and largest drop of the target's probability, in percentage points, and how often another class
+    is the most probable one; on the phantom those of ``drop_places`` too. Where only the user's own image is looked at,
+    without data, the panel has no projections from other images.
 
     Raises:
         ValueError: For a layer, class, part or image that is not there, or a square that cannot be.
-        OSError: If ``config.image`` cannot be read.
+        OSError: If the user's own image cannot be read.
     """
-    asked = config.analysis
-    network = network.to(device).eval()
-    target = None if asked.target is None else class_number(network, asked.target)
-    pool = part_of(data, asked.part) if data is not None else None
-    if config.image is not None:
-        images: ImageSet = FileImages([Path(config.image).absolute()], np.zeros(1, np.int64), ("",))
-        indices, names = [0], [Path(config.image).stem]
+    options, network, own = question.options, question.network, question.image
+    target = None if options.target is None else class_number(network, options.target)
+    pool = question.images if question.data is not None else None
+    if own is not None:
+        images: ImageSet = FileImages([Path(own).absolute()], np.zeros(1, np.int64), ("",))
+        indices, names = [0], [Path(own).stem]
     else:
         images = pool
         check_classes(network, images.classes)
-        indices = _chosen(images, asked.indices, asked.images, asked.seed)
+        indices = _chosen(images, options.indices, options.images, options.seed)
         names = [str(index) for index in indices]
-    examples = Examples(images, CentreTransform(network.preprocessing), network.preprocessing.resize)
+    examples = question.inputs(images)
 
     def look_at(index: int) -> Sensitivity:
         inputs, label, _ = examples[index]
-        aim = _label(network, inputs.to(device), label) if target is None and images is pool else target
-        return look(network, inputs, aim, size=asked.size, stride=asked.stride, fill=asked.fill, layer=asked.layer)
+        aim = _label(network, inputs.to(network.device), label) if target is None and images is pool else target
+        return look(
+            network, inputs, aim, size=options.size, stride=options.stride, fill=options.fill, layer=options.layer
+        )
 
-    found = [look_at(index) for index in track(indices, "Covering", transient=True)]
-    shown = list(zip(names, indices, found, strict=True))[: asked.shown]
+    maps = [look_at(index) for index in progress(indices, "Covering")]
+    shown = list(zip(names, indices, maps, strict=True))[: options.shown]
     tiles: list[Tensor | None] = [None] * len(shown)
     others: list[tuple[Tensor, Tensor] | None] = [None] * len(shown)
     try:
-        tiles = [projected(network, examples[i][0], each.layer, each.occlusion.feature_map) for _, i, each in shown]
-        if asked.top and pool is not None and shown:
-            layer, maps = found[0].layer, torch.tensor([each.occlusion.feature_map for *_, each in shown])
-            table = mine(network, data.centre_crops(pool, asked.batch_size), [layer], asked.top + 1)[layer]
+        tiles = [
+            projected(network, examples[index][0], image.layer, image.occlusion.feature_map)
+            for _, index, image in shown
+        ]
+        if options.top and pool is not None and shown:
+            layer, numbers = maps[0].layer, torch.tensor([image.occlusion.feature_map for *_, image in shown])
+            batches = question.data.centre_crops(pool, options.batch_size)
+            table = top_images(network, batches, [layer], options.top + 1)[layer]
             itself = [index if images is pool else -1 for _, index, _ in shown]
-            pictures = Examples(pool, CentreTransform(network.preprocessing), network.preprocessing.resize)
-            others = _from_others(network, layer, table, maps, itself, pictures, asked.top) or others
+            read = reader(question.inputs(pool))
+            others = projections_from_others(network, layer, table, numbers, itself, read, options.top) or others
     except ValueError as error:
         warnings.warn(f"the panels come without projections: {error}", stacklevel=2)
 
-    figures = folder / "figures" / "occlusion"
-    figures.mkdir(parents=True, exist_ok=True)
-    for (name, index, each), tile, other in zip(shown, tiles, others, strict=True):
+    figures = {}
+    for (name, index, image), tile, other in zip(shown, tiles, others, strict=True):
         inputs, label, _ = examples[index]
         true = f", {images.classes[int(label)]}" if images is pool and label.ndim == 0 else ""
         picture = as_pictures(network, inputs[None])[0]
-        title = images.name(index) + true if images is pool else printable(Path(config.image).name)
-        panel = occlusion_panel(picture, each, classes=network.classes, projection=tile, others=other, title=title)
-        panel.save(figures / f"{name}.png")
-    _write(folder / "arrays.npz", found, indices if images is pool else None)
-    metrics = _drops(found)
+        title = images.name(index) + true if images is pool else printable(Path(own).name)
+        figures[f"occlusion/{name}"] = occlusion_panel(
+            picture, image, classes=network.classes, projection=tile, others=other, title=title
+        )
+    metrics = _drops(maps)
     if images is pool and isinstance(images, Phantom) and target is None:
-        metrics |= _places(images, indices, found, network.preprocessing)
-    return metrics
+        metrics |= _places(images, indices, maps, network.preprocessing)
+    return Result(metrics, _arrays(maps, indices if images is pool else None), figures)
 
 
-def class_number(network: Network, asked: str | int) -> int:
+def class_number(network: Network, target: str) -> int:
     """A class by its name, or else by its number.
 
     Raises:
         ValueError: If there is none; the message offers the nearest name.
     """
     classes, count = network.classes or (), network.num_classes
-    if str(asked) in classes:
-        return classes.index(str(asked))
-    if str(asked).isdecimal() and (count is None or int(asked) < count):
-        return int(asked)
-    close = difflib.get_close_matches(str(asked), classes, n=1)
+    if target in classes:
+        return classes.index(target)
+    if target.isdecimal() and (count is None or int(target) < count):
+        return int(target)
+    close = difflib.get_close_matches(target, classes, n=1)
     numbers = f"a number from 0 to {count - 1}" if count else "a number"
     way = f"did you mean {close[0]}?" if close else f"give {'a name or ' if classes else ''}{numbers}"
     if not close and 0 < len(classes) <= 30:
         way += f"; the classes are {', '.join(classes)}"
-    raise ValueError(f"analysis.target={asked}: the network has no such class; {way}")
+    raise ValueError(f"analysis.target={target}: the network has no such class; {way}")
 
 
 def object_mask(images: Phantom, index: int, preprocessing: Preprocessing) -> Tensor:
@@ -134,11 +124,11 @@ def object_mask(images: Phantom, index: int, preprocessing: Preprocessing) -> Te
     return centre_crop(torch.from_numpy(np.array(canvas)) >= 128, preprocessing.crop)
 
 
-def drop_places(found: Sensitivity, mask: Tensor) -> tuple[float, float, bool, float]:
+def drop_places(maps: Sensitivity, mask: Tensor) -> tuple[float, float, bool, float]:
     """How the drop in probability lies to the object.
 
     Args:
-        found: Occlusion maps of an image.
+        maps: Occlusion maps of an image.
         mask: Where its object is, ``(H, W)`` bool.
 
     Returns:
@@ -146,8 +136,8 @@ def drop_places(found: Sensitivity, mask: Tensor) -> tuple[float, float, bool, f
         drop on the background, weighted by the rest; whether the largest drop comes with the square's centre inside
         the mask; and the share of positions whose centre is, which is the last one's chance.
     """
-    drop = found.drop.double()
-    object_pixels, pixels = hidden(mask, found.size, found.stride)
+    drop = maps.drop.double()
+    object_pixels, pixels = hidden(mask, maps.size, maps.stride)
     on, off = (
         float((drop * weight).sum() / weight.sum().clamp_min(1e-12))
         for weight in (object_pixels / pixels.clamp_min(1), 1 - object_pixels / pixels.clamp_min(1))
@@ -155,7 +145,7 @@ def drop_places(found: Sensitivity, mask: Tensor) -> tuple[float, float, bool, f
     rows, columns = (
         ((first + last) // 2).clamp_max(length - 1)
         for length in mask.shape
-        for first, last in [spans(length, found.size, found.stride)]
+        for first, last in [spans(length, maps.size, maps.stride)]
     )
     inside = mask[rows][:, columns]
     return on, off, bool(inside.flatten()[drop.argmax()]), float(inside.double().mean())
@@ -182,46 +172,40 @@ def _label(network: Network, inputs: Tensor, label: Tensor) -> int:
     return int(logits.masked_fill(label == 0, -torch.inf).argmax())
 
 
-def _from_others(
+def projections_from_others(
     network: Network,
     layer: str,
     table: TopTable,
     maps: Tensor,
     itself: Sequence[int],
-    pictures: Examples,
+    read: Callable[[Sequence[int]], Tensor],
     top: int,
 ) -> list[tuple[Tensor, Tensor]]:
     """Projections and patches of each map's strongest activations, without those in the image looked at."""
     ranks = [(table.indices[row] != index).nonzero()[:top, 0] for row, index in zip(maps, itself, strict=True)]
-    ranks = torch.stack([each[: min(map(len, ranks))] for each in ranks])
-    chosen = TopTable(*(part[maps[:, None], ranks] for part in table))
-    found: Tensor | None = None
-
-    def read(indices: Sequence[int]) -> Tensor:
-        return torch.stack([pictures[index][0] for index in indices])
-
-    for winners in project_winners(network, {layer: chosen}, {layer: maps}, read):
+    ranks = torch.stack([own[: min(map(len, ranks))] for own in ranks])
+    table = TopTable(*(part[maps[:, None], ranks] for part in table))
+    pairs: Tensor | None = None
+    for winners in project_winners(network, {layer: table}, {layer: maps}, read):
         tiles, _ = winners.tiles()
-        if found is None:
-            found = torch.full((2, *ranks.shape, *tiles.shape[1:]), OUTSIDE, dtype=torch.uint8)
-        found[0, winners.rows, winners.ranks], found[1, winners.rows, winners.ranks] = tiles, winners.patches
-    return [] if found is None else list(zip(*found, strict=True))
+        if pairs is None:
+            pairs = torch.full((2, *ranks.shape, *tiles.shape[1:]), OUTSIDE, dtype=torch.uint8)
+        pairs[0, winners.rows, winners.ranks], pairs[1, winners.rows, winners.ranks] = tiles, winners.patches
+    return [] if pairs is None else list(zip(*pairs, strict=True))
 
 
-def _write(path: Path, found: Sequence[Sensitivity], indices: Sequence[int] | None) -> None:
+def _arrays(maps: Sequence[Sensitivity], indices: Sequence[int] | None) -> dict[str, np.ndarray]:
     names = ("probability", "label", "activation")
-    arrays = {name: torch.stack([getattr(each.occlusion, name) for each in found]).numpy() for name in names}
-    arrays |= {f"unoccluded_{name}": np.array([getattr(each, name) for each in found]) for name in names}
-    arrays["feature_map"] = np.array([each.occlusion.feature_map for each in found])
-    arrays["target"] = np.array([each.target for each in found])
-    if indices is not None:
-        arrays["indices"] = np.array(indices)
-    write_arrays(path, arrays)
+    arrays = {name: torch.stack([getattr(image.occlusion, name) for image in maps]).numpy() for name in names}
+    arrays |= {f"unoccluded_{name}": np.array([getattr(image, name) for image in maps]) for name in names}
+    arrays["feature_map"] = np.array([image.occlusion.feature_map for image in maps])
+    arrays["target"] = np.array([image.target for image in maps])
+    return arrays if indices is None else {**arrays, "indices": np.array(indices)}
 
 
-def _drops(found: Sequence[Sensitivity]) -> dict[str, dict[str, Any]]:
-    drops = torch.stack([each.drop for each in found])
-    changed = torch.stack([each.occlusion.label != each.label for each in found])
+def _drops(maps: Sequence[Sensitivity]) -> dict[str, Metric]:
+    drops = torch.stack([image.drop for image in maps])
+    changed = torch.stack([image.occlusion.label != image.label for image in maps])
     return {
         "mean_drop": {"value": 100 * float(drops.mean()), "unit": "% points"},
         "largest_drop": {"value": 100 * float(drops.flatten(1).amax(1).mean()), "unit": "% points"},
@@ -230,13 +214,13 @@ def _drops(found: Sequence[Sensitivity]) -> dict[str, dict[str, Any]]:
 
 
 def _places(
-    images: Phantom, indices: Sequence[int], found: Sequence[Sensitivity], preprocessing: Preprocessing
-) -> dict[str, dict[str, Any]]:
+    images: Phantom, indices: Sequence[int], maps: Sequence[Sensitivity], preprocessing: Preprocessing
+) -> dict[str, Metric]:
     """Of the images that the network classifies correctly, how the drops lie to the objects."""
-    right = [(i, each) for i, each in zip(indices, found, strict=True) if each.label == each.target]
-    metrics: dict[str, dict[str, Any]] = {"correct": {"value": len(right), "unit": f"of {len(found)} images"}}
+    right = [(index, image) for index, image in zip(indices, maps, strict=True) if image.label == image.target]
+    metrics: dict[str, Metric] = {"correct": {"value": len(right), "unit": f"of {len(maps)} images"}}
     if right:
-        places = [drop_places(each, object_mask(images, i, preprocessing)) for i, each in right]
+        places = [drop_places(image, object_mask(images, index, preprocessing)) for index, image in right]
         on, off, inside, chance = np.array(places, dtype=np.float64).T
         unit = f"% of {len(right)} images"
         metrics["drop_larger_on_object"] = {"value": 100 * float((on > off).mean()), "unit": unit}

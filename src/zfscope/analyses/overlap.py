@@ -7,33 +7,28 @@ set, from which they were removed.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.data.datamodule import ImageData, open_data, workers_for
-from zfscope.data.exclusions import write_exclusions
+from zfscope.analyses.question import Question, Result
+from zfscope.data.datamodule import open_data, workers_for
+from zfscope.data.exclusions import exclusion_list
 from zfscope.data.imageset import ImageSet, JoinedImages
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.figures import Pair, overlap_sheet
 from zfscope.protocols.overlap import Overlap, find_overlap
-from zfscope.runs import write_arrays
 from zfscope.schema import check, printable
 
 PAPER = {"caltech101": 44, "caltech256": 243}  # images of these that stand in ImageNet's training set
 
 
-def overlap(
-    subject: None, data: ImageData, config: AnalyzeConfig, device: torch.device, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Write ``exclude.txt``, ``pairs.csv``, ``arrays.npz`` and ``figures/overlap.png``; give the counts.
+def analyse(question: Question) -> Result:
+    """How many images stand in both sets, and which.
 
     ``exclude.txt`` names the images of the first set to leave out of its training (`zfscope.data.exclusions`).
     ``pairs.csv`` has a line for each pair that counts. ``arrays.npz`` holds all pairs that were kept, the most alike
@@ -44,11 +39,11 @@ def overlap(
         ValueError: If the other data set is not named, is the first one with no parts left to compare, or has not the
             parts asked for; as for opening a data set.
     """
-    asked = config.analysis
-    given = {name: value for name, value in asked.other.items() if value is not None}
+    options, data = question.options, question.data
+    named = {name: value for name, value in options.other.items() if value is not None}
     shared = {"cache": data.config.cache, "num_workers": data.config.num_workers, "batch_size": 1}
-    other = check(DataConfig, {**shared, **given}, "analysis.other")
-    parts = list(dict.fromkeys(asked.parts))
+    other = check(DataConfig, {**shared, **named}, "analysis.other")
+    parts = list(dict.fromkeys(options.parts))
     first, name = joined(data.splits, parts), f"{_called(data.config)}/{'+'.join(parts)}"
     splits = data.splits
     if _place(other) == _place(data.config):  # within one set: what of some parts stands in the others
@@ -62,46 +57,40 @@ def overlap(
     else:
         splits = open_data(other)
         second, other_name = joined(splits, list(splits.parts)), _called(other)
-    found = find_overlap(
+    overlap = find_overlap(
         first,
         second,
-        threshold=asked.threshold,
-        margin=asked.margin,
-        mirrored=asked.mirrored,
-        memory_gb=asked.memory_gb,
+        threshold=options.threshold,
+        margin=options.margin,
+        mirrored=options.mirrored,
+        memory_gb=options.memory_gb,
         num_workers=max(workers_for(data.splits.train, data.config), workers_for(splits.train, other)),
-        device=device,
-        scratch=folder,
+        device=question.device,
+        scratch=question.folder,
     )
-    for count, called in zip(found.blank, (name, other_name), strict=True):
+    for count, called in zip(overlap.blank, (name, other_name), strict=True):
         if count:
             warnings.warn(f"{count} images of {called} are of one grey: they correlate with nothing", stacklevel=2)
 
-    rule = f"correlation {asked.threshold:g} or more, {asked.margin:g} times nearer than other images"
-    rule += ", mirror images too" if asked.mirrored else ""
-    doubles = np.unique(found.pairs[found.same, 0])
+    rule = f"correlation {options.threshold:g} or more, {options.margin:g} times nearer than other images"
+    rule += ", mirror images too" if options.mirrored else ""
+    doubles = np.unique(overlap.pairs[overlap.same, 0])
     keys = exclusions(data.splits, parts, first, doubles)
-    write_exclusions(folder / "exclude.txt", keys, f"images of {name} that also stand in {other_name}: {rule}")
-    write_pairs(folder / "pairs.csv", first, second, found)
-    write_arrays(
-        folder / "arrays.npz",
-        {name: getattr(found, name) for name in ("pairs", "correlation", "nearer", "same")},
-    )
-    figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
+    files = {
+        "exclude.txt": exclusion_list(keys, f"images of {name} that also stand in {other_name}: {rule}"),
+        "pairs.csv": pairs_table(first, second, overlap),
+    }
     title = f"Overlap of {name} ({len(first):,} images) and {other_name} ({len(second):,})"
-    sheet = overlap_sheet(*chosen(first, second, found, asked.shown), title, f"copies: {rule}")
-    sheet.save(figures / "overlap.png")
-
+    sheet = overlap_sheet(*shown_pairs(first, second, overlap, options.shown), title, f"copies: {rule}")
     paper = PAPER.get(other.name) if data.config.name == "imagenet" and parts == ["train"] else None
-    least, most = found.correlation[found.same], found.correlation[~found.same]
-    return {
+    least, most = overlap.correlation[overlap.same], overlap.correlation[~overlap.same]
+    metrics = {
         "overlap/images": {"value": len(first), "unit": "images"},
         "overlap/other_images": {"value": len(second), "unit": "images"},
-        "overlap/pairs": {"value": int(found.same.sum()), "unit": "pairs"},
+        "overlap/pairs": {"value": int(overlap.same.sum()), "unit": "pairs"},
         "overlap/duplicates": {"value": len(doubles), "unit": "images"},
         "overlap/other_duplicates": {
-            "value": len(np.unique(found.pairs[found.same, 1])),
+            "value": len(np.unique(overlap.pairs[overlap.same, 1])),
             "unit": "images",
             **({} if paper is None else {"paper": paper}),
         },
@@ -109,6 +98,8 @@ def overlap(
         "overlap/lowest_counted": {"value": float(least.min()) if len(least) else None, "unit": "correlation"},
         "overlap/highest_not_counted": {"value": float(most.max()) if len(most) else None, "unit": "correlation"},
     }
+    arrays = {name: getattr(overlap, name) for name in ("pairs", "correlation", "nearer", "same")}
+    return Result(metrics, arrays, {"overlap": sheet}, files)
 
 
 def joined(splits: Splits, parts: Sequence[str]) -> ImageSet:
@@ -139,22 +130,21 @@ def exclusions(splits: Splits, parts: Sequence[str], images: ImageSet, positions
     return sorted(listed)
 
 
-def write_pairs(path: Path, first: ImageSet, second: ImageSet, found: Overlap) -> None:
+def pairs_table(first: ImageSet, second: ImageSet, overlap: Overlap) -> str:
     """The pairs that count, as CSV: both names, their correlation, and how many times nearer than others they are."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["first", "second", "correlation", "nearer"])
-        for position in np.flatnonzero(found.same):
-            i, j = map(int, found.pairs[position])
-            numbers = f"{found.correlation[position]:.4f}", f"{found.nearer[position]:.2f}"
-            writer.writerow([_as_text(first.name(i)), _as_text(second.name(j)), *numbers])
-    os.replace(temporary, path)
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["first", "second", "correlation", "nearer"])
+    for position in np.flatnonzero(overlap.same):
+        i, j = map(int, overlap.pairs[position])
+        numbers = f"{overlap.correlation[position]:.4f}", f"{overlap.nearer[position]:.2f}"
+        writer.writerow([_as_text(first.name(i)), _as_text(second.name(j)), *numbers])
+    return table.getvalue()
 
 
-def chosen(first: ImageSet, second: ImageSet, found: Overlap, shown: int) -> tuple[list[Pair], list[Pair]]:
+def shown_pairs(first: ImageSet, second: ImageSet, overlap: Overlap, shown: int) -> tuple[list[Pair], list[Pair]]:
     """Pairs to look at: of those that count from the most to the least alike, of the others the most alike."""
-    same, others = np.flatnonzero(found.same), np.flatnonzero(~found.same)
+    same, others = np.flatnonzero(overlap.same), np.flatnonzero(~overlap.same)
     if len(same) > shown:
         same = same[np.linspace(0, len(same) - 1, shown).round().astype(int)]
     return tuple(
@@ -162,11 +152,11 @@ def chosen(first: ImageSet, second: ImageSet, found: Overlap, shown: int) -> tup
             Pair(
                 (first.read(i, short_side=256), second.read(j, short_side=256)),
                 (first.name(i), second.name(j)),
-                float(found.correlation[position]),
-                float(found.nearer[position]),
+                float(overlap.correlation[position]),
+                float(overlap.nearer[position]),
             )
             for position in positions
-            for i, j in [map(int, found.pairs[position])]
+            for i, j in [map(int, overlap.pairs[position])]
         ]
         for positions in (same, others[:shown])
     )

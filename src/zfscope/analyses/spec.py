@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from zfscope.networks.devices import DeviceName
 from zfscope.schema import Count, Positive, Strict
+from zfscope.training.spec import LoggerConfig
 
 
-class EvaluateAnalysis(Strict):
+class AnalysisOptions(Strict):
+    """Options of an analysis."""
+
+    # Those that change how it runs or what it draws, not the numbers.
+    irrelevant: ClassVar[tuple[str, ...]] = (
+        *("name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "seed", "runs"),
+    )
+
+
+class EvaluateAnalysis(AnalysisOptions):
     """``analysis=evaluate``: error with the centre crop and with ten crops."""
 
     name: Literal["evaluate"] = "evaluate"
@@ -18,7 +29,7 @@ class EvaluateAnalysis(Strict):
     batch_size: Count = 64
 
 
-class ProjectionsAnalysis(Strict):
+class ProjectionsAnalysis(AnalysisOptions):
     """``analysis=projections``: the top activations of all feature maps, projected."""
 
     name: Literal["projections"] = "projections"
@@ -32,7 +43,7 @@ class ProjectionsAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class EvolutionAnalysis(Strict):
+class EvolutionAnalysis(AnalysisOptions):
     """``analysis=evolution``: how projections change over the epochs that a run kept."""
 
     name: Literal["evolution"] = "evolution"
@@ -44,7 +55,7 @@ class EvolutionAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class OcclusionAnalysis(Strict):
+class OcclusionAnalysis(AnalysisOptions):
     """``analysis=occlusion``: what the network says while a grey square slides over an image (Fig. 7)."""
 
     name: Literal["occlusion"] = "occlusion"
@@ -52,7 +63,7 @@ class OcclusionAnalysis(Strict):
     images: Count = 6
     indices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     shown: Annotated[int, Field(ge=0)] = 12
-    target: Annotated[str | None, BeforeValidator(lambda given: None if given is None else str(given))] = None
+    target: Annotated[str | None, BeforeValidator(lambda value: None if value is None else str(value))] = None
     size: Count | None = None
     stride: Count | None = None
     fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
@@ -62,7 +73,7 @@ class OcclusionAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class InvarianceAnalysis(Strict):
+class InvarianceAnalysis(AnalysisOptions):
     """``analysis=invariance``: how far features move when an image is shifted, scaled or turned (Fig. 5)."""
 
     name: Literal["invariance"] = "invariance"
@@ -81,7 +92,7 @@ class InvarianceAnalysis(Strict):
         return layers
 
 
-class CorrespondenceAnalysis(Strict):
+class CorrespondenceAnalysis(AnalysisOptions):
     """``analysis=correspondence``: does hiding one part change features alike in all images (Table 1, Fig. 8)."""
 
     name: Literal["correspondence"] = "correspondence"
@@ -94,7 +105,7 @@ class CorrespondenceAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class DiagnosticsAnalysis(Strict):
+class DiagnosticsAnalysis(AnalysisOptions):
     """``analysis=diagnostics``: dead maps, frequencies of filters, aliasing; two checkpoints side by side (Fig. 6)."""
 
     name: Literal["diagnostics"] = "diagnostics"
@@ -106,7 +117,7 @@ class DiagnosticsAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class EnsembleAnalysis(Strict):
+class EnsembleAnalysis(AnalysisOptions):
     """``analysis=ensemble``: softmax averaged over several networks and ten crops (Table 2)."""
 
     name: Literal["ensemble"] = "ensemble"
@@ -117,7 +128,7 @@ class EnsembleAnalysis(Strict):
     batch_size: Count = 64
 
 
-class TransferAnalysis(Strict):
+class TransferAnalysis(AnalysisOptions):
     """``analysis=transfer``: a new softmax on frozen features against training from scratch (Tables 4 to 6, Fig. 9)."""
 
     name: Literal["transfer"] = "transfer"
@@ -133,7 +144,7 @@ class TransferAnalysis(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class ProbesAnalysis(Strict):
+class ProbesAnalysis(AnalysisOptions):
     """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
 
     name: Literal["probes"] = "probes"
@@ -155,7 +166,7 @@ class ProbesAnalysis(Strict):
         return tuple(dict.fromkeys(classifiers))
 
 
-class OverlapAnalysis(Strict):
+class OverlapAnalysis(AnalysisOptions):
     """``analysis=overlap``: images of one set that also stand in another one (Sec. 5.2)."""
 
     name: Literal["overlap"] = "overlap"
@@ -168,7 +179,7 @@ class OverlapAnalysis(Strict):
     memory_gb: Positive = 1.0
 
 
-class LedgerAnalysis(Strict):
+class LedgerAnalysis(AnalysisOptions):
     """``analysis=ledger``: every number of Tables 1 to 7 beside ours, and the paper's claims as measured."""
 
     name: Literal["ledger"] = "ledger"
@@ -196,20 +207,21 @@ class AnalyzeConfig(Strict):
     """All that ``analyze.py`` reads; ``data`` changes single values of the checkpoint's own data config."""
 
     checkpoint: str | tuple[str, ...] | None = None
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: DeviceName = "auto"
     data: dict[str, Any] = {}
+    logger: LoggerConfig = LoggerConfig()
     image: str | None = None
     analysis: Analysis
 
     @model_validator(mode="after")
     def _checkpoint_is_given(self) -> AnalyzeConfig:
-        name, given = self.analysis.name, self.checkpoint
+        name, checkpoint = self.analysis.name, self.checkpoint
         if name in ("overlap", "ledger"):
-            if given is not None:
+            if checkpoint is not None:
                 raise ValueError(f"analysis={name} looks at no network; leave checkpoint out")
-        elif not given:
+        elif not checkpoint:
             raise ValueError("checkpoint is missing; give it as checkpoint=outputs/RUN")
-        elif not isinstance(given, str) and name != "ensemble":
+        elif not isinstance(checkpoint, str) and name != "ensemble":
             raise ValueError(f"analysis={name} looks at one checkpoint; several belong to analysis=ensemble")
         return self
 

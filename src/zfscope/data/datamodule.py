@@ -4,8 +4,6 @@ The order of a run's batches is a function of (seed, number of the batch), nothi
 that goes on in the middle of an epoch meets exactly the images that it would have met.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +12,7 @@ from pathlib import Path
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from zfscope.data.exclusions import without
 from zfscope.data.imageset import ArrayImages, ImageSet
@@ -28,8 +26,19 @@ from zfscope.data.sources.voc import open_voc
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
-from zfscope.data.transforms import CanvasTransform, CentreTransform, TrainTransform
+from zfscope.data.transforms import CanvasTransform, CentreTransform, Examples, TrainTransform
 from zfscope.networks.preprocessing import Preprocessing
+
+OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
+    "phantom": lambda config: open_phantom(Path(config.cache) / "phantom", config.split_seed),
+    "elpv": open_elpv,
+    "folder": open_folder,
+    "imagenet": lambda config: open_imagenet(config.root),
+    "caltech101": open_caltech,
+    "caltech256": open_caltech,
+    "voc2012": lambda config: open_voc(config.root, config.download),
+    "fashion_mnist": open_fashion_mnist,
+}
 
 
 def open_data(config: DataConfig) -> Splits:
@@ -40,35 +49,16 @@ def open_data(config: DataConfig) -> Splits:
             not there, or a list of images to exclude that does not fit.
         FileNotFoundError: If it is not there, with where it looked and how to get it.
     """
-    splits = _open(config)
+    if config.root is None and config.name not in ("phantom", "elpv"):
+        raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
+    splits = OPENERS[config.name](config)
     if config.cells is not None:
-        splits = splits.each(lambda images: images.subset(images.types == config.cells))
+        splits = splits.map(lambda images: images.subset(images.types == config.cells))
     if config.classes is not None:
-        splits = splits.each(lambda images: images.only(config.classes))
+        splits = splits.map(lambda images: images.only(config.classes))
     if config.exclude is not None:  # the paper removed what Caltech's images share with ImageNet from its training
         splits = replace(splits, train=without(splits.train, config.exclude))
     return splits
-
-
-class Examples(Dataset):
-    """Images with labels and positions: ``(image (3, H, W), label, index)``.
-
-    Keys are ``(epoch, index)`` where views are random, else the index alone.
-    """
-
-    def __init__(self, images: ImageSet, transform: Callable[..., Tensor], canvas: int) -> None:
-        self.images, self.transform, self.canvas = images, transform, canvas
-        self.labels = torch.from_numpy(images.labels)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Tensor, int]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image = self.images.read(index, short_side=self.canvas)
-        random = isinstance(self.transform, TrainTransform)
-        view = self.transform(image, epoch, index) if random else self.transform(image)
-        return view, self.labels[index], index
 
 
 class ImageData(lightning.LightningDataModule):
@@ -93,8 +83,7 @@ class ImageData(lightning.LightningDataModule):
         super().__init__()
         self.splits, self.config, self.preprocessing, self.seed = splits, config, preprocessing, seed
         self.directions = statistics.colour_directions() if statistics is not None else None
-        if config.batch_size > len(splits.train):
-            TrainBatches(len(splits.train), config.batch_size, seed, lambda: 0)
+        TrainBatches(len(splits.train), config.batch_size, seed, lambda: 0)  # refuses a batch larger than the data
 
     @property
     def num_workers(self) -> int:
@@ -162,32 +151,3 @@ def workers_for(images: ImageSet, config: DataConfig) -> int:
         return config.num_workers
     light = isinstance(images, ArrayImages) and config.augment.policy == "standard"
     return 0 if light else min(8, os.cpu_count() or 1)
-
-
-def _open(config: DataConfig) -> Splits:
-    needs_root = {"folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"}
-    if config.name in needs_root and config.root is None:
-        raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
-    shares = {"val_fraction": config.val_fraction, "seed": config.split_seed}
-    match config.name:
-        case "phantom":
-            return open_phantom(Path(config.cache) / "phantom", config.split_seed)
-        case "elpv":
-            return open_elpv(config.resize, **shares)
-        case "imagenet":
-            return open_imagenet(config.root)
-        case "caltech101" | "caltech256":
-            return open_caltech(
-                config.root,
-                config.name,
-                clutter=config.clutter,
-                download=config.download,
-                test_fraction=config.test_fraction,
-                **shares,
-            )
-        case "voc2012":
-            return open_voc(config.root, download=config.download)
-        case "fashion_mnist":
-            return open_fashion_mnist(config.root, download=config.download, **shares)
-        case _:
-            return open_folder(config.root, test_fraction=config.test_fraction, **shares)

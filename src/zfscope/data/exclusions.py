@@ -6,8 +6,6 @@ Source: Zeiler & Fergus (2014), Sec. 5.2: images of Caltech-101 and -256 that al
 its training set. The format is our choice.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path
@@ -36,35 +34,32 @@ def without(images: ImageSet, path: str | os.PathLike) -> ImageSet:
     if not names:
         warnings.warn(f"{where} lists no image; all stay", stacklevel=2)
         return images
-    found = np.fromiter((images.key(index) in names for index in range(len(images))), bool, len(images))
-    if not found.any():
+    named = np.fromiter((images.key(index) in names for index in range(len(images))), bool, len(images))
+    if not named.any():
         raise ValueError(
             f"none of the {len(names)} images listed in {where} is in this set, where they are called like "
             f"{images.key(0)}; give the list that analysis=overlap wrote for it"
         )
-    kept = images.subset(~found)
-    emptied = np.flatnonzero((_counts(images) > 0) & (_counts(kept) == 0))
+    rest = images.subset(~named)
+    emptied = np.flatnonzero((_counts(images) > 0) & (_counts(rest) == 0))
     if len(emptied):
         raise ValueError(
             f"{where} lists all images of class {listed(images.classes[number] for number in emptied)}; take some off "
             "the list, or leave the class out with data.classes=[…]"
         )
-    missing = len(names) - int(found.sum())
+    missing = len(names) - int(named.sum())
     if missing:
-        strangers = names - {images.key(int(index)) for index in np.flatnonzero(found)}
+        strangers = names - {images.key(int(index)) for index in np.flatnonzero(named)}
         warnings.warn(
             f"{missing} of the {len(names)} images listed in {where} are not in this set: {listed(sorted(strangers))}",
             stacklevel=2,
         )
-    return kept
+    return rest
 
 
-def write_exclusions(path: str | os.PathLike, keys: list[str], comment: str) -> None:
-    """Write a list that `without` reads, beside its target, then renamed; the comment is one line."""
-    path = Path(path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in (f"# {printable(comment)}", *keys)), encoding="utf-8")
-    os.replace(temporary, path)
+def exclusion_list(keys: list[str], comment: str) -> str:
+    """The text of a list that `without` reads; the comment becomes its first line."""
+    return "".join(f"{line}\n" for line in (f"# {printable(comment)}", *keys))
 
 
 def _counts(images: ImageSet) -> np.ndarray:

@@ -1,9 +1,7 @@
 """Labelled images that are read one at a time: from files, or from an array in memory or on disk.
 
-Every data set of this package is a function that returns `Splits` of these. What `read` returns is always 8-bit RGB,
-whatever lies in the file, under one policy for the odd cases that real folders hold (see `FileImages.read`).
-
-Source: the paper says nothing about reading files; all policies here are our choice.
+Every data set of this package is a function that returns `Splits` of these. What `read` returns is always 8-bit RGB
+(see ``zfscope.data.reading`` for files).
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ import copy
 import hashlib
 import mmap
 import os
-import stat
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zfscope.data.reading import (
-    _FORMATS,
-    _UPRIGHT,
-    UnreadableImage,
-    _cause,
-    _check_size,
-    _orientation,
-    _Refused,
-    _to_rgb,
-)
+from zfscope.data.reading import read_image
 from zfscope.schema import nearest, printable
 
 
@@ -91,11 +78,11 @@ class ImageSet:
         for name in classes:
             if name not in self.classes:
                 raise ValueError(f"there is no class {name!r} in this data set; {nearest(name, self.classes)}")
-        kept = [number for number, name in enumerate(self.classes) if name in set(classes)]
+        columns = [number for number, name in enumerate(self.classes) if name in set(classes)]
         several = self.labels.ndim == 2
-        images = self.subset(self.labels[:, kept].any(1) if several else np.isin(self.labels, kept))
-        images.labels = images.labels[:, kept] if several else np.searchsorted(kept, images.labels)
-        images.classes = tuple(self.classes[number] for number in kept)
+        images = self.subset(self.labels[:, columns].any(1) if several else np.isin(self.labels, columns))
+        images.labels = images.labels[:, columns] if several else np.searchsorted(columns, images.labels)
+        images.classes = tuple(self.classes[number] for number in columns)
         return images
 
     @property
@@ -169,42 +156,8 @@ class FileImages(ImageSet):
         return _digest(b"\0".join(self._names.tolist()), sizes.tobytes(), _described(self))
 
     def read(self, index: int, short_side: int | None = None) -> Image.Image:
-        """Decode one file to 8-bit RGB.
-
-        Grey is repeated, CMYK converted, 16-bit values divided by 257; transparent pixels lie on grey 128; the EXIF
-        orientation is applied; of an animated image the first frame is taken, with a warning. Refused: more than 50
-        megapixels (before decoding), sides more than 50 : 1, 32-bit pixels whose range is not known.
-
-        Args:
-            index: Position in this set.
-            short_side: Pixels that the caller will need along the short side. A JPEG is then decoded at 1/2, 1/4 or 1/8
-                of its size where that is still no smaller than this; other formats are decoded whole.
-
-        Raises:
-            UnreadableImage: If the file is missing, empty, truncated, no image, or refused as above.
-        """
-        path = self.path(index)
-        try:
-            state = os.stat(path)
-            if not stat.S_ISREG(state.st_mode):  # opening a FIFO would wait for ever
-                raise _Refused("it is not a regular file")
-            if state.st_size == 0:
-                raise _Refused("it is empty (0 bytes)")
-            with Image.open(path, formats=_FORMATS) as image:
-                _check_size(*image.size)
-                if short_side is not None:
-                    image.draft(None, (short_side, short_side))
-                if image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
-                    warnings.warn("animated images: only the first frame of each is read", stacklevel=2)
-                orientation = _orientation(image)
-                image = _to_rgb(image)
-            return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
-            raise UnreadableImage(
-                f"cannot read the image {printable(path)}: {_cause(path, error)}; replace the file or remove it"
-            ) from error
+        """The decoded file, see `read_image`."""
+        return read_image(self.path(index), short_side)
 
 
 class ArrayImages(ImageSet):
@@ -257,8 +210,8 @@ class ArrayImages(ImageSet):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of names, shape, labels, classes and the pixels of 64 images spread evenly."""
-        some = np.unique(np.linspace(0, max(len(self) - 1, 0), 64).astype(int))[: len(self)]
-        pixels = b"".join(np.ascontiguousarray(self.images[self._rows[i]]).tobytes() for i in some)
+        sample = np.unique(np.linspace(0, max(len(self) - 1, 0), 64).astype(int))[: len(self)]
+        pixels = b"".join(np.ascontiguousarray(self.images[row]).tobytes() for row in self._rows[sample])
         rows = self._rows.astype("<i8").tobytes()
         return _digest(self.prefix.encode(), rows, repr(self.images.shape[1:]).encode(), pixels, _described(self))
 

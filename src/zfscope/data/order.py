@@ -1,7 +1,5 @@
 """The order of training images: a function of seed, epoch and index."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,15 +7,17 @@ from torch.utils.data import Sampler
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Shuffled batches of ``(epoch, index)``, from wherever the run stands.
+    """Shuffled batches of ``(epoch, index)``, from where the run stands.
 
     Args:
         size: Number of training images.
         batch_size: Images in a batch, on each rank.
         seed: Of the run.
-        position: Tells how many batches the run has behind it; asked at each start of an epoch.
+        position: Tells how many batches the run has behind it; called at the start of every epoch.
         rank: This process.
         world_size: Number of processes; each takes its own part of every batch.
+
+    Attributes:
         only: Go round the first few batches only, to overfit them; 0 takes all.
 
     Raises:
@@ -32,7 +32,6 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         position: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
-        only: int = 0,
     ) -> None:
         if batch_size * world_size > size:
             raise ValueError(
@@ -40,7 +39,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
                 "use a smaller data.batch_size"
             )
         self.size, self.batch_size, self.seed, self.position = size, batch_size, seed, position
-        self.rank, self.world_size, self.only = rank, world_size, only
+        self.rank, self.world_size, self.only = rank, world_size, 0
 
     def __len__(self) -> int:
         """Batches in an epoch; images that do not fill the last one have their turn in another epoch."""

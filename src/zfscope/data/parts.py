@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Sec. 4.3: five photographs of dogs in frontal po
 marked, the paper does not say; all of it here is our choice.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import os
@@ -17,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zfscope.data.imageset import FileImages
-from zfscope.data.reading import UnreadableImage
+from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.sources.phantom import Phantom
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.schema import listed, printable
@@ -91,20 +88,20 @@ def read_parts(path: str | os.PathLike, preprocessing: Preprocessing) -> PartIma
         lines[image, part] = line
         if image not in inputs:
             try:
-                picture = FileImages([image], np.zeros(1, dtype=int), ["image"]).read(0)
+                picture = read_image(image)
             except UnreadableImage as error:
                 raise ValueError(f"{where}: {error}") from None
             sizes[image], inputs[image] = picture.size, preprocessing(picture)
         boxes.setdefault(part, {})[image] = _seen(box, sizes[image], preprocessing, where)
-    for part, found in boxes.items():
-        lacking = [os.path.relpath(image, path.parent) for image in inputs if image not in found]
+    for part, by_image in boxes.items():
+        lacking = [os.path.relpath(image, path.parent) for image in inputs if image not in by_image]
         if lacking:
             raise ValueError(
                 f"{printable(path)}: {printable(part)} has no box in {listed(lacking)}; every image needs every part"
             )
     if len(inputs) < 2:
         raise ValueError(f"{printable(path)} names {len(inputs)} images; what parts do is compared between 2 or more")
-    ordered = {part: torch.tensor([found[image] for image in inputs]) for part, found in boxes.items()}
+    ordered = {part: torch.tensor([by_image[image] for image in inputs]) for part, by_image in boxes.items()}
     return PartImages(tuple(map(printable, inputs)), torch.stack(list(inputs.values())), ordered)
 
 
@@ -123,27 +120,27 @@ def aligned_faces(images: Phantom, preprocessing: Preprocessing, count: int) -> 
     Raises:
         ValueError: If there are fewer candidates than asked for.
     """
-    found, boxes = [], []
+    faces, boxes = [], []
     for index in np.flatnonzero(images.labels == images.classes.index("face")).tolist():
-        given, size = images.parts(index), images.read(index).size
-        mapped = [input_box(given[part], size, preprocessing) for part in FACE_PARTS]
+        parts, size = images.parts(index), images.read(index).size
+        mapped = [input_box(parts[part], size, preprocessing) for part in FACE_PARTS]
         if min(min(box) for box in mapped) < 0 or max(max(box) for box in mapped) > preprocessing.crop:
             continue
         mask = images.mask(index)
-        if all(mask[y0:y1, x0:x1].mean() >= SEEN for x0, y0, x1, y1 in (given[part] for part in FACE_PARTS)):
-            found.append(index)
+        if all(mask[y0:y1, x0:x1].mean() >= SEEN for x0, y0, x1, y1 in (parts[part] for part in FACE_PARTS)):
+            faces.append(index)
             boxes.append(mapped)
-    if not 2 <= count <= len(found):
+    if not 2 <= count <= len(faces):
         raise ValueError(
-            f"{count} faces were asked for, but {len(found)} of these {len(images):,} images show all parts of one; "
-            f"ask for 2 to {len(found)}, or for another part of the data"
+            f"{count} faces were asked for, but {len(faces)} of these {len(images):,} images show all parts of one; "
+            f"ask for 2 to {len(faces)}, or for another part of the data"
         )
     corners = torch.tensor(boxes)  # (faces, parts, 4)
     middles = (corners[..., :2] + corners[..., 2:]).double().flatten(1) / 2
     near = torch.cdist(middles, middles).topk(count, largest=False)
     chosen = near.indices[near.values.mean(1).argmin()].tolist()
-    inputs = torch.stack([preprocessing(images.read(found[number])) for number in chosen])
-    names = tuple(images.name(found[number]) for number in chosen)
+    inputs = torch.stack([preprocessing(images.read(faces[number])) for number in chosen])
+    names = tuple(images.name(faces[number]) for number in chosen)
     return PartImages(names, inputs, dict(zip(FACE_PARTS, corners[chosen].unbind(1), strict=True)))
 
 

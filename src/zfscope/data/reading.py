@@ -3,10 +3,9 @@
 Source: the paper says nothing about reading files; all policies here are our choice.
 """
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
+import stat
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -42,6 +41,44 @@ class _Refused(Exception):
     """A file that our own policy refuses; its text is the cause."""
 
 
+def read_image(path: str | os.PathLike, short_side: int | None = None) -> Image.Image:
+    """Decode one file to 8-bit RGB.
+
+    Grey is repeated, CMYK converted, 16-bit values divided by 257; transparent pixels lie on grey 128; the EXIF
+    orientation is applied; of an animated image the first frame is taken, with a warning. Refused: more than 50
+    megapixels (before decoding), sides more than 50 : 1, 32-bit pixels whose range is not known.
+
+    Args:
+        path: The file.
+        short_side: Pixels that the caller will need along the short side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of
+            its size where that is still no smaller than this; other formats are decoded whole.
+
+    Raises:
+        UnreadableImage: If the file is missing, empty, truncated, no image, or refused as above.
+    """
+    try:
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):  # opening a FIFO would wait for ever
+            raise _Refused("it is not a regular file")
+        if state.st_size == 0:
+            raise _Refused("it is empty (0 bytes)")
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_size(*image.size)
+            if short_side is not None:
+                image.draft(None, (short_side, short_side))
+            if image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
+                warnings.warn("animated images: only the first frame of each is read", stacklevel=2)
+            orientation = _orientation(image)
+            image = _to_rgb(image)
+        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
+        raise UnreadableImage(
+            f"cannot read the image {printable(path)}: {_cause(path, error)}; replace the file or remove it"
+        ) from error
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise _Refused(f"{width}x{height} px is more than {MAX_PIXELS // 1_000_000} megapixels")
@@ -68,7 +105,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _cause(path: Path, error: Exception) -> str:
+def _cause(path: str | os.PathLike, error: Exception) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         return f"it is a link to {printable(os.readlink(path))}, which does not exist"
     if isinstance(error, FileNotFoundError):

@@ -24,12 +24,12 @@ class Splits:
 
     @property
     def parts(self) -> dict[str, ImageSet]:
-        """The parts that there are, by name."""
+        """The parts by name, without those that are None."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in named.items() if images is not None}
 
-    def each(self, change: Callable[[ImageSet], ImageSet]) -> Splits:
-        """The same parts, each changed."""
+    def map(self, change: Callable[[ImageSet], ImageSet]) -> Splits:
+        """The same parts, every one changed by a function."""
         return replace(self, **{name: change(images) for name, images in self.parts.items()})
 
     def __post_init__(self):

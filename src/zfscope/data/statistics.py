@@ -4,20 +4,21 @@ Computed once from the training images and kept beside the data, then with every
 Source: Zeiler & Fergus (2014), Sec. 3 (per-pixel mean); Krizhevsky et al. (2012), Sec. 4.1 (PCA of RGB).
 """
 
-from __future__ import annotations
-
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from zfscope.console import progress
 from zfscope.data.imageset import ArrayImages, ImageSet
+from zfscope.data.transforms import Examples
 from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
+from zfscope.runs import replacing
 
 
 @dataclass(frozen=True)
@@ -64,36 +65,23 @@ def statistics_of(
     count = len(images) if most is None else min(most, len(images))
     path = Path(cache) / f"statistics_{images.fingerprint[:16]}_{resize}_{count}.pt"
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        return Statistics(state["mean"], state["std"], state["covariance"])
+        return Statistics(**torch.load(path, weights_only=True))
     statistics = _measure(images, resize, np.linspace(0, len(images) - 1, count).round().astype(int), num_workers)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(vars(statistics), temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(vars(statistics), temporary)
     return statistics
 
 
-class _Canvases(Dataset):
-    def __init__(self, images: ImageSet, resize: int, indices: np.ndarray) -> None:
-        self.images, self.resize, self.indices = images, resize, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Tensor:
-        image = self.images.read(int(self.indices[position]), short_side=self.resize)
-        return pil_to_tensor(square(image, self.resize))
-
-
 def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: int) -> Statistics:
-    loader = DataLoader(_Canvases(images, resize, indices), batch_size=32, num_workers=num_workers)
+    canvases = Examples(images.subset(indices), partial(_canvas, side=resize), resize)
+    loader = DataLoader(canvases, batch_size=32, num_workers=num_workers)
     total = torch.zeros(3, resize, resize, dtype=torch.float64)
     squares = torch.zeros(3, resize, resize, dtype=torch.float64)
     products = torch.zeros(3, 3, dtype=torch.float64)
     # Small sets in memory take a second or two; a bar would only flicker.
     quick = isinstance(images, ArrayImages) or len(indices) < 2000
-    for batch in track(loader, description="Mean image of the training set", disable=quick, transient=True):
+    for batch, _, _ in loader if quick else progress(loader, "mean image of the training set"):
         values = batch.double()
         total += values.sum(0)
         squares += (values**2).sum(0)
@@ -105,3 +93,7 @@ def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: in
     colour_mean = mean.flatten(1).mean(1) / 255
     covariance = products / (count * resize**2) - torch.outer(colour_mean, colour_mean)
     return Statistics(mean.float(), float(variance.sqrt()), covariance.float())
+
+
+def _canvas(image: Image.Image, side: int) -> Tensor:
+    return pil_to_tensor(square(image, side))

@@ -5,16 +5,17 @@ one and the number of workers changes nothing.
 Source: Zeiler & Fergus (2014), Sec. 3; Krizhevsky et al. (2012), Sec. 4.1 for crops, flips and colours.
 """
 
-from __future__ import annotations
-
 import random
+from collections.abc import Callable
 
 import numpy as np
 import timm.data
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from zfscope.data.imageset import ImageSet
 from zfscope.data.spec import AugmentConfig
 from zfscope.networks.preprocessing import Preprocessing, square
 
@@ -142,3 +143,24 @@ class CanvasTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """The normalised canvas of one image."""
         return self.preprocessing.normalise(self.preprocessing.canvas(image))
+
+
+class Examples(Dataset):
+    """Images with labels and positions: ``(image (3, H, W), label, index)``.
+
+    Keys are ``(epoch, index)`` where views are random, else the index alone.
+    """
+
+    def __init__(self, images: ImageSet, transform: Callable[..., Tensor], canvas: int) -> None:
+        self.images, self.transform, self.canvas = images, transform, canvas
+        self.labels = torch.from_numpy(images.labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image = self.images.read(index, short_side=self.canvas)
+        is_random = isinstance(self.transform, TrainTransform)
+        view = self.transform(image, epoch, index) if is_random else self.transform(image)
+        return view, self.labels[index], index

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zfscope.networks.chain import ConvNet
-from zfscope.networks.geometry import ReceptiveField, field_of
-from zfscope.networks.spec import DenseLayer
+from zfscope.networks.geometry import ReceptiveField
+from zfscope.networks.network import Trace
 
 
 def strongest(feature_maps: Tensor, maps: Tensor, sources: Tensor | None = None) -> Tensor:
@@ -25,12 +24,21 @@ def strongest(feature_maps: Tensor, maps: Tensor, sources: Tensor | None = None)
     return _cells(chosen.flatten(1).argmax(1).cpu(), feature_maps.shape[3])
 
 
-def field_below_pool(network: ConvNet, layer: str) -> ReceptiveField:
-    """Receptive field of the conv unit that a pooled activation's switch points to; of a dense layer the image."""
-    steps = network.steps(layer)
-    if isinstance(network.spec[layer], DenseLayer):
-        return ReceptiveField(network.image_size, 0, 0)
-    return field_of(steps[:-1] if steps[-1].kind == "pool" else steps)
+def conv_cells(trace: Trace, layer: str, maps: Tensor, positions: Tensor, sources: Tensor) -> Tensor:
+    """The conv units ``(P, 2)`` behind activations: where their switches point; without a pool the positions.
+
+    Args:
+        trace: Up to ``layer`` at least.
+        layer: Name of the layer.
+        maps: Feature map of each activation, ``(P,)``.
+        positions: ``(row, column)`` in the feature map, ``(P, 2)``.
+        sources: Which image of the trace each is in, ``(P,)``.
+    """
+    if layer not in trace.switches:
+        return positions
+    switches = trace.switches[layer]
+    address = (part.to(switches.device) for part in (sources, maps, *positions.unbind(1)))
+    return _cells(switches[tuple(address)].cpu(), trace.widths[layer])
 
 
 def boxes_of(field: ReceptiveField, positions: Tensor) -> Tensor:
@@ -54,11 +62,11 @@ def cut(images: Tensor, boxes: Tensor, fill: float = 0) -> Tensor:
         return images[:0]
     width, height = (boxes[0, 2:] - boxes[0, :2]).tolist()
     patches = images.new_full((*images.shape[:2], height, width), fill)
-    _paste(images, torch.zeros(len(boxes), 2, dtype=torch.int64), patches, boxes[:, :2].flip(1).cpu())
+    paste(images, torch.zeros(len(boxes), 2, dtype=torch.int64), patches, boxes[:, :2].flip(1).cpu())
     return patches
 
 
-def _paste(windows: Tensor, corners: Tensor, targets: Tensor, origins: Tensor) -> None:
+def paste(windows: Tensor, corners: Tensor, targets: Tensor, origins: Tensor) -> None:
     """Copy windows ``(P, C, h, w)`` into targets ``(P, C, H, W)`` where they meet; the rest of the targets stays.
 
     ``corners`` and ``origins``, ``(P, 2)``, say where windows and targets begin, as (row, column) of one plane.
@@ -77,3 +85,42 @@ def _paste(windows: Tensor, corners: Tensor, targets: Tensor, origins: Tensor) -
 def _cells(flat: Tensor, width: int) -> Tensor:
     """Flat indices ``(P,)`` as (row, column), ``(P, 2)``."""
     return torch.stack([flat // width, flat % width], dim=1)
+
+
+def image_of_each(images: Tensor, maps: Tensor, sources: Tensor | None) -> Tensor:
+    """Which image each projection starts from, ``(P,)``; default: each its own.
+
+    Raises:
+        ValueError: If the maps are no whole numbers, or not one for each image where no sources are named.
+    """
+    wrong = maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool or maps.ndim != 1
+    if wrong or (sources is None and len(maps) != len(images)):
+        raise ValueError(
+            f"maps must be whole numbers, one for each of {len(images)} images, but are {maps.dtype} "
+            f"{tuple(maps.shape)}"
+        )
+    return torch.arange(len(maps)) if sources is None else sources.cpu()
+
+
+def check_maps(feature_maps: Tensor, layer: str, maps: Tensor) -> None:
+    """Refuse maps that the layer has not."""
+    count = feature_maps.shape[1]
+    wrong = maps[(maps < 0) | (maps >= count)]
+    if len(wrong):
+        raise ValueError(f"layer {layer!r} has the maps 0 … {count - 1}; there is no map {int(wrong[0])}")
+
+
+def check_positions(feature_maps: Tensor, layer: str, positions: Tensor, count: int) -> None:
+    """Refuse positions outside the layer's maps."""
+    if positions.shape != (count, 2) or positions.is_floating_point():
+        raise ValueError(
+            f"positions must be whole numbers (row, column), ({count}, 2), but are {positions.dtype} "
+            f"{tuple(positions.shape)}"
+        )
+    size = torch.tensor([*feature_maps.shape[2:], 1, 1][:2])
+    wrong = positions[((positions < 0) | (positions >= size)).any(1)]
+    if len(wrong):
+        raise ValueError(
+            f"position {tuple(wrong[0].tolist())} lies outside the {size[0]}x{size[1]} maps of layer {layer!r}; "
+            "rows and columns count from 0"
+        )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zfscope.deconvnet.boxes import _cells, _paste, boxes_of, field_below_pool, strongest
+from zfscope.deconvnet.boxes import boxes_of, check_maps, check_positions, conv_cells, image_of_each, paste, strongest
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.layers import last_windows
 from zfscope.networks.network import Trace
@@ -23,7 +23,6 @@ from zfscope.networks.spec import ConvLayer
 
 Unpooling = Literal["sum", "overwrite"]
 
-Rule = Literal["deconvnet", "guided", "gradient"]
 
 # The largest windows of one chunk of projections, in bytes: with its work arrays it shall stay in a CPU's cache.
 _CHUNK_CPU, _CHUNK_GPU = 2**25, 2**28
@@ -32,7 +31,7 @@ _FEW_CHANNELS = 4  # up to here a strided filtering goes down by phases, measure
 
 
 class ChainDeconvnet:
-    """From activations of any layer of a trace to pixels: filters and switches, made ready once for all questions.
+    """Projects activations of one trace; filters and switches are prepared once.
 
     Args:
         network: The chain that left the trace.
@@ -64,50 +63,57 @@ class ChainDeconvnet:
         sources: Tensor | None = None,
         crop: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """``project_trace`` from this trace."""
+        """Project activations of a layer: any number from each image, which went forward once.
+
+        Args:
+            layer: Name from ``network.layers``; the trace reaches up to it at least.
+            maps: Feature map of each projection, ``(P,)``.
+            positions: ``(row, column)`` in the feature map, ``(P, 2)``; default: its strongest activation.
+            sources: Which image of the trace each projection starts from, ``(P,)``; default: each its own.
+            crop: Return only what an activation can reach, and where that is.
+
+        Returns:
+            Projections ``(P, 3, H, W)``; with ``crop`` patches ``(P, 3, h, w)`` and boxes ``(P, 4)``.
+
+        Raises:
+            ValueError: For a map or position that the layer has not.
+        """
         maps = maps.cpu()
-        sources = torch.arange(len(maps)) if sources is None else sources.cpu()
+        sources = image_of_each(self.trace.images, maps, sources)
         feature_maps = self.trace.maps[layer]
-        _check_maps(feature_maps, layer, maps)
+        check_maps(feature_maps, layer, maps)
         positions = (strongest(feature_maps, maps, sources) if positions is None else positions).cpu()
-        _check_positions(feature_maps, layer, positions, len(maps))
+        check_positions(feature_maps, layer, positions, len(maps))
         address = sources.to(feature_maps.device), maps.to(feature_maps.device)
         if layer not in self.convs:
             side = self.network.image_size
-            found = self.carry(layer, feature_maps[address], maps, None, sources, None)
-            return (found, torch.tensor([0, 0, side, side]).repeat(len(maps), 1)) if crop else found
+            canvases = self.carry(layer, feature_maps[address], maps, None, sources, None)
+            return (canvases, torch.tensor([0, 0, side, side]).repeat(len(maps), 1)) if crop else canvases
         address += tuple(positions.to(feature_maps.device).unbind(1))
-        cells = self.cells(layer, maps, positions, sources)
-        boxes = boxes_of(field_below_pool(self.network, layer), cells)
-        found = self.carry(layer, feature_maps[address], maps, cells, sources, boxes if crop else None)
-        return (found, boxes) if crop else found
-
-    def cells(self, layer: str, maps: Tensor, positions: Tensor, sources: Tensor) -> Tensor:
-        """The conv units ``(P, 2)`` behind activations of a layer's feature map: where their switches point."""
-        if layer not in self.trace.switches:
-            return positions
-        switches = self.trace.switches[layer]
-        address = (each.to(switches.device) for each in (sources, maps, *positions.unbind(1)))
-        return _cells(switches[tuple(address)].cpu(), self.network.sizes[layer, "conv"])
+        cells = conv_cells(self.trace, layer, maps, positions, sources)
+        boxes = boxes_of(self.network.field_below_pool(layer), cells)
+        projections = self.carry(layer, feature_maps[address], maps, cells, sources, boxes if crop else None)
+        return (projections, boxes) if crop else projections
 
     def carry(
         self, layer: str, values: Tensor, maps: Tensor, cells: Tensor | None, sources: Tensor, boxes: Tensor | None
     ) -> Tensor:
         """Carry values ``(P,)`` at conv units (None in a dense layer) down; whole canvases, or patches in ``boxes``."""
         side = self.network.image_size if boxes is None or not len(boxes) else int(boxes[0, 2] - boxes[0, 0])
-        found = values.new_zeros(len(maps), 3, side, side)
-        wanted = torch.zeros(len(maps), 2, dtype=torch.int64) if boxes is None else boxes[:, :2].flip(1)
+        projections = values.new_zeros(len(maps), 3, side, side)
+        origins = torch.zeros(len(maps), 2, dtype=torch.int64) if boxes is None else boxes[:, :2].flip(1)
         below = self.network.layers[: self.network.layers.index(layer)]
         chunks = self._chunks(layer, below)
         start = 0
         for chunk in torch.arange(len(maps)).split(chunks[below[-1]] if below else 1024):
-            some = values[chunk.to(values.device)]
-            seeds = self._seed(layer, some, maps[chunk], None if cells is None else cells[chunk])
+            seeds = self._seed(
+                layer, values[chunk.to(values.device)], maps[chunk], None if cells is None else cells[chunk]
+            )
             for windows, corners in self.descend(*seeds, sources[chunk], below, chunks):
                 end = start + len(windows)
-                _paste(windows.permute(0, 3, 1, 2), corners, found[start:end], wanted[start:end])
+                paste(windows.permute(0, 3, 1, 2), corners, projections[start:end], origins[start:end])
                 start = end
-        return found
+        return projections
 
     def _seed(self, layer: str, values: Tensor, maps: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
         """The first filtering, of single activations ``(P,)``: what they put into the map below the layer."""
@@ -219,13 +225,13 @@ class ChainDeconvnet:
 
     def _chunks(self, layer: str, below: Sequence[str]) -> dict[str, int]:
         """How many projections go through each layer together, by the size of their windows in its own map."""
-        field = field_below_pool(self.network, layer).size
+        field = self.network.field_below_pool(layer).size
         budget = _CHUNK_CPU if self.trace.images.device.type == "cpu" else _CHUNK_GPU
         chunks = {}
         for name in below:
             values = self.network.spec[name].maps if name in self.convs else self.network.spec[name].units
             if name in self.convs:
-                values *= min(self._size(name), -(-field // field_below_pool(self.network, name).stride)) ** 2
+                values *= min(self._size(name), -(-field // self.network.field_below_pool(name).stride)) ** 2
             chunks[name] = max(1, budget // (values * self.trace.images.element_size()))
         return chunks
 
@@ -263,7 +269,7 @@ def _whole(windows: Tensor, corners: Tensor, size: int) -> Tensor:
     if height == width == size and not corners.any():
         return windows
     maps = windows.new_zeros(count, size, size, channels)
-    _paste(windows.permute(0, 3, 1, 2), corners, maps.permute(0, 3, 1, 2), torch.zeros_like(corners))
+    paste(windows.permute(0, 3, 1, 2), corners, maps.permute(0, 3, 1, 2), torch.zeros_like(corners))
     return maps
 
 
@@ -274,27 +280,3 @@ def _clear_overhang(windows: Tensor, corners: Tensor, size: int) -> None:
     if not inside.all():
         inside = inside.to(windows.device)
         windows.mul_((inside[:, :, None, 0] & inside[:, None, :, 1])[..., None])
-
-
-def _check_maps(feature_maps: Tensor, layer: str, maps: Tensor) -> None:
-    """Refuse maps that the layer has not."""
-    count = feature_maps.shape[1]
-    wrong = maps[(maps < 0) | (maps >= count)]
-    if len(wrong):
-        raise ValueError(f"{layer} has the maps 0 … {count - 1}; there is no map {int(wrong[0])}")
-
-
-def _check_positions(feature_maps: Tensor, layer: str, positions: Tensor, count: int) -> None:
-    """Refuse positions outside the layer's maps."""
-    if positions.shape != (count, 2) or positions.is_floating_point():
-        raise ValueError(
-            f"positions must be whole numbers (row, column), ({count}, 2), but are {positions.dtype} "
-            f"{tuple(positions.shape)}"
-        )
-    size = torch.tensor([*feature_maps.shape[2:], 1, 1][:2])
-    wrong = positions[((positions < 0) | (positions >= size)).any(1)]
-    if len(wrong):
-        raise ValueError(
-            f"position {tuple(wrong[0].tolist())} lies outside the {size[0]}x{size[1]} maps of {layer}; "
-            f"rows and columns count from 0"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zfscope.deconvnet.boxes import boxes_of, field_below_pool
+from zfscope.deconvnet.boxes import boxes_of, conv_cells
 from zfscope.deconvnet.chain import ChainDeconvnet
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.network import Trace
@@ -31,7 +31,7 @@ def control_correlations(
         network: The chain that left the trace.
         trace: Up to ``layer`` at least.
         layer: A conv layer.
-        maps: As for ``project_trace``, as are ``positions`` and ``sources``.
+        maps: As for ``ChainDeconvnet.project``, as are ``positions`` and ``sources``.
         positions: ``(P, 2)``.
         sources: ``(P,)``.
         randomised: A chain of the same layers with other weights.
@@ -46,23 +46,25 @@ def control_correlations(
     Source: Mahendran & Vedaldi (2016), "Salient deconvolutional networks", who found the switches and the architecture
     to matter more than the neuron; Adebayo et al. (2018) for random weights. The form of the controls is ours.
     """
-    way = ChainDeconvnet(network, trace)
-    cells = way.cells(layer, maps, positions, sources)
-    boxes = boxes_of(field_below_pool(network, layer), cells)
+    deconvnet = ChainDeconvnet(network, trace)
+    cells = conv_cells(trace, layer, maps, positions, sources)
+    boxes = boxes_of(network.field_below_pool(layer), cells)
     count = network.spec[layer].maps
     shifts = torch.randint(1, max(2, count), (len(maps),), generator=generator)
     ones = torch.ones(len(maps), dtype=trace.images.dtype, device=trace.images.device)
-    true = way.carry(layer, ones, maps, cells, sources, boxes)
-    other = way.carry(layer, ones if count > 1 else ones * torch.nan, (maps + shifts) % count, cells, sources, boxes)
+    true = deconvnet.carry(layer, ones, maps, cells, sources, boxes)
+    no_other = torch.nan if count == 1 else 1
+    other = deconvnet.carry(layer, ones * no_other, (maps + shifts) % count, cells, sources, boxes)
     random = ChainDeconvnet(randomised, trace).carry(layer, ones, maps, cells, sources, boxes)
-    found = {}
+    correlations = {}
     for name, control in {"other_map": other, "random_weights": random}.items():
-        found[name] = _correlation(true, control)
-        found[f"{name}_place"] = _correlation(true.abs().sum(1), control.abs().sum(1))
-    return found
+        correlations[name] = _correlation(true, control)
+        correlations[f"{name}_place"] = _correlation(true.abs().sum(1), control.abs().sum(1))
+    return correlations
 
 
-def _correlation(these: Tensor, those: Tensor) -> Tensor:
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
     """Pearson's correlation of each pair of patches, ``(P,)``, in float64."""
-    these, those = ((each - each.mean(1, keepdim=True)) for each in (x.flatten(1).double() for x in (these, those)))
-    return (these * those).sum(1) / (these.norm(dim=1) * those.norm(dim=1))
+    first, second = (patches.flatten(1).double() for patches in (first, second))
+    first, second = (values - values.mean(1, keepdim=True) for values in (first, second))
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

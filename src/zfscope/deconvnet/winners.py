@@ -7,25 +7,20 @@ Source: Zeiler & Fergus (2014), Fig. 2 and Fig. 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zfscope.activations import TopActivations, TopTable
-from zfscope.deconvnet.autograd import project_backward
-from zfscope.deconvnet.boxes import boxes_of, cut, field_below_pool
-from zfscope.deconvnet.chain import ChainDeconvnet
-from zfscope.deconvnet.projection import project
+from zfscope.console import progress
+from zfscope.deconvnet.boxes import cut
+from zfscope.deconvnet.projection import Unpooling, deconvnet_of, project
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.networks.chain import ConvNet
-from zfscope.networks.fields import probe_field
-from zfscope.networks.geometry import ReceptiveField
-from zfscope.networks.network import Network, evaluating, uncompiled
-from zfscope.networks.spec import ConvLayer
+from zfscope.networks.network import Network, evaluating, watching
 
 OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an empty place
 
@@ -64,7 +59,7 @@ def project_winners(
     read: Callable[[Sequence[int]], Tensor],
     *,
     batch_size: int = 32,
-    unpooling: Literal["sum", "overwrite"] = "sum",
+    unpooling: Unpooling = "sum",
 ) -> Iterator[Winners]:
     """Project all winners of all layers, going through the images that won in the order of their indices.
 
@@ -80,43 +75,28 @@ def project_winners(
         Winners, a layer and a batch of images at a time. Empty places and activations that are not above 0 are left
         out: there is nothing to carry down.
     """
-    weight = next(network.parameters())
-    where = {layer: ((table.indices >= 0) & (table.values > 0)).cpu() for layer, table in tables.items()}
-    winning = torch.cat([tables[layer].indices.cpu()[chosen] for layer, chosen in where.items()]).unique()
-    chain = isinstance(network, ConvNet)
-    fields: dict[str, ReceptiveField] = {}
+    projectable = {layer: ((table.indices >= 0) & (table.values > 0)).cpu() for layer, table in tables.items()}
+    winning = torch.cat([tables[layer].indices.cpu()[mask] for layer, mask in projectable.items()]).unique()
     top = max(tables, key=network.layers.index)
     for batch in winning.split(batch_size) if len(winning) else ():
         images = read(batch.tolist())
         pictures = as_pictures(network, images)  # before a network in half precision rounds them
-        inputs = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-        with evaluating(network):
-            way = ChainDeconvnet(network, network.trace(inputs, top=top), unpooling) if chain else None
+        inputs = network.as_input(images).contiguous(memory_format=torch.channels_last)
+        side = inputs.shape[-1]
+        deconvnet = deconvnet_of(network, inputs, top, unpooling=unpooling, batch_size=batch_size)
         for layer, table in tables.items():
             indices = table.indices.cpu()
-            rows, ranks = (where[layer] & torch.isin(indices, batch)).nonzero(as_tuple=True)
+            rows, ranks = (projectable[layer] & torch.isin(indices, batch)).nonzero(as_tuple=True)
             if not len(rows):
                 continue
             sources = torch.searchsorted(batch, indices[rows, ranks])
             positions, numbers = table.positions.cpu()[rows, ranks], maps[layer].cpu()[rows]
-            side = inputs.shape[-1]
-            if layer not in fields:
-                fields[layer] = field_below_pool(network, layer) if chain else probe_field(network, layer, side)
-            crop = fields[layer].size < side  # a unit that sees more than the image is shown with the image
-            boxes = torch.tensor([0, 0, side, side]).repeat(len(rows), 1)
-            if chain:
-                found = way.project(layer, numbers, positions, sources=sources, crop=crop)
-                patches, boxes = found if crop else (found, boxes)
-            else:
-                boxes = boxes_of(fields[layer], positions) if crop else boxes
-                parts = zip(*(each.split(batch_size) for each in (sources, numbers, positions, boxes)), strict=True)
-                patches = torch.cat(
-                    [
-                        cut(project_backward(network, inputs[some], layer, number, position), box)
-                        for some, number, position, box in parts
-                    ]
-                )
-            yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), patches.cpu(), boxes)
+            if network.field_below_pool(layer, side).size < side:
+                projections, boxes = deconvnet.project(layer, numbers, positions, sources=sources, crop=True)
+            else:  # a unit that sees more than the image is shown with the image
+                projections = deconvnet.project(layer, numbers, positions, sources=sources)
+                boxes = torch.tensor([0, 0, side, side]).repeat(len(rows), 1)
+            yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), projections.cpu(), boxes)
 
 
 class TopActivationsHook:
@@ -134,16 +114,12 @@ class TopActivationsHook:
         self.indices: Tensor | None = None
         self.top: TopActivations | None = None
         self._k, self._first = k, {}
-        modules = {layer: network.map_module(layer) for layer in layers}
-        self._listening = ExitStack()
-        self._listening.enter_context(uncompiled())
-        for layer, module in modules.items():
-            hook = module.register_forward_hook(lambda _module, _inputs, maps, layer=layer: self._listen(layer, maps))
-            self._listening.callback(hook.remove)
+        self._hooks = ExitStack()
+        self._hooks.enter_context(watching({layer: network.map_module(layer) for layer in layers}, self._listen))
 
     def close(self) -> None:
         """Take the hooks off; what the last batch left behind competes."""
-        self._listening.close()
+        self._hooks.close()
         self._begin()
 
     def _listen(self, layer: str, maps: Any) -> None:
@@ -172,6 +148,26 @@ class TopActivationsHook:
         self._first = {}
 
 
+def top_images(
+    network: Network, batches: Iterable[Sequence[Tensor]], layers: Sequence[str], k: int
+) -> dict[str, TopTable]:
+    """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``; nothing else is kept.
+
+    Raises:
+        ValueError: If none of the layers has feature maps.
+    """
+    hook = TopActivationsHook(network, layers, k)
+    try:
+        with evaluating(network), torch.inference_mode():
+            for inputs, _, hook.indices in progress(batches, "Mining"):
+                network.run_up_to(inputs.to(network.device, memory_format=torch.channels_last), layers)
+    finally:
+        hook.close()
+    if hook.top is None:
+        raise ValueError(f"none of the layers {', '.join(layers)} gives feature maps (N, C, h, w); name others")
+    return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in hook.top.compute().items()}
+
+
 def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str, ...]:
     """The layers named, or those with maps: all but the dense ones at the top.
 
@@ -184,9 +180,7 @@ def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str
         for layer in layers:
             network.check_layer(layer)
         return tuple(dict.fromkeys(layers))
-    if isinstance(network, ConvNet):
-        return tuple(layer for layer, spec in network.spec.items() if isinstance(spec, ConvLayer))
-    return tuple(layer for layer in network.layers if not isinstance(network.map_module(layer), nn.Linear))
+    return network.layers_with_maps
 
 
 @torch.no_grad()
@@ -194,7 +188,7 @@ def check_projectable(
     network: Network,
     layers: Sequence[str] | None,
     image: Tensor,
-    unpooling: Literal["sum", "overwrite"] = "sum",
+    unpooling: Unpooling = "sum",
 ) -> tuple[str, ...]:
     """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
 
@@ -211,19 +205,18 @@ def check_projectable(
     watched = layers_to_watch(network, layers)
     if image.ndim != 3 or image.shape[0] != 3 or image.shape[1] != image.shape[2]:
         raise ValueError(f"projections need square images in colour, (3, S, S), but an image is {tuple(image.shape)}")
-    weight = next(network.parameters())
-    inputs = image[None].to(weight.device, weight.dtype)
+    inputs = network.as_input(image[None])
     if layers is None:
-        miner = TopActivationsHook(network, watched, 1)
-        miner.indices = torch.zeros(1, dtype=torch.int64)
+        hook = TopActivationsHook(network, watched, 1)
+        hook.indices = torch.zeros(1, dtype=torch.int64)
         try:
             with evaluating(network):
                 network(inputs.clone())
         finally:
-            miner.close()
-        if miner.top is None:
+            hook.close()
+        if hook.top is None:
             raise ValueError(f"none of {', '.join(watched)} has feature maps (N, C, h, w); name other layers")
-        watched = tuple(layer for layer in watched if layer in miner.top.channels)
+        watched = tuple(layer for layer in watched if layer in hook.top.channels)
     for layer in watched:
         project(network, inputs, layer, [0], unpooling=unpooling)
     return watched
@@ -248,9 +241,9 @@ def reproduces_activations(
         index = table.indices[won][0]
         rows, ranks = (won & (table.indices == index)).nonzero(as_tuple=True)
         with evaluating(network):
-            found = network.features(read([int(index)]).to(next(network.parameters())), layer)[0]
-        found = found.flatten(1) if found.ndim > 1 else found[:, None]
-        again, before = found.amax(1).cpu().double()[maps[layer].cpu()[rows]], table.values[rows, ranks].cpu()
+            feature_maps = network.features(network.as_input(read([int(index)])), layer)[0]
+        feature_maps = feature_maps.flatten(1) if feature_maps.ndim > 1 else feature_maps[:, None]
+        again, before = feature_maps.amax(1).cpu().double()[maps[layer].cpu()[rows]], table.values[rows, ranks].cpu()
         # Half precision and other batches change a few per cent, another image all of it.
         return bool(((again - before).abs() / before).median() < 0.1)
     return True

@@ -1,27 +1,28 @@
 """The figures, one function each: tensors in, a PIL picture out. No plotting state is kept between calls."""
 
-from zfscope.figures.correspondence import correspondence_sheet
-from zfscope.figures.diagnostics import diagnostics_sheet
-from zfscope.figures.ensemble import ensemble_figure
-from zfscope.figures.invariance import invariance_figure
-from zfscope.figures.ledger import ablations_figure
-from zfscope.figures.occlusion import occlusion_panel
-from zfscope.figures.overlap import Pair, overlap_sheet
-from zfscope.figures.sheets import evolution_sheet, filter_sheet, projection_sheet
-from zfscope.figures.transfer import probes_figure, transfer_figure
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Pair",
-    "ablations_figure",
-    "correspondence_sheet",
-    "diagnostics_sheet",
-    "ensemble_figure",
-    "evolution_sheet",
-    "filter_sheet",
-    "invariance_figure",
-    "occlusion_panel",
-    "overlap_sheet",
-    "probes_figure",
-    "projection_sheet",
-    "transfer_figure",
-]
+# Loaded at first use: importing this package loads neither torch nor matplotlib.
+_HOMES = {
+    "Pair": "overlap",
+    "ablations_figure": "ledger",
+    "correspondence_sheet": "correspondence",
+    "diagnostics_sheet": "diagnostics",
+    "ensemble_figure": "ensemble",
+    "evolution_sheet": "sheets",
+    "filter_sheet": "sheets",
+    "invariance_figure": "invariance",
+    "occlusion_panel": "occlusion",
+    "overlap_sheet": "overlap",
+    "probes_figure": "transfer",
+    "projection_sheet": "sheets",
+    "transfer_figure": "transfer",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

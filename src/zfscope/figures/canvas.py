@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-RED, QUIET = "#b00020", "#606060"  # what is wrong or has changed; what is said beside
+RED, GREY = "#b00020", "#606060"  # what is wrong or has changed; notes
 EMPTY, EDGE = 244, 208  # greys of a place with nothing to show and of lines around tiles; far from that of a 0
+DASHED = (0, (4, 3))
 
 
 def canvas(
@@ -47,6 +49,27 @@ def draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: I
     """Fill a box (left, top, right, bottom; all inside) that has nothing to show, and say why."""
     draw.rectangle(box, (EMPTY,) * 3, (EDGE,) * 3)
     draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), "dead", RED, font, anchor="mm")
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, *, end: bool = False) -> str:
+    """As much of a text as fits into a width: its beginning, or its end (of a path, which tells images apart)."""
+    if font.getlength(text) <= width:
+        return text
+    while len(text) > 1 and font.getlength(text + "…") > width:
+        text = text[1:] if end else text[:-1]
+    return f"…{text}" if end else f"{text}…"
+
+
+def clipped(text: str, most: int, *, end: bool = False) -> str:
+    """A text of at most so many characters: its beginning, or its end."""
+    if len(text) <= most:
+        return text
+    return f"…{text[1 - most :]}" if end else f"{text[: most - 1]}…"
+
+
+def open_axes(axes: Axes) -> None:
+    """Draw no lines above and to the right."""
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def short(value: float) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 from torch import Tensor
 
-from zfscope.figures.canvas import EDGE, RED, canvas, drawn
+from zfscope.figures.canvas import EDGE, RED, canvas, clipped, drawn
 from zfscope.images import enlarge, grid, to_pil
 
 GAP, MARGIN, LINE = 6, 24, 26  # pixels around tiles, around all, of a line of text
@@ -45,12 +45,12 @@ def correspondence_sheet(
             f"give one layer or more, and pictures (R, {len(parts) + 2}, 3, h, w) for {len(parts)} parts, not "
             f"{len(deltas)} layers and {tuple(pictures.shape)}"
         )
-    names = ["image", *(_short_name(part) for part in parts), "random place"]
+    names = ["image", *(clipped(part.replace("_", " "), 16) for part in parts), "random place"]
     tiles = enlarge(pictures.flatten(0, 1), at_least=140)
     tiles = to_pil(grid(tiles, len(names), GAP, EDGE))
     chart = _chart(names[1:-1], deltas, width=max(tiles.width, 900, 300 * len(deltas)))
     legend = (
-        f"{len(pictures)} of them as the network sees each: a part hidden, or a random place of the first part's size"
+        f"{len(pictures)} images as the network sees them: a part hidden, or a random place of the first part's size"
     )
     width = max(tiles.width, chart.width) + 2 * MARGIN
     figure, draw, top = canvas(width, LINE + tiles.height + chart.height + MARGIN, title, legend, margin=MARGIN)
@@ -67,9 +67,9 @@ def _chart(names: Sequence[str], deltas: Mapping[str, Mapping[str, Tensor]], wid
     """A panel for each layer: the parts' Delta in percent beside those of random masks of the same sizes."""
     figure = Figure(figsize=(width / 120, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(deltas), squeeze=False)[0]
-    for axis, (layer, found) in zip(axes, deltas.items(), strict=True):
+    for axis, (layer, values) in zip(axes, deltas.items(), strict=True):
         for offset, (kind, (colour, label)) in zip((-0.08, 0.14, 0.36), CONTROLS.items(), strict=True):
-            draws = 100 * found[kind].double()
+            draws = 100 * values[kind].double()
             low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
             places = torch.arange(len(names)) + offset
             axis.vlines(places, low, high, color=colour, linewidth=3, label=label)
@@ -78,7 +78,7 @@ def _chart(names: Sequence[str], deltas: Mapping[str, Mapping[str, Tensor]], wid
                 (places[:, None] + sideways).flatten(), draws.flatten(), s=6, color=colour, alpha=0.45, linewidths=0
             )
         places = torch.arange(len(names)) - 0.3
-        axis.scatter(places, 100 * found["part"], s=70, color=RED, marker="D", label="the part", zorder=3)
+        axis.scatter(places, 100 * values["part"], s=70, color=RED, marker="D", label="the part", zorder=3)
         axis.set_xticks(range(len(names)), names, parse_math=False)
         axis.set_xlim(-0.55, len(names) - 0.45)
         axis.set_title(layer, fontsize=11, parse_math=False)
@@ -87,8 +87,3 @@ def _chart(names: Sequence[str], deltas: Mapping[str, Mapping[str, Tensor]], wid
     columns = 4 if width >= 1100 else 2
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return drawn(figure)
-
-
-def _short_name(part: str) -> str:
-    part = part.replace("_", " ")
-    return part if len(part) <= 16 else f"{part[:15]}…"

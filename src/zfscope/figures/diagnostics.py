@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.diagnostics import NOISE, Diagnosis, dead_maps, near_dead_maps
-from zfscope.figures.canvas import RED, canvas, drawn
+from zfscope.figures.canvas import DASHED, RED, canvas, drawn, open_axes
 from zfscope.images import enlarge, grid, to_pil, to_tiles
 
 WIDTH, ROOM, LINE, GAP = 660, 28, 24, 3  # pixels: a network's column, around it, a heading, between tiles
@@ -22,7 +22,7 @@ NEARLY, ALIVE = "#f0a0a8", "#e4e4e4"
 
 
 def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
-    """Draw what was found in one network, or in two side by side.
+    """Draw what ails one network, or in two side by side.
 
     Args:
         networks: One or more; each gets a column.
@@ -39,7 +39,7 @@ def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
     """
     if not networks:
         raise ValueError("networks holds none; give one Diagnosis or more")
-    columns = [_parts(found) for found in networks]
+    columns = [_parts(diagnosis) for diagnosis in networks]
     # Parts of one kind begin at one height, so that they can be compared.
     heights = [max(picture.height for _, picture in row) for row in zip(*columns, strict=True)]
     size = len(columns) * (WIDTH + ROOM) + ROOM, sum(heights) + len(heights) * (LINE + ROOM // 2) + LINE
@@ -47,9 +47,9 @@ def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
     legend = "filters: one scale for all of a network (grey is 0); projections: each on its own scale"
     figure, draw, top = canvas(*size, title, legend, margin=ROOM)
     name, heading = ImageFont.load_default(16), ImageFont.load_default(13)
-    for column, (found, parts) in enumerate(zip(networks, columns, strict=True)):
+    for column, (diagnosis, parts) in enumerate(zip(networks, columns, strict=True)):
         x, y = ROOM + column * (WIDTH + ROOM), top
-        draw.text((x, y + LINE - 8), found.name, "black", name, anchor="ls")
+        draw.text((x, y + LINE - 8), diagnosis.name, "black", name, anchor="ls")
         y += LINE
         for (text, picture), height in zip(parts, heights, strict=True):
             draw.text((x, y + LINE - 7), text, "black", heading, anchor="ls")
@@ -58,35 +58,35 @@ def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
     return figure
 
 
-def _parts(found: Diagnosis) -> list[tuple[str, Image.Image]]:
+def _parts(diagnosis: Diagnosis) -> list[tuple[str, Image.Image]]:
     """Heading and picture of each part; a part that cannot be says why."""
-    if found.first is None:
+    if diagnosis.first is None:
         filters = bars = ("no conv layer", _blank())
     else:
-        size = "x".join(map(str, found.filters.shape[2:]))
-        shown = found.filters if found.filters.shape[1] == 3 else found.filters.mean(1, keepdim=True)
+        size = "x".join(map(str, diagnosis.filters.shape[2:]))
+        shown = diagnosis.filters if diagnosis.filters.shape[1] == 3 else diagnosis.filters.mean(1, keepdim=True)
         filters = (
-            f"{found.first}: {len(shown)} filters, {size}, stride {found.stride}; black and white at "
+            f"{diagnosis.first}: {len(shown)} filters, {size}, stride {diagnosis.stride}; black and white at "
             f"{float(shown.abs().amax()):.3g}",
             _tiles(to_tiles(shown), 44),
         )
-        medians = ", ".join(f"{band} {100 * getattr(found.frequencies, band).nanmedian():.0f} %" for band in BANDS)
-        beyond = 100 * found.frequencies.beyond_stride.nanmedian()
+        medians = ", ".join(f"{band} {100 * getattr(diagnosis.frequencies, band).nanmedian():.0f} %" for band in BANDS)
+        beyond = 100 * diagnosis.frequencies.beyond_stride.nanmedian()
         bars = (
-            f"Energy of each filter; medians: {medians}; beyond what stride {found.stride} carries {beyond:.0f} %",
-            _frequency_bars(found),
+            f"Energy of each filter; medians: {medians}; beyond what stride {diagnosis.stride} carries {beyond:.0f} %",
+            _frequency_bars(diagnosis),
         )
-    if found.second is None:
-        projected = (textwrap.shorten(found.missing, 100, placeholder=" …"), _blank())
+    if diagnosis.second is None:
+        projected = (textwrap.shorten(diagnosis.missing, 100, placeholder=" …"), _blank())
     else:
-        text = f"{found.second}, strongest activations of {len(found.tiles)} maps, projected"
-        if found.grids:
-            score = ", ".join(f"{each.score:.2f} at {period} px" for period, each in found.grids.items())
+        text = f"{diagnosis.second}, strongest activations of {len(diagnosis.tiles)} maps, projected"
+        if diagnosis.grids:
+            score = ", ".join(f"{at.score:.2f} at {period} px" for period, at in diagnosis.grids.items())
             text += (
-                f"; grid score {score} (by chance {', '.join(f'{each.chance:.2f}' for each in found.grids.values())})"
+                f"; grid score {score} (by chance {', '.join(f'{at.chance:.2f}' for at in diagnosis.grids.values())})"
             )
-        projected = (text, _tiles(found.tiles, 72))
-    return [filters, projected, bars, ("Dead maps by layer", _dead_bars(found))]
+        projected = (text, _tiles(diagnosis.tiles, 72))
+    return [filters, projected, bars, ("Dead maps by layer", _dead_bars(diagnosis))]
 
 
 def _tiles(tiles: Tensor, at_least: int) -> Image.Image:
@@ -100,9 +100,9 @@ def _tiles(tiles: Tensor, at_least: int) -> Image.Image:
     return to_pil(grid(tiles, math.ceil(len(tiles) / rows), GAP))
 
 
-def _frequency_bars(found: Diagnosis) -> Image.Image:
+def _frequency_bars(diagnosis: Diagnosis) -> Image.Image:
     """A column for each filter, low frequencies at the bottom; dashed, what white noise would have."""
-    shares = {band: getattr(found.frequencies, band).nan_to_num(0.0) for band in BANDS}
+    shares = {band: getattr(diagnosis.frequencies, band).nan_to_num(0.0) for band in BANDS}
     order = shares["low"].argsort(descending=True)
     figure, axes = _axes(170)
     places, bottom = range(len(order)), torch.zeros(len(order))
@@ -111,11 +111,11 @@ def _frequency_bars(found: Diagnosis) -> Image.Image:
         axes.bar(places, values.numpy(), 0.92, bottom.numpy(), color=colour, label=band)
         bottom = bottom + values
     for level in (NOISE["low"], NOISE["low"] + NOISE["middle"]):
-        axes.axhline(level, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.axhline(level, color="black", linewidth=0.9, linestyle=DASHED)
     axes.set(xlim=(-0.6, len(order) - 0.4), ylim=(0, 1), ylabel="share of energy", xlabel="filters, sorted")
     axes.set_xticks([])
     handles, labels = axes.get_legend_handles_labels()
-    dashed = axes.plot([], [], color="black", linewidth=0.9, linestyle=(0, (4, 3)))[0]
+    dashed = axes.plot([], [], color="black", linewidth=0.9, linestyle=DASHED)[0]
     waves = {"low": "waves > 8 px", "middle": "4 to 8 px", "high": "< 4 px"}
     labels = [f"{label} ({waves[label]})" for label in labels]
     figure.legend([*handles, dashed], [*labels, "white noise"], loc="upper center", ncols=4, frameon=False, fontsize=8)
@@ -123,14 +123,14 @@ def _frequency_bars(found: Diagnosis) -> Image.Image:
     return drawn(figure)
 
 
-def _dead_bars(found: Diagnosis) -> Image.Image:
+def _dead_bars(diagnosis: Diagnosis) -> Image.Image:
     """A bar for each layer: all its maps, from the left the dead and the nearly dead ones."""
-    if not found.ranges:
+    if not diagnosis.ranges:
         return _blank()
-    figure, axes = _axes(34 + 22 * len(found.ranges))
-    rows = list(found.ranges)
+    figure, axes = _axes(34 + 22 * len(diagnosis.ranges))
+    rows = list(diagnosis.ranges)
     for row, layer in enumerate(rows):
-        ranges = found.ranges[layer]
+        ranges = diagnosis.ranges[layer]
         count = ranges.shape[1]
         dead, nearly = int(dead_maps(ranges).sum()), int(near_dead_maps(ranges).sum())
         left = 0.0
@@ -151,8 +151,7 @@ def _axes(height: int) -> tuple[Figure, Axes]:
     axes.tick_params(labelsize=8, length=2)
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    open_axes(axes)
     return figure, axes
 
 

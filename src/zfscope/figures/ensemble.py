@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from zfscope.figures.canvas import QUIET, RED, drawn
+from zfscope.figures.canvas import DASHED, GREY, RED, clipped, drawn, open_axes
 
 LINE, DOTS = "#0b5fa5", "#8fb4d6"
 HEADINGS = {
@@ -21,12 +21,12 @@ HEADINGS = {
 
 
 def ensemble_figure(
-    chosen: Sequence[tuple[int, ...]], errors: Mapping[str, np.ndarray], names: Sequence[str], *, title: str = ""
+    subsets: Sequence[tuple[int, ...]], errors: Mapping[str, np.ndarray], names: Sequence[str], *, title: str = ""
 ) -> Image.Image:
     """Draw a panel for each error: every subset of the members as a dot, the mean of each size as a line.
 
     Args:
-        chosen: S subsets, each the positions of its members.
+        subsets: S of them, each the positions of its members.
         errors: By name (``top1_error``, ``top1_error_ten_crops``, …), percent, ``(S,)``.
         names: What to call the members.
         title: Written above.
@@ -42,7 +42,7 @@ def ensemble_figure(
     for axes, (name, values) in zip(panels, errors.items(), strict=True):
         name = name.removesuffix("_ten_crops")
         axes.set(ylabel=HEADINGS[name], xlabel="networks averaged")
-        _draw(axes, chosen, np.asarray(values), names, np.max if name == "mean_average_precision" else np.min)
+        _draw(axes, subsets, np.asarray(values), names, np.max if name == "mean_average_precision" else np.min)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
     )
@@ -51,12 +51,12 @@ def ensemble_figure(
 
 def _draw(
     axes: Axes,
-    chosen: Sequence[tuple[int, ...]],
+    subsets: Sequence[tuple[int, ...]],
     values: np.ndarray,
     names: Sequence[str],
     best: Callable[[np.ndarray], float],
 ) -> None:
-    sizes = np.array([len(subset) for subset in chosen])
+    sizes = np.array([len(subset) for subset in subsets])
     places = sizes.astype(float)
     for size in range(2, len(names)):  # side by side, so that equal errors do not hide one another
         places[sizes == size] += np.linspace(-0.25, 0.25, np.count_nonzero(sizes == size))
@@ -64,9 +64,9 @@ def _draw(
     means = [values[sizes == size].mean() for size in range(1, len(names) + 1)]
     axes.plot(range(1, len(names) + 1), means, color=LINE, linewidth=2, label="mean over subsets", zorder=3)
     axes.scatter([len(names)], means[-1:], 90, facecolors="none", edgecolors=RED, linewidths=1.8, label="all", zorder=4)
-    singles = {chosen[row][0]: values[row] for row in np.flatnonzero(sizes == 1)}
+    singles = {subsets[row][0]: values[row] for row in np.flatnonzero(sizes == 1)}
     level = best(np.array(list(singles.values())))
-    dashes = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+    dashes = {"color": GREY, "linewidth": 0.9, "linestyle": DASHED}
     axes.plot([1, len(names) + 0.4], [level, level], label="best member", zorder=1, **dashes)
     axes.set_xlim(0.2, len(names) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -76,9 +76,16 @@ def _draw(
     height = -np.inf
     for number, value in sorted(singles.items(), key=lambda item: item[1]):
         height = max(value, height + least)
-        name = names[number] if len(names[number]) <= 12 else f"…{names[number][-11:]}"
-        axes.text(0.9, height, name, ha="right", va="center", fontsize=8, color=QUIET, parse_math=False)
+        axes.text(
+            0.9,
+            height,
+            clipped(names[number], 12, end=True),
+            ha="right",
+            va="center",
+            fontsize=8,
+            color=GREY,
+            parse_math=False,
+        )
     axes.set_ylim(low, max(high, height + least))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    open_axes(axes)
     axes.grid(axis="y", alpha=0.25)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from zfscope.figures.canvas import QUIET, drawn
+from zfscope.figures.canvas import GREY, clipped, drawn
 from zfscope.images import grid, to_pil
 from zfscope.invariance import Invariance
 
@@ -24,7 +24,7 @@ GAP = 4  # pixels around the example images
 
 
 def invariance_figure(
-    found: Sequence[Invariance],
+    kinds: Sequence[Invariance],
     examples: Mapping[str, tuple[Tensor, Tensor]],
     shown: Tensor,
     names: Sequence[str],
@@ -34,7 +34,7 @@ def invariance_figure(
     """Draw a row for each kind of transformation: example images, distances at each layer, probability.
 
     Args:
-        found: One kind each, of the same images and layers, the low layer first.
+        kinds: One kind of transformation each, of the same images and layers, the low layer first.
         examples: By kind, some amounts ``(T,)`` and the images shown moved by them, uint8 ``(S, T, 3, h, w)``.
         shown: Which of the images have their own curve, ``(S,)``; S at most 10.
         names: What to call each of them, their true class.
@@ -50,27 +50,27 @@ def invariance_figure(
     Source: Zeiler & Fergus (2014), Fig. 5; mean and spread are ours.
     """
     counts = {len(shown), len(names), *(len(tiles) for _, tiles in examples.values())}
-    if not found or len(counts) != 1 or not 1 <= len(shown) <= 10:
+    if not kinds or len(counts) != 1 or not 1 <= len(shown) <= 10:
         raise ValueError(
             f"give 1 to 10 images to show, each with its name and examples, but they number {sorted(counts)}"
         )
     colours = [matplotlib.colormaps["tab10"](number) for number in range(len(shown))]
-    count = len(found[0].probability)
-    layers = list(found[0].distances)
+    count = len(kinds[0].probability)
+    layers = list(kinds[0].distances)
     curves = len(layers) + 1
-    figure = Figure(figsize=(4.6 + 3.2 * curves, 0.8 + 3.9 * len(found)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(4.6 + 3.2 * curves, 0.8 + 3.9 * len(kinds)), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     figure.suptitle(title, fontsize=12, parse_math=False)
-    places = figure.subplots(len(found), 1 + curves, squeeze=False, width_ratios=[1.4] + [1] * curves)
-    for each, axes in zip(found, places, strict=True):
-        _draw_examples(axes[0], *examples[each.kind], names, colours)
-        axes[0].set_xlabel(AXES[each.kind])
-        distances = [each.relative(layer) for layer in layers]
+    places = figure.subplots(len(kinds), 1 + curves, squeeze=False, width_ratios=[1.4] + [1] * curves)
+    for kind, axes in zip(kinds, places, strict=True):
+        _draw_examples(axes[0], *examples[kind.kind], names, colours)
+        axes[0].set_xlabel(AXES[kind.kind])
+        distances = [kind.relative(layer) for layer in layers]
         highest = max(1.0, *(float(torch.maximum(d[shown].amax(0), d.mean(0) + d.std(0)).max()) for d in distances))
-        for axis, values in zip(axes[1:], [*distances, each.probability], strict=True):
-            _draw_curves(axis, each, values, shown, colours)
+        for axis, values in zip(axes[1:], [*distances, kind.probability], strict=True):
+            _draw_curves(axis, kind, values, shown, colours)
         for axis in axes[1:-1]:
-            axis.axhline(1, color=QUIET, linewidth=0.8, linestyle=":", label="another image")
+            axis.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="another image")
             axis.set_ylim(0, 1.05 * highest)
         axes[-1].set_ylim(0, 1)
         axes[1].set_ylabel("1: as far as another image")
@@ -91,7 +91,7 @@ def _draw_examples(axis: Axes, amounts: Tensor, tiles: Tensor, names: Sequence[s
     """Tiles in a grid, a row for each image, with its name in its colour, and the amounts below."""
     rows, columns, _, height, width = tiles.shape
     axis.imshow(to_pil(grid(tiles.flatten(0, 1), columns, GAP)), interpolation="antialiased")
-    names = [name if len(name) <= 11 else f"{name[:10]}…" for name in names]
+    names = [clipped(name, 11) for name in names]
     axis.set_yticks([GAP + row * (height + GAP) + height / 2 for row in range(rows)], names, rotation=90, va="center")
     axis.set_xticks(
         [GAP + column * (width + GAP) + width / 2 for column in range(columns)],
@@ -103,16 +103,16 @@ def _draw_examples(axis: Axes, amounts: Tensor, tiles: Tensor, names: Sequence[s
     axis.spines[:].set_visible(False)
 
 
-def _draw_curves(axis: Axes, found: Invariance, values: Tensor, shown: Tensor, colours: Sequence[tuple]) -> None:
+def _draw_curves(axis: Axes, kind: Invariance, values: Tensor, shown: Tensor, colours: Sequence[tuple]) -> None:
     """Curves of the images shown, ``values (N, A)``, with mean and spread over all."""
-    amounts, mean, spread = found.amounts.numpy(), values.mean(0).numpy(), values.std(0).numpy()
+    amounts, mean, spread = kind.amounts.numpy(), values.mean(0).numpy(), values.std(0).numpy()
     axis.fill_between(
         amounts, mean - spread, mean + spread, color="black", alpha=0.13, linewidth=0, label="standard deviation"
     )
     for curve, colour in zip(values[shown].numpy(), colours, strict=True):
         axis.plot(amounts, curve, color=colour, linewidth=1.2)
     axis.plot(amounts, mean, color="black", linewidth=2.5, label="mean")
-    axis.set(xlim=(amounts.min(), amounts.max()), xlabel=AXES[found.kind].partition(" (")[0])
-    if found.kind == "rotation":
+    axis.set(xlim=(amounts.min(), amounts.max()), xlabel=AXES[kind.kind].partition(" (")[0])
+    if kind.kind == "rotation":
         axis.set_xticks(range(0, 361, 90))
     axis.grid(alpha=0.25)

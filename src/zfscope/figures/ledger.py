@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from zfscope.figures.canvas import QUIET, drawn
+from zfscope.figures.canvas import GREY, drawn, open_axes
 from zfscope.report.ledger import Cell
 from zfscope.report.paper import TABLES
 
@@ -28,7 +28,7 @@ def ablations_figure(cells: Sequence[Cell]) -> Image.Image:
     Source: Zeiler & Fergus (2014), Table 3; the picture is ours.
     """
     table = TABLES[2]
-    found = {(cell.row, cell.column): cell for cell in cells if cell.table == 3}
+    by_place = {(cell.row, cell.column): cell for cell in cells if cell.table == 3}
     rows, columns = list(table.rows), list(table.columns)
     figure = Figure(figsize=(12, 6.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
@@ -38,9 +38,9 @@ def ablations_figure(cells: Sequence[Cell]) -> Image.Image:
     for panel, column in zip(panels, columns, strict=True):
         panel.set_title(f"{table.columns[column]} error, %", fontsize=12)
         for place, row in zip(places, rows, strict=True):
-            cell = found[row, column]
+            cell = by_place[row, column]
             panel.barh(place - 0.2, cell.paper, 0.38, color=PAPER)
-            panel.text(cell.paper + 0.8, place - 0.2, f"{cell.paper:.1f}", va="center", fontsize=8, color=QUIET)
+            panel.text(cell.paper + 0.8, place - 0.2, f"{cell.paper:.1f}", va="center", fontsize=8, color=GREY)
             if not cell.ours:
                 continue
             ours = cell.ours[0]
@@ -52,7 +52,7 @@ def ablations_figure(cells: Sequence[Cell]) -> Image.Image:
         panel.set_xlim(0, 100 if max(panel.get_xlim()) > 88 else max(panel.get_xlim()) * 1.08)
         panel.grid(axis="x", color="#e8e8e8")
         panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
+        open_axes(panel)
         panel.tick_params(axis="y", length=0)
     panels[0].set_yticks(places, list(table.rows.values()), fontsize=10)
     panels[0].invert_yaxis()

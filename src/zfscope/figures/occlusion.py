@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from zfscope.figures.canvas import EDGE, QUIET, canvas, short
+from zfscope.figures.canvas import EDGE, GREY, canvas, clipped, short, shortened
 from zfscope.images import grid, to_pil
 from zfscope.occlusion.positions import spans
 from zfscope.occlusion.sensitivity import Sensitivity
@@ -26,7 +26,7 @@ SIDE, GAP, HEADING, BELOW = 224, 18, 24, 46  # pixels: shown side of an image, a
 
 def occlusion_panel(
     image: Tensor,
-    found: Sensitivity,
+    sensitivity: Sensitivity,
     *,
     classes: Sequence[str] | None = None,
     projection: Tensor | None = None,
@@ -37,7 +37,7 @@ def occlusion_panel(
 
     Args:
         image: The picture, uint8 ``(3, H, W)``.
-        found: What ``look`` found for it.
+        sensitivity: To occlusion, of this image.
         classes: Their names; numbers stand in for them where not given.
         projection: That map's strongest activation in this image, projected, a uint8 tile ``(3, H, W)``.
         others: Its strongest activations in other images: projections and patches, uint8 ``(k, 3, h, w)`` each.
@@ -61,34 +61,44 @@ def occlusion_panel(
     picture = np.asarray(to_pil(_shown(image)))
     height, width = picture.shape[:2]
     cells = [
-        _cells(length, pixels, found.size, found.stride)
+        _cells(length, pixels, sensitivity.size, sensitivity.stride)
         for length, pixels in zip(image.shape[1:], (height, width), strict=True)
     ]
     grey = picture.mean(2, keepdims=True).repeat(3, 2)
-    maps = found.occlusion
-    target = _name(classes, found.target)
+    maps = sensitivity.occlusion
+    target = _name(classes, sensitivity.target)
 
-    labels, colours, entries = _legend(maps.label, found.target, classes)
-    low, high = min(0.0, float(maps.activation.min())), max(float(maps.activation.max()), found.activation)
+    labels, colours, entries = _legend(maps.label, sensitivity.target, classes)
+    low, high = min(0.0, float(maps.activation.min())), max(float(maps.activation.max()), sensitivity.activation)
     activation, probability = _ramp(maps.activation, low, high), _ramp(maps.probability, 0, 1)
     strongest = f"map {maps.feature_map}"
     columns = [
-        (f"(a) {found.size} px square, largest drop", _square(picture, height / image.shape[1], found), None),
-        (f"(b) {found.layer}, {strongest}: sum", _overlay(grey, activation, cells), (low, high, found.activation)),
-        (f"(d) probability of {target}", _overlay(grey, probability, cells), (0, 1, found.probability)),
+        (
+            f"(a) {sensitivity.size} px square, largest drop",
+            _square(picture, height / image.shape[1], sensitivity),
+            None,
+        ),
+        (
+            f"(b) {sensitivity.layer}, {strongest}: sum",
+            _overlay(grey, activation, cells),
+            (low, high, sensitivity.activation),
+        ),
+        (f"(d) probability of {target}", _overlay(grey, probability, cells), (0, 1, sensitivity.probability)),
         ("(e) most probable class", _overlay(grey, colours[labels], cells), None),
     ]
     tiles = [] if projection is None else [(f"(c) {strongest}: projection", to_pil(_shown(projection)), None)]
     if others is not None and len(others[0]):
         names = "(c) from other images", "… and their patches"
-        tiles += [(name, _tiled(each, height, width), None) for name, each in zip(names, others, strict=True)]
+        tiles += [(name, _tiled(batch, height, width), None) for name, batch in zip(names, others, strict=True)]
     columns[2:2] = tiles
 
     listed = max(small.getlength(text) for _, text in entries) + 20
-    across = sum(max(each.width, 150) + GAP for _, each, _ in columns) + math.ceil(listed)
-    answer = "" if found.label == found.target else f", but most probable is {_name(classes, found.label)}"
+    across = sum(max(drawn.width, 150) + GAP for _, drawn, _ in columns) + math.ceil(listed)
+    answer = (
+        "" if sensitivity.label == sensitivity.target else f", but most probable is {_name(classes, sensitivity.label)}"
+    )
     legend = (
-        f"unoccluded: {target} {found.probability:.2f}{answer};   stride {found.stride} px;   "
+        f"unoccluded: {target} {sensitivity.probability:.2f}{answer};   stride {sensitivity.stride} px;   "
         "colours lie where the square's centre was;   | on a scale: unoccluded"
     )
     room = GAP + across, HEADING + height + BELOW
@@ -96,7 +106,7 @@ def occlusion_panel(
     x, y = GAP, top + HEADING
     for name, shown, scale in columns:
         space = max(shown.width, 150)
-        draw.text((x, y - 6), _fitted(name, heading, space), "black", heading, anchor="ls")
+        draw.text((x, y - 6), shortened(name, heading, space), "black", heading, anchor="ls")
         figure.paste(shown, (x, y))
         if scale is not None:
             _draw_scale(figure, draw, (x, y + shown.height + 8, shown.width), scale, small)
@@ -125,8 +135,8 @@ def _cells(length: int, pixels: int, size: int, stride: int) -> np.ndarray:
     middles = (centres[1:] + centres[:-1]) / 2
     edges = np.concatenate([[centres[0] - stride / 2], middles, [centres[-1] + stride / 2]])
     places = (np.arange(pixels) + 0.5) * length / pixels
-    found = np.searchsorted(edges, places, side="right") - 1
-    return np.where(found < len(centres), found, -1)
+    positions = np.searchsorted(edges, places, side="right") - 1
+    return np.where(positions < len(centres), positions, -1)
 
 
 def _overlay(grey: np.ndarray, colours: np.ndarray, cells: Sequence[np.ndarray]) -> Image.Image:
@@ -156,15 +166,14 @@ def _legend(
     free = iter(OTHERS)
     colours = [REST] * len(numbers)
     entries, rest = [], 0
-    for each in order:
-        number, share = int(numbers[each]), 100 * int(counts[each]) / labels.numel()
+    for row in order:
+        number, share = int(numbers[row]), 100 * int(counts[row]) / labels.numel()
         colour = TARGET if number == target else next(free, None)
         if colour is None:
-            rest += int(counts[each])
+            rest += int(counts[row])
             continue
-        colours[each] = colour
-        name = _name(classes, number)
-        entries.append((colour, f"{name if len(name) <= 20 else name[:19] + '…'}  {share:.0f} %"))
+        colours[row] = colour
+        entries.append((colour, f"{clipped(_name(classes, number), 20)}  {share:.0f} %"))
     if rest:
         entries.append((REST, f"others  {100 * rest / labels.numel():.0f} %"))
     return places.numpy(), np.stack([_rgb(colour) for colour in colours]), entries
@@ -178,11 +187,13 @@ def _rgb(colour: str) -> np.ndarray:
     return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32)
 
 
-def _square(picture: np.ndarray, scale: float, found: Sensitivity) -> Image.Image:
+def _square(picture: np.ndarray, scale: float, sensitivity: Sensitivity) -> Image.Image:
     """The picture with the square's outline where it takes most of the probability."""
     shown = Image.fromarray(picture)
-    row, column = divmod(int(found.drop.nan_to_num(-math.inf).argmax()), found.drop.shape[1])
-    x, y, side = (scale * each for each in (column * found.stride, row * found.stride, found.size))
+    row, column = divmod(int(sensitivity.drop.nan_to_num(-math.inf).argmax()), sensitivity.drop.shape[1])
+    x, y, side = (
+        scale * pixels for pixels in (column * sensitivity.stride, row * sensitivity.stride, sensitivity.size)
+    )
     left, top = round(x), round(y)
     right = max(left, min(round(x + side), shown.width) - 1)
     bottom = max(top, min(round(y + side), shown.height) - 1)
@@ -212,20 +223,11 @@ def _draw_scale(
     low, high, marked = scale
     ramp = np.broadcast_to(_over(RAMP, 127.5)[None], (10, 256, 3)).astype(np.uint8)
     figure.paste(Image.fromarray(ramp).resize((width, 10)), (x, y))
-    here = x + (width - 1) * (marked - low) / max(high - low, 1e-12)
-    draw.line((here, y - 4, here, y + 13), "black", 2)
+    place_of_mark = x + (width - 1) * (marked - low) / max(high - low, 1e-12)
+    draw.line((place_of_mark, y - 4, place_of_mark, y + 13), "black", 2)
     for text, at, anchor in ((_number(low), x, "la"), (_number(high), x + width, "ra")):
-        draw.text((at, y + 14), text, QUIET, font, anchor=anchor)
+        draw.text((at, y + 14), text, GREY, font, anchor=anchor)
 
 
 def _number(value: float) -> str:
     return "0" if value == 0 else "1" if value == 1 else ("-" if value < 0 else "") + short(abs(value))
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """As much of a text as fits."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from zfscope.figures.canvas import EDGE, EMPTY, QUIET, RED, canvas
+from zfscope.figures.canvas import EDGE, EMPTY, GREY, RED, canvas, shortened
 
-TILE, GAP, ROOM, LINE = (
-    136,
-    4,
-    20,
-    17,
-)  # pixels: an image, between two of a pair, around a pair, a text line
+TILE, GAP, ROOM, LINE = 136, 4, 20, 17  # pixels: an image, between two of a pair, around a pair, a text line
 COLUMNS = 4
 
 
@@ -50,7 +45,7 @@ def overlap_sheet(same: Sequence[Pair], others: Sequence[Pair], title: str, lege
     for (text, pairs, colour), height in zip(groups, heights, strict=True):
         draw.text((ROOM, top + LINE + 6), text, colour, heading, anchor="ls")
         if not pairs:
-            draw.text((ROOM, top + 2 * LINE + 4), "none", QUIET, small, anchor="ls")
+            draw.text((ROOM, top + 2 * LINE + 4), "none", GREY, small, anchor="ls")
         for number, pair in enumerate(pairs):
             left = ROOM + number % COLUMNS * step[0]
             _draw_pair(figure, draw, pair, (left, top + 2 * LINE + number // COLUMNS * step[1]), small)
@@ -71,8 +66,8 @@ def _draw_pair(
     nearer = ">999" if pair.nearer > 999 else f"{pair.nearer:.0f}" if pair.nearer >= 9.95 else f"{pair.nearer:.1f}"
     lines = [f"r = {pair.correlation:.3f},  {nearer} times nearer", *pair.names]
     for number, line in enumerate(lines):
-        colour = QUIET if number else "black"
-        draw.text((left, top + TILE + 3 + number * LINE), _shortened(line, width, font), colour, font)
+        colour = GREY if number else "black"
+        draw.text((left, top + TILE + 3 + number * LINE), shortened(line, font, width, end=True), colour, font)
 
 
 def _fitted(image: Image.Image) -> Image.Image:
@@ -80,12 +75,3 @@ def _fitted(image: Image.Image) -> Image.Image:
     ratio = TILE / max(image.size)
     size = tuple(max(1, min(TILE, round(side * ratio))) for side in image.size)
     return image.resize(size, Image.Resampling.NEAREST if ratio >= 3 else Image.Resampling.LANCZOS)
-
-
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """The end of a text that is too long: a path's end tells images apart."""
-    if font.getlength(text) <= width:
-        return text
-    while len(text) > 1 and font.getlength("…" + text) > width:
-        text = text[1:]
-    return "…" + text

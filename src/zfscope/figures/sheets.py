@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.evolution import jumps
-from zfscope.figures.canvas import EDGE, EMPTY, QUIET, RED, canvas, draw_dead, short
+from zfscope.figures.canvas import EDGE, EMPTY, GREY, RED, canvas, draw_dead, short
 from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
 from zfscope.networks.layers import filter_rms
 
@@ -21,7 +21,7 @@ def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> 
 
     Args:
         weight: Filters, shape ``(C, C_in, h, w)``: RGB where ``C_in`` is 3, else the mean over ``C_in`` in grey.
-        rms: RMS of each filter, shape ``(C,)``, written below it; computed where not given.
+        rms: RMS of each filter, shape ``(C,)``, written below it; by default computed.
         title: Written above.
 
     Returns:
@@ -131,7 +131,7 @@ def projection_sheet(
         row, column = divmod(index, columns)
         x, y = room + column * step_x, top + row * step_y
         draw.text((x, y + above - 7), name, "black", font, anchor="ls")
-        draw.text((x + block_width, y + above - 7), note, QUIET, font, anchor="rs")
+        draw.text((x + block_width, y + above - 7), note, GREY, font, anchor="rs")
         if not value > 0:
             draw_dead(draw, (x, y + above, x + block_width - 1, y + block_height - 1), font)
             continue
@@ -221,22 +221,22 @@ def _check_sheet(maps: Tensor, tiles: dict[str, Tensor], tables: dict[str, Tenso
     if maps.ndim != 1 or not len(maps):
         raise ValueError(f"maps must number at least one feature map, shape (M,), but came with {tuple(maps.shape)}")
     first = next(iter(tiles.values())).shape
-    for name, given in tiles.items():
-        if given.ndim != 5 or given.shape[0] != len(maps) or given.shape[2] != 3 or not given.numel():
+    for name, batch in tiles.items():
+        if batch.ndim != 5 or batch.shape[0] != len(maps) or batch.shape[2] != 3 or not batch.numel():
             raise ValueError(
                 f"{name} must have shape ({len(maps)}, k, 3, h, w) for {len(maps)} maps, but came with "
-                f"{tuple(given.shape)}"
+                f"{tuple(batch.shape)}"
             )
-        if given.dtype != torch.uint8:
-            raise ValueError(f"{name} must be tiles of uint8, but came as {given.dtype}")
-        if given.shape != first:
+        if batch.dtype != torch.uint8:
+            raise ValueError(f"{name} must be tiles of uint8, but came as {batch.dtype}")
+        if batch.shape != first:
             raise ValueError(
-                f"{' and '.join(tiles)} must have one shape, but have {tuple(first)} and {tuple(given.shape)}"
+                f"{' and '.join(tiles)} must have one shape, but have {tuple(first)} and {tuple(batch.shape)}"
             )
-    for name, given in tables.items():
-        if given.shape != first[:2]:
+    for name, table in tables.items():
+        if table.shape != first[:2]:
             raise ValueError(
-                f"{name} must have shape {tuple(first[:2])} as the tiles have, but came with {tuple(given.shape)}"
+                f"{name} must have shape {tuple(first[:2])} as the tiles have, but came with {tuple(table.shape)}"
             )
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1 pixel, but is {tile}")
@@ -251,9 +251,11 @@ def _empty_margin(projections: Tensor, shown: Tensor) -> int:
     for row, which in zip(projections, shown.cpu(), strict=True):
         if projections.shape[4] != side or not which.any():
             continue
-        each = (row.detach().cpu()[which].float() - 127.5).abs().sub_(1).clamp_min_(0).sum(1)  # 127 and 128 are zero
-        strength += (each / each.sum((1, 2), keepdim=True).clamp_min(1)).sum(0)
-        tiles += len(each)
+        magnitude = (
+            (row.detach().cpu()[which].float() - 127.5).abs().sub_(1).clamp_min_(0).sum(1)
+        )  # 127 and 128 are zero
+        strength += (magnitude / magnitude.sum((1, 2), keepdim=True).clamp_min(1)).sum(0)
+        tiles += len(magnitude)
     share = torch.zeros(side).scatter_add_(0, rings.flatten(), strength.flatten()).cumsum(0) / max(1, tiles)
     return min(int((share <= 0.01).sum()), max(0, side // 2 - 8)) if tiles and share[-1] > 0 else 0
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from zfscope.figures.canvas import QUIET, drawn
+from zfscope.figures.canvas import GREY, drawn, open_axes
 
 COLOURS = {"pretrained": "#0b5fa5", "scratch": "#c65d00", "svm": "#0b5fa5", "softmax": "#c65d00"}
 NAMES = {
@@ -20,31 +20,31 @@ NAMES = {
 
 
 def transfer_figure(
-    sizes: Sequence[int], found: Mapping[str, np.ndarray], *, chance: float | None = None, title: str = ""
+    sizes: Sequence[int], accuracies: Mapping[str, np.ndarray], *, chance: float | None = None, title: str = ""
 ) -> Image.Image:
     """Draw a curve for each way of learning: mean over folds, one standard deviation, every fold as a dot.
 
     Args:
         sizes: Training images per class, S of them, ascending.
-        found: By way (``pretrained``, ``scratch``), accuracy in percent, ``(S, folds)``; folds may differ in number.
+        accuracies: In percent by way (``pretrained``, ``scratch``), ``(S, folds)``; folds may differ in number.
         chance: Accuracy of guessing, in percent.
         title: Written above.
 
     Source: Zeiler & Fergus (2014), Fig. 9; spread and dots are ours.
     """
-    return _curves(list(sizes), found, chance, title, "training images per class", [f"{size}" for size in sizes])
+    return _curves(list(sizes), accuracies, chance, title, "training images per class", [f"{size}" for size in sizes])
 
 
 def probes_figure(
-    layers: Sequence[str], found: Mapping[str, np.ndarray], *, chance: float | None = None, title: str = ""
+    layers: Sequence[str], accuracies: Mapping[str, np.ndarray], *, chance: float | None = None, title: str = ""
 ) -> Image.Image:
     """Draw a curve for each classifier: accuracy by layer, ``(L, folds)`` in percent; the paper has a table (7)."""
-    return _curves(list(range(len(layers))), found, chance, title, "features of layer", list(layers))
+    return _curves(list(range(len(layers))), accuracies, chance, title, "features of layer", list(layers))
 
 
 def _curves(
     places: list[float],
-    found: Mapping[str, np.ndarray],
+    accuracies: Mapping[str, np.ndarray],
     chance: float | None,
     title: str,
     label: str,
@@ -54,8 +54,8 @@ def _curves(
     axis = figure.subplots()
     axis.set_title(title, fontsize=12, parse_math=False)
     beside = 0.006 * (places[-1] - places[0] or 1)  # error bars side by side rather than one upon the other
-    for number, (way, scores) in enumerate(found.items()):
-        shifted = [place + (2 * number + 1 - len(found)) * beside for place in places]
+    for number, (way, scores) in enumerate(accuracies.items()):
+        shifted = [place + (2 * number + 1 - len(accuracies)) * beside for place in places]
         mean, spread = scores.mean(1), scores.std(1, ddof=1) if scores.shape[1] > 1 else np.zeros(len(scores))
         folds = f"{scores.shape[1]} fold" + "s" * (scores.shape[1] > 1)
         axis.errorbar(
@@ -71,14 +71,14 @@ def _curves(
         for place, row in zip(shifted, scores, strict=True):
             axis.plot([place] * len(row), row, ".", color=COLOURS[way], alpha=0.5, markersize=5)
     if chance is not None:
-        axis.axhline(chance, color=QUIET, linestyle=":", label=f"chance, {chance:.3g} %")
+        axis.axhline(chance, color=GREY, linestyle=":", label=f"chance, {chance:.3g} %")
     axis.set_xticks(places, ticks)
     axis.set_xlabel(label)
     axis.set_ylabel("mean accuracy per class, %")
-    highest = max(float(scores.max()) for scores in found.values())
+    highest = max(float(scores.max()) for scores in accuracies.values())
     axis.set_ylim(0, min(100.0, 1.1 * highest) if highest > 0 else 1)
     axis.grid(axis="y", color="#e4e4e4")
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_axes(axis)
     axis.legend(frameon=False, loc="best")
     return drawn(figure)

@@ -7,14 +7,14 @@ Source: Zeiler & Fergus (2014), Fig. 3; paddings follow from its map sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zfscope.networks.geometry import Step, map_sizes
+from zfscope.networks.geometry import ReceptiveField, Step, field_of, map_sizes
 from zfscope.networks.layers import ContrastNorm
-from zfscope.networks.network import Network, Trace
+from zfscope.networks.network import Network, Trace, count_parameters, run_to
 from zfscope.networks.spec import ContrastConfig, ConvLayer, DenseLayer, InitConfig
 
 
@@ -34,6 +34,8 @@ class ConvNet(Network):
 
     Source: Zeiler & Fergus (2014), Sec. 3 and Fig. 3.
     """
+
+    has_switches = True
 
     def __init__(
         self,
@@ -82,16 +84,52 @@ class ConvNet(Network):
             maps = getattr(self, name)(maps)
         return maps
 
-    def features(self, images: Tensor, layer: str) -> Tensor:
-        """The feature maps of one layer, as in ``Trace.maps``; nothing above it is computed."""
-        self.check_layer(layer)
-        return self.trace(images, top=layer).maps[layer]
-
     def map_module(self, layer: str) -> nn.Module:
         """The pool of a layer that has one, else its ReLU; of the last layer its filtering."""
         self.check_layer(layer)
         parts = dict(getattr(self, layer).named_children())
         return next(parts[part] for part in ("pool", "relu", "linear") if part in parts)
+
+    def run_up_to(self, images: Tensor, layers: Sequence[str]) -> None:
+        """Run up to the highest of some layers, and nothing above it."""
+        run_to(self, images, max(layers, key=self.layers.index))
+
+    def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
+        """The receptive field of one unit of a layer's feature map, which is the pooled one where the layer pools."""
+        return field_of(self.steps(layer))
+
+    def field_below_pool(self, layer: str, image_size: int | None = None) -> ReceptiveField:
+        """The receptive field of the conv unit that a switch points to; of a dense unit the image."""
+        self.check_layer(layer)
+        if isinstance(self.spec[layer], DenseLayer):
+            return ReceptiveField(self.image_size, 0, 0)
+        steps = self.steps(layer)
+        return field_of(steps[:-1] if steps[-1].kind == "pool" else steps)
+
+    @property
+    def layers_with_maps(self) -> tuple[str, ...]:
+        """The conv layers."""
+        return tuple(layer for layer, spec in self.spec.items() if isinstance(spec, ConvLayer))
+
+    @property
+    def map_sizes(self) -> list[int]:
+        """Height of the map above each filtering and pooling, bottom to top."""
+        return list(self.sizes.values())
+
+    def summary(self) -> list[tuple[str, ...]]:
+        """A row for each layer: name, filters, map sizes, receptive field / stride, parameters."""
+        rows = []
+        for name, spec in self.spec.items():
+            filters, sizes, fields = str(getattr(spec, "units", "") or self.num_classes), "", ""
+            if isinstance(spec, ConvLayer):
+                filters = f"{spec.maps} of {spec.kernel_size}x{spec.kernel_size} / {spec.stride}"
+                unit, pooled = self.field_below_pool(name), self.receptive_field(name)
+                sizes, fields = str(self.sizes[name, "conv"]), f"{unit.size} / {unit.stride}"
+                if spec.pool is not None:
+                    sizes += f" -> {self.sizes[name, 'pool']}"
+                    fields += f", pooled {pooled.size} / {pooled.stride}"
+            rows.append((name, filters, sizes, fields, f"{count_parameters(getattr(self, name)):,}"))
+        return rows
 
     def steps(self, layer: str) -> list[Step]:
         """The filterings and poolings up to a layer's feature map; a dense layer sees whole maps.
@@ -145,6 +183,7 @@ class ConvNet(Network):
             maps = self._enter(name, maps)
             for part, module in getattr(self, name).named_children():
                 if part == "pool":
+                    trace.widths[name] = maps.shape[3]
                     maps, trace.switches[name] = F.max_pool2d(
                         maps, module.kernel_size, module.stride, ceil_mode=module.ceil_mode, return_indices=True
                     )

@@ -6,7 +6,6 @@ are checked when they are read. Nothing is ever instantiated from one.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from zfscope.networks.build import build_network
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
+from zfscope.runs import replacing
 from zfscope.schema import plain
 
 FORMAT = 1
@@ -50,19 +50,26 @@ def save_network(network: Network, config: Mapping[str, Any], path: str | Path) 
     write_checkpoint({"state_dict": state, "zfscope": network_state(network, config)}, path)
 
 
-def network_state(network: Network, config: Mapping[str, Any], data: str | None = None) -> dict[str, Any]:
+def network_state(
+    network: Network,
+    config: Mapping[str, Any],
+    data: str | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """All besides weights that a network is: how to build it, its images, its classes, its run.
 
     Args:
         network: With ``classes`` and ``preprocessing``.
         config: The config of its run, with the group ``model``.
         data: Fingerprint of its training set.
+        identity: Of the training (see ``training.identity``), in plain containers.
     """
     return {
         "format": FORMAT,
         "model": plain(config["model"]),
         "config": plain(config),
         "data": data,
+        "identity": plain(identity) if identity else None,
         "num_classes": network.num_classes,
         "image_size": network.image_size,
         "classes": list(network.classes) if network.classes else None,
@@ -72,10 +79,21 @@ def network_state(network: Network, config: Mapping[str, Any], data: str | None 
 
 def run_config(source: str | Path) -> dict[str, Any]:
     """The config that a checkpoint's run had; empty for public weights."""
+    return dict(_state(source).get("config") or {})
+
+
+def run_identity(source: str | Path) -> dict[str, Any] | None:
+    """The identity of the training that made a network; of public weights their name, None where it is not known."""
+    if is_zoo_name(source):
+        return {"digest": str(source), "facts": {"weights": str(source)}}
+    return _state(source).get("identity")
+
+
+def _state(source: str | Path) -> Mapping[str, Any]:
     if is_zoo_name(source):
         return {}
     state = read_checkpoint(find_checkpoint(source)).get("zfscope")
-    return dict(state.get("config") or {}) if isinstance(state, Mapping) else {}
+    return state if isinstance(state, Mapping) else {}
 
 
 def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> Network:
@@ -236,15 +254,8 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """Write beside the target, flush to disk, then rename: the name never holds half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, sync=True) as temporary, open(temporary, "wb") as file:
+        torch.save(dict(content), file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

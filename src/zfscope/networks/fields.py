@@ -8,27 +8,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zfscope.networks.chain import ConvNet
-from zfscope.networks.geometry import ReceptiveField, field_of
-from zfscope.networks.network import Network
+from zfscope.networks.geometry import ReceptiveField
+from zfscope.networks.network import Network, evaluating, run_to
 
 
-def receptive_field(network: ConvNet, layer: str) -> ReceptiveField:
-    """The receptive field of one unit of a layer's feature map.
+def receptive_field(network: Network, layer: str, image_size: int | None = None) -> ReceptiveField:
+    """The receptive field of one unit of a layer's feature map: computed for a chain, else measured.
 
     Args:
-        network: A chain of named layers.
-        layer: Its name; the feature map is the pooled one where the layer pools.
+        network: Any network.
+        layer: A name from its ``layers``; the feature map is the pooled one where the layer pools.
+        image_size: Height and width of the images in pixels, for a network that does not know them.
 
     Returns:
         Size, stride and offset in pixels.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer, or ``image_size`` is needed.
 
     Source: Zeiler & Fergus (2014), Fig. 3: 11/4 after pool1, 43/16 after pool2, 139/16 at conv5.
     """
-    return field_of(network.steps(layer))
+    return network.receptive_field(layer, image_size)
 
 
 @torch.no_grad()
@@ -53,11 +53,9 @@ def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField
         ValueError: If there is no such layer, it has no maps ``(N, C, h, w)`` or ``(N, C)``, or they
             are NaN for an ordinary image.
     """
-    from zfscope.networks.network import evaluating, run_to
-
     network.check_layer(layer)
-    weight = next((each for each in network.parameters() if each.is_floating_point()), torch.empty(0))
-    clean = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    clean = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    clean = network.as_input(clean)
     whole = ReceptiveField(image_size, 0, 0)
     # Fast convolutions by Fourier or Winograd transforms carry NaN farther than the filter reaches.
     with evaluating(network), torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):

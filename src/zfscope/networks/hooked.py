@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
+from zfscope.networks.fields import probe_field
+from zfscope.networks.geometry import ReceptiveField
 from zfscope.networks.layers import conv_layers
-from zfscope.networks.network import Network, Trace, uncompiled
+from zfscope.networks.network import Network, Trace, count_parameters, watching
 from zfscope.schema import nearest
 
 
@@ -49,6 +50,7 @@ class HookedNetwork(Network):
             if layer not in paths:
                 raise ValueError(f"{self._title()} has no submodule {layer!r}; {nearest(layer, list(paths))}")
         self.layers = tuple(layers)
+        self._fields: dict[tuple[str, int], ReceptiveField] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
@@ -59,11 +61,13 @@ class HookedNetwork(Network):
         self.check_layer(layer)
         return _paths(self.body)[layer]
 
-    def trace(self, images: Tensor) -> Trace:
+    def trace(self, images: Tensor, top: str | None = None) -> Trace:
         """Run the images once and keep the outputs of the named submodules; switches stay empty.
 
+        The whole network runs: which submodules come before ``top`` is not known.
+
         Raises:
-            ValueError: If a layer's submodule runs several times in one pass: which of its maps, nobody said.
+            ValueError: If a layer is ambiguous: its submodule runs twice in one pass.
         """
         trace = Trace(images)
         paths = _paths(self.body)
@@ -75,15 +79,32 @@ class HookedNetwork(Network):
             # The model goes on with a copy: many overwrite in place (ReLU, += shortcut) what was kept here.
             return output.clone() if isinstance(output, Tensor) else output
 
-        with ExitStack() as stack:
-            stack.enter_context(uncompiled())
-            for layer in self.layers:
-                hook = paths[layer].register_forward_hook(
-                    lambda _module, _inputs, output, layer=layer: keep(layer, output)
-                )
-                stack.callback(hook.remove)
+        with watching({layer: paths[layer] for layer in self.layers}, keep):
             trace.logits = self(images)
         return trace
+
+    def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
+        """The receptive field of one unit of a layer, measured once for each size of image.
+
+        Raises:
+            ValueError: If there is no such layer, or the size of the image is neither given nor known.
+        """
+        image_size = image_size or self.image_size
+        if image_size is None:
+            raise ValueError("the receptive field depends on the size of the image: give image_size, in pixels")
+        if (layer, image_size) not in self._fields:
+            self._fields[layer, image_size] = probe_field(self, layer, image_size)
+        return self._fields[layer, image_size]
+
+    @property
+    def conv_modules(self) -> dict[str, nn.Conv2d]:
+        """The filterings by their paths in the module."""
+        return conv_layers(self.body)
+
+    def summary(self) -> list[tuple[str, ...]]:
+        """A row for each layer: name and parameters."""
+        modules = ((layer, self.map_module(layer)) for layer in self.layers)
+        return [(layer, "", "", "", f"{count_parameters(module):,}") for layer, module in modules]
 
     def _title(self) -> str:
         return type(self.body).__name__
@@ -137,7 +158,7 @@ def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Networ
     module = getattr(module, "_orig_mod", module)
     inner = getattr(module, "network", None)
     inner = getattr(inner, "_orig_mod", inner)
-    network = next((each for each in (module, inner) if isinstance(each, Network)), None)
+    network = next((candidate for candidate in (module, inner) if isinstance(candidate, Network)), None)
     if network is None:
         return HookedNetwork(module, layers)
     for layer in layers or ():
@@ -147,15 +168,14 @@ def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Networ
 
 def _paths(body: nn.Module) -> dict[str, nn.Module]:
     """Submodules by path, without the word that torch.compile puts into it."""
-    paths = {
-        ".".join(part for part in path.split(".") if part != "_orig_mod"): each for path, each in body.named_modules()
-    }
-    return {path: each for path, each in paths.items() if path}
+    paths = ((path.split("."), module) for path, module in body.named_modules())
+    plain = {".".join(part for part in parts if part != "_orig_mod"): module for parts, module in paths}
+    return {path: module for path, module in plain.items() if path}
 
 
 def _conv_paths(body: nn.Module) -> list[str]:
-    convs = {id(each) for each in conv_layers(body).values()}
-    return [path for path, each in _paths(body).items() if id(each) in convs]
+    convs = {id(conv) for conv in conv_layers(body).values()}
+    return [path for path, module in _paths(body).items() if id(module) in convs]
 
 
 def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
@@ -168,7 +188,7 @@ def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
 def _classifier(body: nn.Module) -> str:
     """Path of a timm model's classifier."""
     classifier = body.get_classifier()
-    path = next((path for path, each in _paths(body).items() if each is classifier), None)
+    path = next((path for path, module in _paths(body).items() if module is classifier), None)
     if path is None:
         raise ValueError(f"{type(body).__name__} has no single classifier; choose another timm model")
     return path

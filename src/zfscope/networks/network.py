@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from zfscope.networks.geometry import ReceptiveField
+from zfscope.networks.layers import conv_layers
 from zfscope.networks.preprocessing import Preprocessing
 
 
@@ -26,12 +28,14 @@ class Trace:
             ``(N, C, h, w)``; fc6, fc7 after their ReLU ``(N, units)``; fc8: the logits.
         switches: For a layer that pools, where each maximum was: the flat index
             ``row * W + column`` in the map below the pool, ``(N, C, h, w)``.
+        widths: The width ``W`` of that map, by layer.
         logits: ``(N, num_classes)``.
     """
 
     images: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
     switches: dict[str, Tensor] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
     logits: Tensor | None = None
 
 
@@ -44,9 +48,11 @@ class Network(nn.Module):
         preprocessing: How its images are prepared, if known.
         num_classes: Number of classes; None if that is not known.
         image_size: Height and width of the input, in pixels; None if that is not known.
+        has_switches: Whether its traces record the switches of the pools.
     """
 
     layers: tuple[str, ...]
+    has_switches = False
 
     def __init__(self, num_classes: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
@@ -57,20 +63,30 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
 
-    def trace(self, images: Tensor) -> Trace:
-        """Run the images once and keep what looking needs."""
+    def trace(self, images: Tensor, top: str | None = None) -> Trace:
+        """Run the images once and keep what looking needs.
+
+        Args:
+            images: Preprocessed images, ``(N, 3, H, W)``.
+            top: The highest layer that is needed; a chain stops there, any other network runs whole.
+        """
         raise NotImplementedError
 
     def map_module(self, layer: str) -> nn.Module:
         """The submodule whose output is the layer's feature map; ``forward`` calls it once.
 
-        Args:
-            layer: A name from ``layers``.
-
         Raises:
             ValueError: If there is no such layer.
         """
         raise NotImplementedError
+
+    def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
+        """The receptive field of one unit of a layer's feature map (see ``fields.receptive_field``)."""
+        raise NotImplementedError
+
+    def field_below_pool(self, layer: str, image_size: int | None = None) -> ReceptiveField:
+        """The receptive field of the conv unit that a pooled activation's switch points to."""
+        return self.receptive_field(layer, image_size)
 
     def features(self, images: Tensor, layer: str) -> Tensor:
         """The feature maps of one layer, as in ``Trace.maps``.
@@ -83,7 +99,11 @@ class Network(nn.Module):
             ValueError: If there is no such layer.
         """
         self.check_layer(layer)
-        return self.trace(images).maps[layer]
+        return self.trace(images, top=layer).maps[layer]
+
+    def run_up_to(self, images: Tensor, layers: Sequence[str]) -> None:
+        """Run at least as far as the highest of some layers, for those who watch them by hooks."""
+        self(images)
 
     def preprocess(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """The input ``(3, crop, crop)`` for one image: PIL, uint8 array (H, W, 3) or uint8 tensor (3, H, W)."""
@@ -93,20 +113,76 @@ class Network(nn.Module):
         """Inputs ``(…, 3, crop, crop)`` back as images, float 0-255."""
         return self._preprocessing().unpreprocess(inputs)
 
+    def as_input(self, images: Tensor) -> Tensor:
+        """Images on the device and in the dtype of the weights."""
+        return images.to(self._weight())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._weight().device
+
+    @property
+    def layers_with_maps(self) -> tuple[str, ...]:
+        """The layers that have feature maps: all but the dense ones."""
+        return tuple(layer for layer in self.layers if not isinstance(self.map_module(layer), nn.Linear))
+
+    @property
+    def conv_modules(self) -> dict[str, nn.Conv2d]:
+        """The filterings by the names that users know, bottom to top."""
+        return conv_layers(self)
+
     @property
     def classifier_prefix(self) -> str:
-        """How the names of the parameters of the classes' layer begin: the ones that another data set has anew."""
+        """How the names of the classes' parameters begin: the ones that another data set has anew."""
         return f"{self.layers[-1]}."
+
+    @property
+    def map_sizes(self) -> list[int]:
+        """Height of the map above each filtering and pooling, bottom to top; empty where that is not known."""
+        return []
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable parameters."""
+        return count_parameters(self)
+
+    def summary(self) -> list[tuple[str, ...]]:
+        """A row for each layer: name, filters, map sizes, receptive field / stride, parameters."""
+        raise NotImplementedError
 
     def check_layer(self, layer: str) -> None:
         """Refuse a name that is no layer, with the list of those that are."""
         if layer not in self.layers:
             raise ValueError(f"no layer {layer!r}; the layers are {', '.join(self.layers)}")
 
+    def _weight(self) -> Tensor:
+        return next((weight for weight in self.parameters() if weight.is_floating_point()), torch.empty(0))
+
     def _preprocessing(self) -> Preprocessing:
         if self.preprocessing is None:
             raise ValueError("this network has no preprocessing yet; load_network sets it from a checkpoint")
         return self.preprocessing
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], watch: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Call ``watch(name, output)`` whenever one of the modules has run; the only place that registers such hooks.
+
+    What ``watch`` returns, unless None, replaces the output. Compiled code runs as ordinary code meanwhile: what was
+    compiled before does not call hooks.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(uncompiled())
+        for name, module in modules.items():
+            hook = module.register_forward_hook(lambda _module, _inputs, output, name=name: watch(name, output))
+            stack.callback(hook.remove)
+        yield
 
 
 def run_to(network: Network, images: Tensor, layer: str) -> Any:
@@ -122,33 +198,30 @@ def run_to(network: Network, images: Tensor, layer: str) -> Any:
     Raises:
         ValueError: If there is no such layer, or its module never runs.
     """
-    reached: list[Any] = []
+    outputs: list[Any] = []
 
-    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        reached.append(output)
-        raise _Reached
+    def stop(_layer: str, output: Any) -> None:
+        outputs.append(output)
+        raise _LayerReached
 
-    hook = network.map_module(layer).register_forward_hook(stop)
     try:
-        with uncompiled():
+        with watching({layer: network.map_module(layer)}, stop):
             network.forward(images)
-    except _Reached:
-        return reached[0]
-    finally:
-        hook.remove()
+    except _LayerReached:
+        return outputs[0]
     raise ValueError(f"layer {layer!r} does not run when the network does; choose another layer")
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards, also after an exception, each submodule is again in the mode that it had."""
-    modes = [(each, each.training) for each in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         module.eval()
         yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for submodule, training in modes:
+            submodule.training = training
 
 
 _eager, _eager_holders = ExitStack(), 0
@@ -175,5 +248,5 @@ def uncompiled() -> Iterator[None]:
             _eager.close()
 
 
-class _Reached(BaseException):
-    """A layer was computed: what ends the pass; no handler of ordinary errors may swallow it."""
+class _LayerReached(BaseException):
+    """Ends a pass once a layer was computed; not an ``Exception``, so that no handler of errors swallows it."""

@@ -73,13 +73,12 @@ def occlude(
     Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7. The paper says neither size nor step nor grey value.
     """
     _check_square(network, image, size, stride, layer)
-    weight = next(network.parameters())
-    image = image.to(weight)
-    fill = torch.as_tensor(fill, dtype=weight.dtype, device=weight.device)
+    image = network.as_input(image)
+    fill = torch.as_tensor(fill, dtype=image.dtype, device=image.device)
     if fill.shape not in ((), (3,)) or not bool(fill.isfinite().all()):
         raise ValueError(f"fill must be a finite number, or three of them, but is {fill.tolist()}")
     starts = [range(0, math.ceil((side - size) / stride) * stride + 1, stride) for side in image.shape[1:]]
-    shape = [len(each) for each in starts]
+    shape = [len(axis) for axis in starts]
     with evaluating(network):
         chain = isinstance(network, ConvNet) and isinstance(network.spec[network.layers[0]], ConvLayer)
         passes = WindowedPasses(network, image, fill, size, layer) if chain else None

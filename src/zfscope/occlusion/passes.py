@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from numbers import Integral
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zfscope.networks.network import Network, Trace
+from zfscope.networks.network import Network, Trace, watching
 
 _BYTES = 2**26  # of the largest maps in one batch of full passes, and of the top maps that are held
 
@@ -64,16 +64,12 @@ class FullPasses(Passes):
         super().__init__(network, image, fill, size, layer)
         largest = [image.numel()]
 
-        def measure(_module: nn.Module, _inputs: tuple, output: object) -> None:
+        def measure(_name: str, output: object) -> None:
             if isinstance(output, Tensor):
                 largest.append(output.numel())
 
-        hooks = [module.register_forward_hook(measure) for module in network.modules()]
-        try:
+        with watching(dict(network.named_modules()), measure):
             logits, self.sums = self._pass(image[None])
-        finally:
-            for hook in hooks:
-                hook.remove()
         self.classes = logits.shape[1]
         self.batch_size = max(1, min(64, _BYTES // (max(largest) * image.element_size())))
 

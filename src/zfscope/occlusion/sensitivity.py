@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.deconvnet.projection import project
-from zfscope.deconvnet.winners import layers_to_watch
 from zfscope.images import contrast_limits, to_tiles
 from zfscope.networks.network import Network, evaluating
 from zfscope.occlusion.maps import Occlusion, occlude
@@ -78,12 +77,12 @@ def look(
     """
     if layer is not None:
         network.check_layer(layer)
-    image = image.to(next(network.parameters()))
+    image = network.as_input(image)
     with evaluating(network):
         trace = network.trace(image[None])
     if layer is None:
-        layers = layers_to_watch(network, None)
-        spatial = [each for each in layers if isinstance(trace.maps[each], Tensor) and trace.maps[each].ndim == 4]
+        layers = network.layers_with_maps
+        spatial = [name for name in layers if isinstance(trace.maps[name], Tensor) and trace.maps[name].ndim == 4]
         if not spatial:
             raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
         layer = spatial[-1]
@@ -93,9 +92,9 @@ def look(
     size = max(1, round(side * 48 / 224)) if size is None else size
     stride = max(1, round(side * 16 / 224)) if stride is None else stride
     target = label if target is None else target
-    found = occlude(network, image, target, size=size, stride=stride, fill=fill, layer=layer)
-    activation = float(trace.maps[layer][0, found.feature_map].float().sum())
-    return Sensitivity(found, target, float(probabilities[target]), label, activation, layer, size, stride)
+    occlusion = occlude(network, image, target, size=size, stride=stride, fill=fill, layer=layer)
+    activation = float(trace.maps[layer][0, occlusion.feature_map].float().sum())
+    return Sensitivity(occlusion, target, float(probabilities[target]), label, activation, layer, size, stride)
 
 
 def projected(network: Network, image: Tensor, layer: str, number: int) -> Tensor:
@@ -110,5 +109,5 @@ def projected(network: Network, image: Tensor, layer: str, number: int) -> Tenso
     Raises:
         ValueError: If the network cannot be projected.
     """
-    canvas = project(network, image[None].to(next(network.parameters())), layer, [number])
+    canvas = project(network, network.as_input(image[None]), layer, [number])
     return to_tiles(canvas, limit=contrast_limits(canvas))[0]

@@ -10,16 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
+from zfscope.console import progress
+from zfscope.data.datamodule import ImageData
+from zfscope.data.imageset import ImageSet
 from zfscope.networks.network import Network, evaluating
+from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
 
 BLOCK = 4096  # columns of a block
 
@@ -104,6 +107,33 @@ def extract(
     return {layer: tables[layer] for layer in layers}
 
 
+def feature_tables(
+    network: Network, data: ImageData, images: ImageSet, layers: Sequence[str], batch_size: int, device: torch.device
+) -> dict[str, FeatureTable]:
+    """The features of these images at some layers, centre crops, from the cache where they are known."""
+    batches = data.centre_crops(images, batch_size)
+    return extract(network, batches, layers, images.fingerprint, data.config.cache, device)
+
+
+def standardised(
+    table: FeatureTable, count: int, memory: float
+) -> Callable[[np.ndarray, np.ndarray], tuple[Tensor, Tensor]]:
+    """Standardised features of a fold's training and test images, given as rows of the table.
+
+    Features wider than the ``count`` training images are replaced by ones that have the same inner products and are as
+    many as those images: to a linear classifier they are the same, and the wide ones stay in their file.
+    """
+    if table.width <= count:
+        return lambda train, test: standardise(table.rows(train), table.rows(test))
+    products = table.gram(memory)
+
+    def read(train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
+        columns = products[:, train]
+        return gram_features(*standardise_gram(columns[train], columns[test]))
+
+    return read
+
+
 def fingerprint(network: Network) -> str:
     """Hex digest of all that a network's features follow from: its layers, its weights, how it prepares images."""
     digest = hashlib.sha256(repr([(type(part).__name__, str(part)) for part in network.modules()]).encode())
@@ -140,7 +170,7 @@ def _write(
     files, widths = {}, {}
     try:
         with evaluating(network):
-            for inputs, _, positions in track(batches, f"Features of {len(targets)} layers", transient=True):
+            for inputs, _, positions in progress(batches, f"Features of {len(targets)} layers"):
                 maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
                 values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
                 if not files:

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from zfscope.console import progress
 from zfscope.data.imageset import ArrayImages, ImageSet
 
 SIDE = 32  # pixels of a thumbnail
@@ -33,7 +33,7 @@ RANK = 4  # of the image that a copy must stand out from: three copies of an ima
 
 EXACT = 4e-4  # 1 - correlation of any two copies that are the same but for rounding, however many there are
 
-_BATCH, _ROWS = 256, 1024  # images that are decoded, and compared, at a time
+_BATCH, BLOCK_ROWS = 256, 1024  # images that are decoded, and compared, at a time
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ def find_overlap(
         fits = held_bytes <= room / 2
         shape = (len(held), description_size())
         # From the disk all descriptions come anew for each block, so that blocks must be large then.
-        rows = _ROWS if fits else max(_ROWS, int(room / 4 / (4 * description_size())))
+        rows = BLOCK_ROWS if fits else max(BLOCK_ROWS, int(room / 4 / (4 * description_size())))
         others = (
             np.empty(shape, np.float32)
             if fits
             else np.memmap(Path(folder, "descriptions"), np.float32, mode="w+", shape=shape)
         )
         start = 0
-        for block in _descriptions(held, "Images of the smaller set", num_workers, _ROWS):
+        for block in _descriptions(held, "Images of the smaller set", num_workers, BLOCK_ROWS):
             others[start : start + len(block)] = block.numpy()
             start += len(block)
         blocks = _descriptions(streamed, "Images of the larger set", num_workers, rows)
-        columns = max(_ROWS // 4, int(room / 4 / (3 * 4 * _ROWS)))
+        columns = max(BLOCK_ROWS // 4, int(room / 4 / (3 * 4 * BLOCK_ROWS)))
         found = correlate(
             blocks, others, threshold=threshold, margin=margin, mirrored=mirrored, columns=columns, device=device
         )
@@ -156,13 +156,13 @@ def correlate(
         count += len(block)
         for left in range(0, len(others), columns):
             tile = torch.from_numpy(np.asarray(others[left : left + columns])).to(device)
-            for top in range(0, len(block), _ROWS):
-                part = block[top : top + _ROWS].to(device)
+            for top in range(0, len(block), BLOCK_ROWS):
+                part = block[top : top + BLOCK_ROWS].to(device)
                 alike = part @ tile.T
                 if mirrored:
                     alike = torch.maximum(alike, (part * flips) @ tile.T)
-                _keep(best[0][top : top + _ROWS], alike, best[1][top : top + _ROWS], left)
-                _keep(nearest_others[left : left + columns], alike.T)
+                keep_pairs(best[0][top : top + BLOCK_ROWS], alike, best[1][top : top + BLOCK_ROWS], left)
+                keep_pairs(nearest_others[left : left + columns], alike.T)
         values.append(best[0])
         indices.append(best[1])
     values, indices = torch.cat(values).numpy(), torch.cat(indices).numpy()
@@ -234,7 +234,7 @@ def _descriptions(images: ImageSet, title: str, num_workers: int, rows: int) -> 
     loader = DataLoader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers)
     quick = isinstance(images, ArrayImages) or len(images) < 2000  # a bar would only flicker
     waiting: list[Tensor] = []
-    for batch in track(loader, description=title, disable=quick, transient=True):
+    for batch in loader if quick else progress(loader, title):
         waiting.append(describe(batch))
         if sum(map(len, waiting)) >= rows:
             yield torch.cat(waiting)
@@ -243,7 +243,7 @@ def _descriptions(images: ImageSet, title: str, num_workers: int, rows: int) -> 
         yield torch.cat(waiting)
 
 
-def _keep(best: Tensor, alike: Tensor, indices: Tensor | None = None, offset: int = 0) -> None:
+def keep_pairs(best: Tensor, alike: Tensor, indices: Tensor | None = None, offset: int = 0) -> None:
     """Update in place the largest values of each row, ``(B, RANK)``, and where they were, by new ones, ``(B, M)``."""
     rows = (alike.amax(1).cpu() > best[:, -1]).nonzero().squeeze(1)  # after the first tiles, few
     if not len(rows):

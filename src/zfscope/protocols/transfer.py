@@ -103,6 +103,17 @@ def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
     return labels[np.random.RandomState(seed).permutation(len(labels))]
 
 
+def labels_of(target: Target, fold: Fold, seed: int, shuffle: bool) -> np.ndarray:
+    """The labels that a fold trains on: its own, or as a control the same dealt out anew."""
+    labels = target.images.labels[fold.train]
+    return shuffled(labels, seed_of(fold, seed)) if shuffle else labels
+
+
+def seed_of(fold: Fold, seed: int) -> int:
+    """A seed of this fold's own."""
+    return int(np.random.SeedSequence((seed, fold.number)).generate_state(1)[0])
+
+
 def train_from_scratch(
     network: Network,
     loader: Callable[[TrainBatches], DataLoader],

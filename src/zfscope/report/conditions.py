@@ -1,27 +1,26 @@
-"""The conditions under which a number was found: as text, as a key for averaging, and whether they are the paper's."""
+"""The conditions under which a number was measured: as text, as a key for averaging, and whether they are the paper's.
+
+A number is averaged only with its like: networks of one training identity that differ by seed, the same question, the
+same images. A run that does not say how its networks were trained is like no other.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zfscope.report.readings import SCHEMAS, TRAINING, Run, folds_of, is_number, t_interval
-from zfscope.schema import plain, printable
+from zfscope.report.architectures import NETWORKS, flatten, row_of
+from zfscope.report.readings import TRAINING, Run, folds_of, is_number, t_interval
+from zfscope.schema import printable
 
-# Overrides that change no number: where things are, what is drawn and logged; those that conditions name anyway.
+# Overrides that a training's text leaves out: where things are, what is drawn and logged; what it says anyway.
 IRRELEVANT_OVERRIDES = re.compile(
     r"(experiment|seed|name|group|tags|device|resume|trust|data|(data\.)?(name|root|cache|num_workers|download)"
     r"|optim\.epochs|(hydra|logger|callbacks|paper|checkpoints)(\..*)?|trainer(\.(accelerator|devices))?)$"
 )
-
-# Overrides after which a network is not the paper's, or its images are not.
-NOT_THE_PAPERS = re.compile(r"(model|scale|debug|weights|data\.(classes|resize|crop)|trainer\.limit_\w+)(\W|$)")
-
-# Options of an analysis that change how it runs or what it draws, not what it finds.
-UNIMPORTANT = ("name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "seed")
 
 PHRASES = {
     "part": "{} images",
@@ -41,21 +40,23 @@ class Sample:
 
     Attributes:
         value: The number.
-        condition: Under which it was found, without the seed; as text.
-        key: The same to the last detail: numbers with one key are averaged.
-        seed: Of the network's training, or what else tells repetitions apart.
+        condition: Under which it was measured, without the seed; as text.
+        key: Numbers with one key are averaged.
+        facts: What the key stands for, by dotted key.
+        seed: Of the network's training; of an ensemble those of its members.
         folder: Of the run; several where the number is a difference of runs.
-        stand_in: Whether data or network are not the paper's.
+        stand_in: Whether data or network are not, or not known to be, the paper's.
         part: Which images, and how, where a run has several: ``test, ten crops``.
         spread: Standard deviation of what the run itself averaged over.
         over: What that was: ``5 folds``.
         interval: 95 % interval of the run itself, if it has one.
-        how: How the interval was found: ``t over 5 folds``.
+        how: How the interval was computed: ``t over 5 folds``.
     """
 
     value: float
     condition: str
     key: str
+    facts: Mapping[str, Any]
     seed: int | str | None
     folder: str
     stand_in: bool
@@ -66,127 +67,198 @@ class Sample:
     how: str = ""
 
 
-def sample_of(run: Run, value: float, *, data: str | None, part: str = "", **more: Any) -> Sample:
+def sample_of(
+    run: Run, value: float, *, data: str | None, rows: Collection[str] = ("zfnet",), part: str = "", **more: Any
+) -> Sample:
     """A number of a run, with the run's condition.
 
     Args:
         run: Where it stands.
         value: The number.
         data: The paper's data set; None if it cannot be had.
-        part: Which images it was found on, and how, where the run has several: ``test, ten crops``.
+        rows: Rows of Table 3 whose networks the paper has this number of.
+        part: Which images it was measured on, and how, where the run has several: ``test, ten crops``.
         more: Spread and interval, see ``Sample``.
     """
-    if run.kind == TRAINING:
-        text, key, stand_in = _training_condition(run)
-    else:
-        text, key, stand_in = _analysis_condition(run)
-    seed = run.conditions.get("seed") if run.kind == TRAINING else run.trained.get("seed")
-    if run.kind == "ensemble":
-        seed = str(run.conditions.get("checkpoint"))
-    stand_in |= data is None or run.conditions.get("data") != data
-    return Sample(float(value), printable(text), key + part, seed, run.folder, stand_in, part, **more)
+    text = _training_text(run) if run.kind == TRAINING else _analysis_text(run)
+    if not run.identified:
+        text += "; training identity not recorded"
+    own = {row_of(network.facts) for network in run.networks} <= set(rows)
+    own &= data is not None and run.conditions.get("data") == data and not _narrowed(run.conditions)
+    return Sample(
+        float(value),
+        printable(text),
+        f"{_key(run)} {part}",
+        facts_of(run),
+        _seed(run),
+        run.folder,
+        not (own and run.identified),
+        part,
+        **more,
+    )
 
 
-def key_without(run: Run, *names: str) -> str:
-    """All conditions of an analysis, seed included, but for its checkpoint and some facts of its training."""
-    trained = {name: value for name, value in run.trained.items() if name not in names}
-    return json.dumps([_options(run), trained], sort_keys=True, default=str)
+def facts_of(run: Run) -> dict[str, Any]:
+    """All that decides with which numbers a run's may be averaged, but for the seed, by dotted key.
+
+    Where the members of an ensemble differ in a fact, it lists their values.
+    """
+    facts: dict[str, Any] = {}
+    for name in sorted({name for network in run.networks for name in network.facts}):
+        values = [network.facts.get(name) for network in run.networks]
+        facts[name] = values[0] if all(value == values[0] for value in values) else values
+    facts["checkpoint"] = ", ".join(sorted({network.checkpoint for network in run.networks}))
+    facts["images looked at"] = run.conditions.get("data_fingerprint")
+    return facts | flatten(_asked(run))
+
+
+def twin_key(run: Run, varied: str) -> str:
+    """Equal for two runs that are alike, seed included, but for facts whose names match a pattern."""
+    facts = {name: value for name, value in facts_of(run).items() if not re.fullmatch(varied, name)}
+    return json.dumps([run.kind, run.conditions.get("data"), facts, _seed(run)], sort_keys=True, default=str)
 
 
 def spread_of(metric: Mapping[str, Any], over: str = "") -> dict[str, Any]:
-    """The spread and interval that a metric brings along, as ``Sample`` takes them: over its folds, if it has some."""
+    """The spread and interval that a metric brings along, as ``Sample`` takes them: over its folds, if it has any."""
     folds = folds_of(metric)
-    found: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if is_number(metric.get("spread")):
-        found = {"spread": float(metric["spread"]), "over": f"{len(folds)} folds" if folds else over}
+        more = {"spread": float(metric["spread"]), "over": f"{len(folds)} folds" if folds else over}
     if len(folds) > 1:
-        found |= {"interval": t_interval(folds), "how": f"t over {len(folds)} folds of one network"}
-    return found
+        more |= {"interval": t_interval(folds), "how": f"t over {len(folds)} folds of one network"}
+    return more
 
 
-def _groups(run: Run) -> dict[str, int]:
+def member_counts(run: Run) -> dict[str, int]:
     """Of an ensemble: members by architecture."""
-    groups: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name in run.metrics:
         if match := re.fullmatch(r"group/(.+)/(?:one_net|(\d+)_nets)/top1_error(?:_ten_crops)?", name):
-            groups[match[1]] = max(groups.get(match[1], 1), int(match[2] or 1))
-    return groups
+            counts[match[1]] = max(counts.get(match[1], 1), int(match[2] or 1))
+    return counts
 
 
-def _training_condition(run: Run) -> tuple[str, str, bool]:
-    """Of a training: text, key, and whether its network or images are not the paper's."""
-    conditions = run.conditions
-    told = [
-        str(each)
-        for each in conditions["overrides"]
-        if not IRRELEVANT_OVERRIDES.match(str(each).lstrip("+~").partition("=")[0])
-    ]
-    told = sorted(told, key=lambda each: (not each.startswith("model="), not each.startswith("model"), each))
-    counts, epochs = conditions.get("images"), conditions.get("epochs")
-    images = counts.get("train") if isinstance(counts, Mapping) else None
-    data = str(conditions.get("data"))
-    parts = [
-        data + (f", {images:,} training images" if isinstance(images, int) else ""),
-        ", ".join(each.removeprefix("model=") for each in told),
-        _epochs(epochs),
-    ]
-    key = json.dumps([data, images, epochs, told], default=str)
-    return "; ".join(filter(None, parts)), key, any(NOT_THE_PAPERS.match(each.lstrip("+~")) for each in told)
+def differences(several: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each of several sets of facts what tells it from the others, such as ``optim.lr=0.1``: as few as will do."""
+    names = sorted({name for facts in several for name in facts}, key=lambda name: ("images" in name, name))
+    told: list[tuple[str, ...]] = [()] * len(several)
+    for name in names:
+        longer = [(*texts, _told(facts, name)) for texts, facts in zip(told, several, strict=True)]
+        if len(set(longer)) > len(set(told)):
+            told = longer
+    return [", ".join(filter(None, texts)) for texts in told]
 
 
-def _analysis_condition(run: Run) -> tuple[str, str, bool]:
-    """Of an analysis: text, key, and whether its network is not the paper's."""
-    trained, conditions = dict(run.trained), run.conditions
-    trained.pop("seed", None)
-    source = str(conditions.get("checkpoint"))
-    which = "last checkpoint" if re.search(r"/last(\.ckpt)?$", source) else ""
-    network = str(run.network)
-    if trained:
-        on = _data(trained.get("data"), trained)
-        network += f" trained on {on}" if run.kind in ("transfer", "probes") or on != _data(None, conditions) else ""
-        network += f", {_epochs(trained.get('epochs'))}" if trained.get("epochs") else ""
-        if trained.get("stem") not in (None, "7x7/2") and not network.startswith("alexnet"):
-            network += f", conv1 {trained['stem']}"
-        if "filter_rms" in trained and trained["filter_rms"] is None:
-            network += ", filters without a radius"
+def _told(facts: Mapping[str, Any], name: str) -> str:
+    if name not in facts:
+        return ""
+    text = json.dumps(facts[name], ensure_ascii=False, default=str).strip('"')
+    return f"{name}=" + re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", text)  # of a digest the first characters
+
+
+def _key(run: Run) -> str:
+    """Numbers with one key are averaged: a run without identity has one for itself."""
+    if not run.identified:
+        return f"run {run.folder}"
+    networks = sorted([str(network.digest), network.checkpoint] for network in run.networks)
+    data = [run.conditions.get("data"), run.conditions.get("data_fingerprint"), _narrowed(run.conditions)]
+    return json.dumps([run.kind, networks, data, _asked(run)], sort_keys=True, default=str)
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """The question of an analysis, and the contents of the files that it names: where they lie does not matter."""
+    question, files = ({} if run.kind == TRAINING else run.conditions.get(name) for name in ("question", "files"))
+    files = files if isinstance(files, Mapping) else {}
+    question = question if isinstance(question, Mapping) else {}
+    return {"question": {name: value for name, value in question.items() if name not in files}, "files": dict(files)}
+
+
+def _seed(run: Run) -> int | str | None:
+    """What tells repetitions apart: the seed of the training, of an ensemble the seeds of its members."""
+    networks = sorted(run.networks, key=lambda network: (str(network.digest), network.checkpoint, str(network.seed)))
     if run.kind == "ensemble":
-        network, _, rest = network.partition(",")
-        network = " and ".join(_groups(run) or [network]) + "," * bool(rest) + rest
-        members = run.metric("members")
-        network += f", {members['value']} {members['unit']} members" if members.get("absent") else ""
-    options = _options(run)
-    schema = SCHEMAS[run.kind].model_fields
-    spoken = []
-    for name, value in options.items():
-        if name in PHRASES and value is not None and not (run.kind == "transfer" and name == "images_per_class"):
-            spoken.append(PHRASES[name].format(value))
-        elif name in schema and name not in PHRASES and value != plain(schema[name].get_default()):
-            spoken.append(f"{name}={value}")
-    text = "; ".join(filter(None, [_data(conditions.get("data"), conditions), network, which, ", ".join(spoken)]))
-    of_imagenet = trained.get("data") == "imagenet" and not trained.get("classes")
-    models = set(_groups(run)) if run.kind == "ensemble" else {trained.get("model")}
-    of_paper = source.startswith("zoo/zfnet") or (of_imagenet and models <= {"zfnet", "zfnet_wide"})
-    key = json.dumps([options, trained, run.network if not trained else None, which], sort_keys=True, default=str)
-    return text, key, not of_paper
+        return ", ".join(str(network.seed) for network in networks)
+    seed = networks[0].seed
+    return seed if seed is None or isinstance(seed, int) else str(seed)
 
 
-def _options(run: Run) -> dict[str, Any]:
-    """What an analysis was asked: all conditions but the network and what does not matter."""
-    options = {name: value for name, value in run.conditions.items() if name not in ("checkpoint", "run", *UNIMPORTANT)}
+def _training_text(run: Run) -> str:
+    """Data, what the command line changed, epochs."""
+    conditions = run.conditions
+    overrides = [
+        str(override)
+        for override in conditions.get("overrides") or ()
+        if not IRRELEVANT_OVERRIDES.match(str(override).lstrip("+~").partition("=")[0])
+    ]
+    overrides.sort(key=lambda override: (not override.startswith("model="), not override.startswith("model"), override))
+    counts = conditions.get("images")
+    images = counts.get("train") if isinstance(counts, Mapping) else None
+    parts = [
+        _data_text(conditions.get("data"), {}) + (f", {images:,} training images" if isinstance(images, int) else ""),
+        ", ".join(override.removeprefix("model=") for override in overrides),
+        _epochs_text(conditions.get("epochs")),
+        "" if run.networks[0].checkpoint == "best" else f"{run.networks[0].checkpoint} checkpoint",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _analysis_text(run: Run) -> str:
+    """Data, network, checkpoint, options."""
+    conditions = run.conditions
+    checkpoints = sorted({network.checkpoint for network in run.networks} - {"best"})
+    options = dict(run.question)
     if run.kind == "probes" and options.get("images_per_class") is None:
-        options["images_per_class"] = 60 if options.get("data") == "caltech256" else 30  # as analyses/probes.py has it
-    return options
+        options["images_per_class"] = 60 if conditions.get("data") == "caltech256" else 30  # analyses/probes.py
+    if run.kind == "transfer":
+        options.pop("images_per_class", None)  # the column says it
+    unusual = conditions.get("unusual")
+    parts = [
+        _data_text(conditions.get("data"), conditions),
+        _network_text(run),
+        " and ".join(f"{name} checkpoint" for name in checkpoints),
+        *(PHRASES[name].format(value) for name, value in options.items() if name in PHRASES and value is not None),
+        *(f"{name}={options.get(name)}" for name in unusual or () if name in options and name not in PHRASES),
+    ]
+    first, rest = "; ".join(filter(None, parts[:3])), ", ".join(parts[3:])
+    return "; ".join(filter(None, [first, rest]))
 
 
-def _data(name: str | None, conditions: Mapping[str, Any]) -> str:
+def _network_text(run: Run) -> str:
+    trained, facts = run.trained, run.networks[0].facts
+    name = str(trained.get("model") or facts.get("model.name") or run.conditions.get("checkpoint"))
+    details = []
+    if trained.get("model"):
+        on = _data_text(trained.get("data"), trained)
+        if run.kind in ("transfer", "probes") or on != _data_text(None, run.conditions):
+            name += f" trained on {on}"
+        details += [_epochs_text(facts.get("trainer.max_epochs", trained.get("epochs")))]
+        if trained.get("stem") not in (None, "7x7/2") and not name.startswith("alexnet"):
+            details += [f"conv1 {trained['stem']}"]
+        if trained.get("filter_rms", 0) is None:
+            details += ["filters without a radius"]
+    if run.kind == "ensemble":
+        name = " and ".join(member_counts(run)) or name
+        members = run.metric("members")
+        details += [f"{members['value']} {members['unit']} members"] if members.get("absent") else []
+    elif reference := NETWORKS.get(str(facts.get("model.name"))):
+        usual = flatten({"model": reference})
+        changed = [key for key in facts if key.startswith("model.") and usual.get(key, usual) != facts[key]]
+        details += [_told(facts, key) for key in changed if key != "model.name"][:3]
+    return ", ".join(filter(None, [name, *details]))
+
+
+def _data_text(name: Any, conditions: Mapping[str, Any]) -> str:
     """A data set with what makes it smaller than its name says."""
     name = str(name if name is not None else conditions.get("data"))
-    if conditions.get("classes"):
-        name += f" ({', '.join(map(str, conditions['classes']))})"
-    if conditions.get("cells"):
-        name += f" ({conditions['cells']})"
-    return name
+    return name + "".join(f" ({value})" for value in _narrowed(conditions))
 
 
-def _epochs(count: Any) -> str:
+def _narrowed(conditions: Mapping[str, Any]) -> list[str]:
+    """What makes a data set smaller: classes, cells."""
+    classes, cells = conditions.get("classes"), conditions.get("cells")
+    listed = ", ".join(map(str, classes)) if isinstance(classes, list | tuple) else str(classes)
+    return [listed] * bool(classes) + [str(cells)] * bool(cells)
+
+
+def _epochs_text(count: Any) -> str:
     return "" if count is None else f"{count} epoch" + "s" * (count != 1)

@@ -1,7 +1,7 @@
-"""The ledger: every number of the paper's tables, ours beside it, with the condition under which ours was found.
+"""The ledger: every number of the paper's tables, ours beside it, with the condition under which ours was measured.
 
 What runs left in their ``results.json`` is read, put to the cell that it fills, and averaged over seeds where all else
-is the same. A number found on other data or by another network than the paper's is a *stand-in*: it shows that the
+is the same. A number measured on other data or by another network than the paper's is a *stand-in*: it shows that the
 experiment runs and which way it points, and is not comparable to the paper's.
 """
 
@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from zfscope.report.conditions import Sample, _groups, sample_of, spread_of
+from zfscope.report.architectures import PUBLIC
+from zfscope.report.conditions import Sample, differences, member_counts, sample_of, spread_of
 from zfscope.report.paper import TABLES
 from zfscope.report.readings import TRAINING, Run, is_number, t_interval
 
 PAPERS_DATA = {2: "imagenet", 3: "imagenet", 4: "caltech101", 5: "caltech256", 6: "voc2012"}  # Table 7: two columns
 
+# Results of older versions name their row by their experiment.
 EXPERIMENTS = {f"ensemble_{number}": "zfnet" for number in range(1, 6)} | {"ensemble_6": "zfnet_wide"}
+
+# Number of the table, row, column.
+Place = tuple[int, str, str]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Line:
         spread: Standard deviation (n - 1) over seeds; of a single one its own.
         over: What the spread is over.
         interval: 95 %, Student's t over seeds; of a single one its own.
-        how: How the interval was found.
+        how: How the interval was computed.
         n: Number of seeds.
         seeds: Which.
         condition: As text.
@@ -77,11 +82,12 @@ class Cell:
 
 
 def fill(runs: Sequence[Run]) -> list[Cell]:
-    """Every number of Tables 1 to 7, row by row, with what runs found; of Table 3 the parameters too."""
-    samples: dict[tuple[int, str, str], list[Sample]] = {}
+    """Every number of Tables 1 to 7, row by row, with what runs measured; of Table 3 the parameters too."""
+    samples: dict[Place, list[Sample]] = {}
     for run in runs:
-        for place, sample in _placed(run):
-            samples.setdefault(place, []).append(sample)
+        if run.usable and run.kind in _FILLS:
+            for place, sample in _FILLS[run.kind](run):
+                samples.setdefault(place, []).append(sample)
     cells = []
     for table in TABLES:
         for row, column in table.cells():
@@ -94,12 +100,22 @@ def fill(runs: Sequence[Run]) -> list[Cell]:
 
 
 def lines(samples: Iterable[Sample]) -> tuple[Line, ...]:
-    """The mean of all samples of one condition, for each condition; the paper's own first, then those of more seeds."""
+    """The mean of all samples of one key, for each key; the paper's own first, then those of more seeds.
+
+    Where the conditions of several keys would read the same, they say what tells them apart.
+    """
     groups: dict[tuple[bool, str], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.stand_in, sample.key), []).append(sample)
-    found = [_line(group) for group in groups.values()]
-    return tuple(sorted(found, key=lambda line: (line.stand_in, -line.n, line.condition, line.runs)))
+    alike: dict[tuple[str, str], list[list[Sample]]] = {}
+    for group in groups.values():
+        alike.setdefault((group[0].condition, group[0].part), []).append(group)
+    averaged = []
+    for several in alike.values():
+        for group, difference in zip(several, differences([group[0].facts for group in several]), strict=True):
+            line = _line(group)
+            averaged.append(replace(line, condition="; ".join(filter(None, [line.condition, difference]))))
+    return tuple(sorted(averaged, key=lambda line: (line.stand_in, -line.n, line.condition, line.runs)))
 
 
 def count_numbers(cells: Iterable[Cell]) -> dict[str, int]:
@@ -110,13 +126,7 @@ def count_numbers(cells: Iterable[Cell]) -> dict[str, int]:
     return {"all": len(own), **counts, "blank": len(own) - len(best)}
 
 
-def _placed(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
-    """What a run fills: number of the table, row, column, and its number."""
-    if run.usable and run.kind in _FILLS:
-        yield from _FILLS[run.kind](run)
-
-
-def _training(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
+def _training(run: Run) -> Iterator[tuple[Place, Sample]]:
     row = _row(run)
     if row not in TABLES[2].rows:
         return
@@ -126,61 +136,64 @@ def _training(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
     places[3, "train_top1"] = ["train/top1_error"]
     places[2, "test_top5"] = ["test/top5_error_ten_crops", "test/top5_error"]
     for (table, column), names in places.items():
-        name = next((name for name in names if run.value(name) is not None), None)
+        name = run.first(*names)
         if name is not None and row in TABLES[table - 1].rows:
-            part = _part(name)
-            yield (table, row, column), sample_of(run, run.value(name), data=PAPERS_DATA[table], part=part)
+            more = {"data": PAPERS_DATA[table], "rows": [row], "part": _part(name)}
+            yield (table, row, column), sample_of(run, run.value(name), **more)
     if is_number(run.conditions.get("parameters")):
-        yield (3, row, "parameters"), sample_of(run, run.conditions["parameters"], data=PAPERS_DATA[3])
+        yield (3, row, "parameters"), sample_of(run, run.conditions["parameters"], data=PAPERS_DATA[3], rows=[row])
 
 
 def _row(run: Run) -> str | None:
-    """The row of Tables 2 and 3 that a training is for, by its experiment."""
-    for override in run.conditions["overrides"]:
-        key, _, value = str(override).lstrip("+").partition("=")
-        if key == "experiment":
-            return EXPERIMENTS.get(value, value.removeprefix("table3_") if value.startswith("table3_") else None)
-    return None
+    """The row of Tables 2 and 3 that a training is for: as its config says, in older results its experiment."""
+    typed = dict(str(override).lstrip("+").partition("=")[::2] for override in run.conditions.get("overrides") or ())
+    row = run.conditions.get("paper") or typed.get("paper")
+    if isinstance(row, str):
+        return row
+    experiment = typed.get("experiment", "")
+    return EXPERIMENTS.get(experiment, experiment.removeprefix("table3_") if "table3_" in experiment else None)
 
 
-def _evaluate(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
+def _evaluate(run: Run) -> Iterator[tuple[Place, Sample]]:
     """Public weights alone: a run of ours has its errors from its training."""
-    row = {"zoo/zfnet": "zfnet", "zoo/zfnetb": "zfnet_wide"}.get(str(run.conditions.get("checkpoint")))
+    row = PUBLIC.get(str(run.conditions.get("checkpoint")))
     for k in (1, 5) if row else ():
-        names = (f"val/top{k}_error_ten_crops", f"val/top{k}_error")
-        name = next((name for name in names if run.value(name) is not None), None)
+        name = run.first(f"val/top{k}_error_ten_crops", f"val/top{k}_error")
         for table in (2, 3) if name else ():
-            yield (table, row, f"val_top{k}"), sample_of(run, run.value(name), data="imagenet", part=_part(name))
+            sample = sample_of(run, run.value(name), data="imagenet", rows=[row], part=_part(name))
+            yield (table, row, f"val_top{k}"), sample
 
 
-def _ensemble(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
+def _ensemble(run: Run) -> Iterator[tuple[Place, Sample]]:
     """(a): several networks of Fig. 3 alone; (a) + (b): those and one wide network, if there are no others."""
-    groups = _groups(run)
-    fig_3 = [name for name in groups if re.fullmatch(r"zfnet(_mini)?", name)]
-    wide = [name for name in groups if re.match(r"zfnet\w*wide|zfnetb", name)]
+    counts = member_counts(run)
+    fig_3 = [name for name in counts if re.fullmatch(r"zfnet(_mini)?", name)]
+    wide = [name for name in counts if re.match(r"zfnet\w*wide|zfnetb", name)]
     parts = {name.partition("/")[0] for name in run.metrics} & {"train", "val", "test"}
-    rows = {}
-    if fig_3 and groups[fig_3[0]] > 1:
-        count = groups[fig_3[0]]
-        rows["zfnets"] = f"group/{fig_3[0]}/{count}_nets/", f"{count} nets"
-        if wide and len(groups) == 2 and groups[wide[0]] == 1 and len(parts) == 1:
-            rows["six"] = f"{min(parts)}/", f"{count} + 1 nets"
+    if not fig_3 or counts[fig_3[0]] < 2 or len(parts) != 1:
+        return
+    (part,), count = parts, counts[fig_3[0]]
+    rows = {"zfnets": (f"group/{fig_3[0]}/{count}_nets/", f"{count} nets")}
+    if wide and len(counts) == 2 and counts[wide[0]] == 1:
+        rows["six"] = f"{part}/", f"{count} + 1 nets"
     for row, (prefix, nets) in rows.items():
         for k in (1, 5):
-            names = (f"{prefix}top{k}_error_ten_crops", f"{prefix}top{k}_error")
-            name = next((name for name in names if run.value(name) is not None), None)
-            if name is None or len(parts) != 1:
+            name = run.first(f"{prefix}top{k}_error_ten_crops", f"{prefix}top{k}_error")
+            if name is None:
                 continue
-            part = f"{nets}, {_part(f'{min(parts)}/{name}')}"
-            for column in (f"val_top{k}", *(["test_top5"] if k == 5 and parts == {"test"} else [])):
-                yield (2, row, column), sample_of(run, run.value(name), data=PAPERS_DATA[2], part=part)
+            more = {
+                "data": PAPERS_DATA[2],
+                "rows": ("zfnet", "zfnet_wide"),
+                "part": f"{nets}, {_part(f'{part}/{name}')}",
+            }
+            for column in (f"val_top{k}", *(["test_top5"] if k == 5 and part == "test" else [])):
+                yield (2, row, column), sample_of(run, run.value(name), **more)
 
 
-def _correspondence(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
+def _correspondence(run: Run) -> Iterator[tuple[Place, Sample]]:
     for row in TABLES[0].rows:
         for column in TABLES[0].columns:
-            metric = run.metric(f"{row}/{column}")
-            if metric:
+            if metric := run.metric(f"{row}/{column}"):
                 more = spread_of(metric, "masks" if row == "random" else "pairs of images")
                 if "spread" in more:
                     more["spread"] /= 100
@@ -188,34 +201,31 @@ def _correspondence(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
                 yield (1, row, column), sample_of(run, metric["value"] / 100, data=None, **more)
 
 
-def _transfer(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
+def _transfer(run: Run) -> Iterator[tuple[Place, Sample]]:
     data = run.conditions.get("data")
     if data == PAPERS_DATA[6]:
         for row in TABLES[5].rows:
-            name = "mean_average_precision" if row == "mean" else f"average_precision/{row}"
-            if run.value(f"pretrained/{name}") is not None:
-                yield (6, row, "pretrained"), sample_of(run, run.value(f"pretrained/{name}"), data=data)
+            name = "pretrained/" + ("mean_average_precision" if row == "mean" else f"average_precision/{row}")
+            if run.metric(name):
+                yield (6, row, "pretrained"), sample_of(run, run.value(name), data=data)
         return
     for table in (4, 5):
         if data == PAPERS_DATA[9 - table]:  # of the other table
             continue
         for way in ("scratch", "pretrained"):
             for size in TABLES[table - 1].columns:
-                metric = run.metric(f"{way}/{size}/accuracy")
-                if metric:
-                    more = spread_of(metric)
-                    yield (table, way, size), sample_of(run, metric["value"], data=PAPERS_DATA[table], **more)
+                if metric := run.metric(f"{way}/{size}/accuracy"):
+                    sample = sample_of(run, metric["value"], data=PAPERS_DATA[table], **spread_of(metric))
+                    yield (table, way, size), sample
 
 
-def _probes(run: Run) -> Iterator[tuple[tuple[int, str, str], Sample]]:
-    data, size = run.conditions.get("data"), run.conditions.get("images_per_class")
+def _probes(run: Run) -> Iterator[tuple[Place, Sample]]:
+    data, size = run.conditions.get("data"), run.question.get("images_per_class")
     wide = isinstance(size, int) and size >= 60
     column = data if data in TABLES[6].columns else "caltech256" if wide else "caltech101"
     for row in TABLES[6].rows:
-        metric = run.metric(f"{row}/accuracy")
-        if metric:
-            sample = sample_of(run, metric["value"], data=column, **spread_of(metric))
-            yield (7, row, column), sample
+        if metric := run.metric(f"{row}/accuracy"):
+            yield (7, row, column), sample_of(run, metric["value"], data=column, **spread_of(metric))
 
 
 _FILLS = {

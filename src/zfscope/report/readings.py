@@ -9,17 +9,45 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, get_args
+from typing import Any
 
 from scipy.special import stdtrit
 
-from zfscope.analyses.spec import Analysis
 from zfscope.runs import RESULTS, read_results
 from zfscope.schema import nearest, printable
 
 TRAINING = "training"
 
-SCHEMAS = {schema.model_fields["name"].default: schema for schema in get_args(get_args(Analysis)[0])}
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """One network that a run trained or looked at.
+
+    Attributes:
+        digest: Identity of its training; None where it was not recorded.
+        facts: What the digest is of, by dotted key.
+        seed: Of its training.
+        checkpoint: ``best``, ``last`` or ``epoch_010``.
+    """
+
+    digest: str | None
+    facts: Mapping[str, Any]
+    seed: Any
+    checkpoint: str
+
+    @classmethod
+    def read(cls, identity: Any, seed: Any, checkpoint: Any) -> TrainedNetwork:
+        """From what a result holds of it, which may be nothing."""
+        known = isinstance(identity, Mapping) and isinstance(identity.get("digest"), str)
+        facts = identity.get("facts") if known else None
+        name = Path(str(checkpoint)).name.removesuffix(".ckpt")
+        which = name if name == "last" or re.fullmatch(r"epoch_\d+", name) else "best"
+        return cls(
+            identity["digest"] if known and identity["digest"] else None,
+            facts if isinstance(facts, Mapping) else {},
+            seed,
+            which,
+        )
 
 
 @dataclass(frozen=True)
@@ -47,21 +75,50 @@ class Run:
         """The value of a metric; None if there is none."""
         return self.metric(name).get("value")
 
+    def first(self, *names: str) -> str | None:
+        """The first of several metrics that has a value."""
+        return next((name for name in names if self.metric(name)), None)
+
     @property
     def trained(self) -> Mapping[str, Any]:
         """Of an analysis: what is known of the run that trained the network; empty of public weights."""
         return self.conditions.get("run") or {}
 
     @property
-    def network(self) -> str | None:
-        """Of an analysis: the model's name, or that of public weights."""
-        source = self.conditions.get("checkpoint")
-        return self.trained.get("model") or (source if isinstance(source, str) else None)
+    def networks(self) -> tuple[TrainedNetwork, ...]:
+        """The network that it trained or looked at; of an ensemble its members."""
+        conditions = self.conditions
+        if self.kind == TRAINING:
+            typed = "evaluate.checkpoint=last" in (conditions.get("overrides") or ())
+            evaluated = conditions.get("evaluated", "last" if typed else "best")
+            return (TrainedNetwork.read(conditions.get("identity"), conditions.get("seed"), evaluated),)
+        members = conditions.get("members")
+        if isinstance(members, list) and members and all(isinstance(member, Mapping) for member in members):
+            return tuple(
+                TrainedNetwork.read(member.get("identity"), member.get("seed"), member.get("checkpoint"))
+                for member in members
+            )
+        source, identity = conditions.get("checkpoint"), self.trained.get("identity")
+        if identity is None and isinstance(source, str) and source.startswith(("zoo/", "torchvision/")):
+            identity = {"digest": source, "facts": {"weights": source}}
+        return (TrainedNetwork.read(identity, self.trained.get("seed"), source),)
+
+    @property
+    def question(self) -> Mapping[str, Any]:
+        """Of an analysis: its options that matter; in older results they stand among the conditions."""
+        question = self.conditions.get("question")
+        return question if isinstance(question, Mapping) else self.conditions
+
+    @property
+    def identified(self) -> bool:
+        """Whether it says how all its networks were trained, and what an analysis was asked."""
+        told = self.kind == TRAINING or isinstance(self.conditions.get("question"), Mapping)
+        return told and all(network.digest for network in self.networks)
 
     @property
     def usable(self) -> bool:
         """Whether it is no control with shuffled labels."""
-        return not self.conditions.get("shuffle_labels")
+        return not (self.question.get("shuffle_labels") or self.conditions.get("shuffle_labels"))
 
 
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
@@ -78,21 +135,21 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
         FileNotFoundError: If a folder is not there, or there is no ``results.json`` in any of them.
     """
     folders = list(folders)
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for folder in folders:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"analysis.runs: there is no folder {printable(folder)}; {_candidates(folder)}")
         for below, inner, files in os.walk(folder):
             inner.sort()
             if RESULTS in files:
-                found.setdefault(os.path.realpath(below), Path(below))
-    if not found:
+                paths.setdefault(os.path.realpath(below), Path(below))
+    if not paths:
         raise FileNotFoundError(
             f"analysis.runs: no {RESULTS} below {', '.join(map(printable, folders))}; "
             "train something first, or name the folders that runs were written to"
         )
     runs, causes = [], {}
-    for path in sorted(found.values(), key=lambda each: _natural(str(each))):
+    for path in sorted(paths.values(), key=lambda path: _natural(str(path))):
         name = printable(path)
         try:
             run = _run(name, read_results(path))
@@ -107,7 +164,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
 def folds_of(metric: Mapping[str, Any]) -> list[float]:
     """A metric's value in each fold; empty if it has none, or one of them is no number."""
     values = metric.get("values")
-    return [float(each) for each in values] if isinstance(values, list) and all(map(is_number, values)) else []
+    return [float(value) for value in values] if isinstance(values, list) and all(map(is_number, values)) else []
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -132,11 +189,11 @@ def _run(folder: str, content: Any) -> Run:
         cause = content.get("cause")
         raise ValueError(f"{content['state']}{f': {cause}' if cause else ''}")
     kind = conditions.get("name", TRAINING if "overrides" in conditions else None)
-    if kind != TRAINING and kind not in SCHEMAS:
-        raise ValueError(f"{RESULTS} comes neither from train.py nor from an analysis that is known")
+    if not isinstance(kind, str):
+        raise ValueError(f"{RESULTS} comes neither from train.py nor from an analysis")
     if not isinstance(conditions.get("run") or {}, Mapping) or not isinstance(conditions.get("overrides") or [], list):
         raise ValueError(f"{RESULTS} has conditions of another form; run again")
-    return Run(folder, kind, content["metrics"], conditions)
+    return Run(folder, printable(kind), content["metrics"], conditions)
 
 
 def _candidates(folder: str) -> str:

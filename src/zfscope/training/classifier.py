@@ -32,6 +32,7 @@ class Classifier(lightning.LightningModule):
         seed: Of the run; dropout and mixup follow from it and the number of the batch.
         config: Of the run, with the group ``model``; kept in every checkpoint.
         data: Fingerprint of the training set, kept in every checkpoint.
+        identity: Of the training (``training_identity``), kept in every checkpoint.
         multilabel: Labels are ``(N, classes)`` of 0 and 1.
     """
 
@@ -43,11 +44,12 @@ class Classifier(lightning.LightningModule):
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
         data: str | None = None,
+        identity: Mapping[str, Any] | None = None,
         multilabel: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.optim, self.seed = network, optim, seed
-        self.config, self.data, self.multilabel = config, data, multilabel
+        self.config, self.data, self.identity, self.multilabel = config, data, identity, multilabel
         classes = network.num_classes
         if multilabel:
             scores: dict[str, Any] = {"mean_average_precision": MultilabelAveragePrecision(classes)}
@@ -153,7 +155,7 @@ class Classifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that ``load_network`` needs."""
         if self.config is not None:
-            checkpoint["zfscope"] = network_state(self.network, self.config, self.data)
+            checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity)
 
     def _loss(self, logits: Tensor, labels: Tensor, smoothing: float | None = None) -> Tensor:
         smoothing = self.optim.label_smoothing if smoothing is None else smoothing

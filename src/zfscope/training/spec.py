@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zfscope.data.spec import DataConfig
+from zfscope.networks.devices import DeviceName
 from zfscope.networks.spec import ModelConfig
 from zfscope.schema import Count, NotNegative, Positive, Share, Strict
 
@@ -116,18 +116,31 @@ class EvaluateConfig(Strict):
     checkpoint: Literal["best", "last"] = "best"
 
 
+# Spelling out what `_target_` may name keeps a config file from running foreign code.
+TARGETS = (
+    "zfscope.callbacks.Diagnostics",
+    "zfscope.callbacks.FeatureEvolution",
+    "zfscope.callbacks.FilterImages",
+    "zfscope.callbacks.OcclusionMaps",
+    "zfscope.callbacks.Projections",
+    "lightning.pytorch.callbacks.EarlyStopping",
+    "lightning.pytorch.callbacks.GradientAccumulationScheduler",
+    "lightning.pytorch.callbacks.Timer",
+)
+
+
 class TrainConfig(Strict):
     """All that ``train.py`` reads."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: DeviceName = "auto"
     name: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
     resume: str | None = None
     weights: str | None = None
     trust: tuple[str, ...] = ()
-    paper: dict[str, float] = {}
+    paper: str | dict[str, float] | None = None
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig
@@ -147,34 +160,15 @@ class TrainConfig(Strict):
             raise ValueError("optim/schedule=cosine needs an end: give trainer.max_epochs or trainer.max_steps")
         return self
 
-
-# Spelling out what `_target_` may name keeps a config file from running foreign code.
-TARGETS = (
-    "zfscope.callbacks.Diagnostics",
-    "zfscope.callbacks.FeatureEvolution",
-    "zfscope.callbacks.FilterImages",
-    "zfscope.callbacks.OcclusionMaps",
-    "zfscope.callbacks.Projections",
-    "lightning.pytorch.callbacks.EarlyStopping",
-    "lightning.pytorch.callbacks.GradientAccumulationScheduler",
-    "lightning.pytorch.callbacks.Timer",
-)
-
-
-def check_targets(callbacks: Mapping[str, Mapping[str, Any] | None], trust: Sequence[str] = ()) -> None:
-    """Refuse a ``_target_`` that is neither held in code nor trusted by name on the command line.
-
-    Raises:
-        ValueError: With the offending name and the way to trust it.
-    """
-    for key, callback in callbacks.items():
-        if callback is None:
-            continue
-        target = callback.get("_target_")
-        if target is None:
-            raise ValueError(f"callbacks.{key}: _target_ is missing; it names the callback's class")
-        if target not in TARGETS and target not in trust:
-            raise ValueError(
-                f"callbacks.{key}._target_={target} is not a callback of this project; "
-                f"'trust=[{target}]' on the command line allows it"
-            )
+    @model_validator(mode="after")
+    def _callbacks_are_trusted(self) -> TrainConfig:
+        for key, callback in self.callbacks.items():
+            target = (callback or {}).get("_target_")
+            if callback is not None and target is None:
+                raise ValueError(f"callbacks.{key}: _target_ is missing; it names the callback's class")
+            if target is not None and target not in TARGETS and target not in self.trust:
+                raise ValueError(
+                    f"callbacks.{key}._target_={target} is not a callback of this project; "
+                    f"'trust=[{target}]' on the command line allows it"
+                )
+        return self

@@ -8,12 +8,11 @@ cells in electroluminescence images", Sec. 4: 75/25 split, probability of 1/2 or
 probability and kind of cell is theirs, the drawing is ours: the paper's list of images is not public.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 
 from zfscope.data.imageset import ArrayImages
+from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits, stratified_split
 
 CLASSES = ("functional", "defective")
@@ -41,25 +40,22 @@ class ElpvImages(ArrayImages):
         return self._types[self._rows]
 
 
-def open_elpv(size: int | None = None, val_fraction: float = 0.15, seed: int = 0) -> Splits:
+def open_elpv(config: DataConfig) -> Splits:
     """Open the solar cells: 1,968 for training and validation, 656 for testing, always the same ones.
 
-    Both splits are stratified by probability and kind of cell.
-
-    Args:
-        size: Side in pixels to which the images are reduced by area averaging, 8 to 300; None keeps 300.
-        val_fraction: Share of the 1,968 that validates.
-        seed: Fixes which of the 1,968 validate; the test images do not depend on it.
+    Both splits are stratified by probability and kind of cell. Images are reduced to ``config.resize`` pixels by area
+    averaging; ``config.split_seed`` says which of the 1,968 validate.
 
     Returns:
         Splits of `ElpvImages`.
 
     Raises:
         FileNotFoundError: If the package ``elpv-dataset`` is not installed: how to install it.
-        ValueError: If ``size`` is outside its range.
+        ValueError: If ``config.resize`` is not 8 to 300 px.
     """
-    if size is not None and not 8 <= size <= 300:
-        raise ValueError(f"size must be 8 to 300 px (or null for the original 300), but is {size}")
+    size = config.resize
+    if not 8 <= size <= 300:
+        raise ValueError(f"data.resize of elpv must be 8 to 300 px, but is {size}")
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError as error:
@@ -67,12 +63,12 @@ def open_elpv(size: int | None = None, val_fraction: float = 0.15, seed: int = 0
             "no solar cells: they come with the package elpv-dataset, which is not there; run: pip install -e '.[elpv]'"
         ) from error
     images, probability, types = load_dataset()
-    if size is not None:
+    if size < 300:
         images = np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BOX)) for i in images])
     cells = ElpvImages(images, probability, types)
     rest, test = stratified_split(_strata(cells), TEST_FRACTION, TEST_SEED)
     rest, test = cells.subset(rest), cells.subset(test)
-    train, val = stratified_split(_strata(rest), val_fraction, seed)
+    train, val = stratified_split(_strata(rest), config.val_fraction, config.split_seed)
     return Splits(rest.subset(train), rest.subset(val), test)
 
 

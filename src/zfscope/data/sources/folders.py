@@ -1,10 +1,11 @@
 """Class folders: photographs sorted into one folder per class, such as subsets of ImageNet, Caltech-101 and -256.
 
+Read by our own code: torchvision's Caltech readers open files by count, so that a gap fails, keep grey images grey and
+break on a ``.DS_Store``.
+
 Source: Zeiler & Fergus (2014), Sec. 5.2, for Caltech-101 and Caltech-256. Leaving out the clutter class, the layouts
 and the splits by seed are our choice.
 """
-
-from __future__ import annotations
 
 import errno
 import os
@@ -17,8 +18,85 @@ from torchvision import datasets
 
 from zfscope.data.imageset import FileImages
 from zfscope.data.reading import EXTENSIONS
+from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits, stratified_split
 from zfscope.schema import listed, printable
+
+_JUNK = frozenset({"__macosx", "__pycache__", "@eadir", "lost+found", "thumbs.db", "desktop.ini"})
+
+_VAL_NAMES = ("val", "valid", "validation")
+
+_CALTECH = {
+    "caltech101": ("101_ObjectCategories", "BACKGROUND_Google", "Caltech101"),
+    "caltech256": ("256_ObjectCategories", "257.clutter", "Caltech256"),
+}
+
+
+def open_folder(config: DataConfig) -> Splits:
+    """Open images that lie in class folders.
+
+    With ``train/<class>/`` in ``config.root``, the parts are ``train``, ``val`` (or ``valid``, ``validation``) and, if
+    it has class folders, ``test``; a missing ``val`` is carved out of ``train``, a missing ``test`` is None. With
+    ``<class>/`` only, first the test and then the validation images are carved out of each class. Folders inside a
+    class folder belong to the class. Hidden and junk folders are left out with a warning.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there are no images, an empty class folder, fewer than two classes, other classes in ``val`` or
+            ``test`` than in ``train``, or a symbolic link that leads back to a folder above it.
+    """
+    root = existing_folder(
+        config.root, "give one that holds train/<class>/*.jpg and val/<class>/*.jpg, or <class>/*.jpg"
+    )
+    val = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), root / _VAL_NAMES[0])
+    if not _holds_class_folders(root / "train"):
+        parts = [folder for folder in (val, root / "test") if _holds_class_folders(folder)]
+        if parts:
+            raise ValueError(
+                f"{printable(parts[0])} has class folders but {printable(root / 'train')} has none; "
+                "put the training images into train/<class>/"
+            )
+        return carved_splits(read_class_folders(root), config)
+    train = read_class_folders(root / "train")
+    test = None
+    if _holds_class_folders(root / "test"):
+        test = read_class_folders(root / "test")
+        check_same_classes(train, test)
+    elif (root / "test").is_dir():
+        warnings.warn(f"{printable(root / 'test')} has no class folders: there is no test set", stacklevel=2)
+    if not val.is_dir():
+        rest, carved = stratified_split(train.labels, config.val_fraction, config.split_seed)
+        return Splits(train.subset(rest), train.subset(carved), test)
+    validation = read_class_folders(val)
+    check_same_classes(train, validation)
+    return Splits(train, validation, test)
+
+
+def open_caltech(config: DataConfig) -> Splits:
+    """Open Caltech-101 (9,144 images, 101 classes and clutter) or Caltech-256 (30,607 images, 256 classes and clutter).
+
+    ``Faces`` and ``Faces_easy`` are both among the 101. There is no official split: one is carved out per class. The
+    three parts are plain `FileImages`, so that the paper's splits (so many training images per class) can be drawn
+    from them anew.
+
+    ``config.root`` holds ``101_ObjectCategories`` or ``256_ObjectCategories``, itself or in the folder of its archive.
+
+    Raises:
+        FileNotFoundError: If it is not there: where it looked and how to get it.
+        ValueError: As for `open_folder`.
+    """
+    name, root = config.name, Path(config.root).expanduser()
+    inner, background, reader = _CALTECH[name]
+    folder = find_folder(
+        [root / name / inner, root / f"caltech-{name[-3:]}" / inner, root / inner]
+        + ([root] if root.name == inner else []),
+        what=inner,
+        how=f"get {name} from data.caltech.edu and unpack it there, or set download=true",
+        fetch=(lambda: getattr(datasets, reader)(str(root), download=True)) if config.download else None,
+    )
+    # Not recursive: 056.dog holds a stray folder, and the official counts are of the files directly in a class.
+    images = read_class_folders(folder, leave_out=() if config.clutter else (background,), recursive=False)
+    return carved_splits(images, config)
 
 
 def find_folder(
@@ -54,104 +132,6 @@ def find_folder(
     raise FileNotFoundError(f"no {what} found; looked in {looked}; {how}")
 
 
-_JUNK = frozenset({"__macosx", "__pycache__", "@eadir", "lost+found", "thumbs.db", "desktop.ini"})
-
-_VAL_NAMES = ("val", "valid", "validation")
-
-_CALTECH = {
-    "caltech101": ("101_ObjectCategories", "BACKGROUND_Google", "Caltech101"),
-    "caltech256": ("256_ObjectCategories", "257.clutter", "Caltech256"),
-}
-
-
-def open_folder(root: str | Path, val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0) -> Splits:
-    """Open images that lie in class folders.
-
-    With ``root/train/<class>/``, the parts are ``train``, ``val`` (or ``valid``, ``validation``) and, if it has class
-    folders, ``test``; a missing ``val`` is carved out of ``train``, a missing ``test`` is None. With ``root/<class>/``
-    only, first the test and then the validation images are carved out of each class. Folders inside a class folder
-    belong to the class. Hidden and junk folders are left out with a warning.
-
-    Args:
-        root: The folder.
-        val_fraction: Share of the training images that validates, where there is no folder for it.
-        test_fraction: Share of all images that tests, where there is no ``train`` folder.
-        seed: Fixes which images are carved out.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If there are no images, an empty class folder, fewer than two classes, other classes in ``val`` or
-            ``test`` than in ``train``, or a symbolic link that leads back to a folder above it.
-    """
-    root = existing_folder(root, "give one that holds train/<class>/*.jpg and val/<class>/*.jpg, or <class>/*.jpg")
-    val = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), root / _VAL_NAMES[0])
-    if not _holds_class_folders(root / "train"):
-        parts = [folder for folder in (val, root / "test") if _holds_class_folders(folder)]
-        if parts:
-            raise ValueError(
-                f"{printable(parts[0])} has class folders but {printable(root / 'train')} has none; "
-                "put the training images into train/<class>/"
-            )
-        return carved_splits(read_class_folders(root), val_fraction, test_fraction, seed)
-    train = read_class_folders(root / "train")
-    test = None
-    if _holds_class_folders(root / "test"):
-        test = read_class_folders(root / "test")
-        check_same_classes(train, test)
-    elif (root / "test").is_dir():
-        warnings.warn(f"{printable(root / 'test')} has no class folders: there is no test set", stacklevel=2)
-    if not val.is_dir():
-        stay, carved = stratified_split(train.labels, val_fraction, seed)
-        return Splits(train.subset(stay), train.subset(carved), test)
-    validation = read_class_folders(val)
-    check_same_classes(train, validation)
-    return Splits(train, validation, test)
-
-
-def open_caltech(
-    root: str | Path,
-    name: str = "caltech101",
-    clutter: bool = False,
-    download: bool = False,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.25,
-    seed: int = 0,
-) -> Splits:
-    """Open Caltech-101 (9,144 images, 101 classes and clutter) or Caltech-256 (30,607 images, 256 classes and clutter).
-
-    ``Faces`` and ``Faces_easy`` are both among the 101. There is no official split: one is carved out per class. The
-    three parts are plain `FileImages`, so that the paper's splits (so many training images per class) can be drawn
-    from them anew.
-
-    Args:
-        root: Folder with ``101_ObjectCategories`` or ``256_ObjectCategories``, itself or in the folder of its archive.
-        name: ``caltech101`` or ``caltech256``.
-        clutter: Whether to keep ``BACKGROUND_Google`` or ``257.clutter`` as a class.
-        download: Whether torchvision may fetch it when it is not there.
-        val_fraction: Share of the images left after testing that validates.
-        test_fraction: Share of all images that tests.
-        seed: Fixes which images are carved out.
-
-    Raises:
-        FileNotFoundError: If it is not there: where it looked and how to get it.
-        ValueError: If ``name`` is another, or as for `open_folder`.
-    """
-    if name not in _CALTECH:
-        raise ValueError(f"no Caltech data set {name!r}; there are {', '.join(_CALTECH)}")
-    inner, background, torchvision_name = _CALTECH[name]
-    root = Path(root).expanduser()
-    folder = find_folder(
-        [root / name / inner, root / f"caltech-{name[-3:]}" / inner, root / inner]
-        + ([root] if root.name == inner else []),
-        what=inner,
-        how=f"get {name} from data.caltech.edu and unpack it there, or set download=true",
-        fetch=(lambda: getattr(datasets, torchvision_name)(str(root), download=True)) if download else None,
-    )
-    # Not recursive: 056.dog holds a stray folder, and the official counts are of the files directly in a class.
-    images = read_class_folders(folder, leave_out=() if clutter else (background,), recursive=False)
-    return carved_splits(images, val_fraction, test_fraction, seed)
-
-
 def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive: bool = True) -> FileImages:
     """All images of the class folders in ``folder``; classes and files in the order of their names.
 
@@ -165,10 +145,10 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
     """
     junk: list[str] = []
     above = (_identity(folder),)
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
+    with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
     classes, names, labels, empty = [], [], [], []
-    for entry in found:
+    for entry in entries:
         if _is_junk(entry.name):
             junk.append(entry.name)
         elif entry.name not in leave_out and _is_folder(entry):
@@ -184,7 +164,7 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
             f"left out {len(junk)} hidden or junk files and folders below {where}: {listed(sorted(set(junk)))}",
             stacklevel=3,
         )
-    flat = [entry.name for entry in found if _is_image(entry.name) and entry.is_file()]
+    flat = [entry.name for entry in entries if _is_image(entry.name) and entry.is_file()]
     if not classes:
         raise ValueError(
             f"no class folders in {where}, {f'but {len(flat)} images' if flat else 'and no images'}; sort the images "
@@ -201,12 +181,12 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
     return FileImages(names, np.concatenate(labels), classes, folder)
 
 
-def carved_splits(images: FileImages, val_fraction: float, test_fraction: float, seed: int) -> Splits:
+def carved_splits(images: FileImages, config: DataConfig) -> Splits:
     """Carve the test images out of every class, then the validation images out of what is left."""
-    stay, test = stratified_split(images.labels, test_fraction, seed)
-    train, val = stratified_split(images.labels[stay], val_fraction, seed)
+    rest, test = stratified_split(images.labels, config.test_fraction, config.split_seed)
+    train, val = stratified_split(images.labels[rest], config.val_fraction, config.split_seed)
     return Splits(
-        images.subset(stay[train]), images.subset(stay[val]), images.subset(test) if len(test) else None, carved=True
+        images.subset(rest[train]), images.subset(rest[val]), images.subset(test) if len(test) else None, carved=True
     )
 
 
@@ -215,9 +195,9 @@ def check_same_classes(train: FileImages, other: FileImages) -> None:
     if train.classes == other.classes:
         return
     differences = [
-        f"only in {printable(here.root)}: {listed(missing)}"
-        for here, there in ((train, other), (other, train))
-        if (missing := [name for name in here.classes if name not in set(there.classes)])
+        f"only in {printable(one.root)}: {listed(missing)}"
+        for one, another in ((train, other), (other, train))
+        if (missing := [name for name in one.classes if name not in set(another.classes)])
     ]
     raise ValueError(f"different classes; {'; '.join(differences)}; give both the same class folders")
 
@@ -236,8 +216,8 @@ def _images_below(
     folder: str, name: str, above: tuple[tuple[int, int], ...], recursive: bool, junk: list[str]
 ) -> Iterator[str]:
     """Image files in a folder, as paths that begin with ``name``; whether they can be opened is not asked yet."""
-    here = _identity(folder)
-    if here in above:
+    identity = _identity(folder)
+    if identity in above:
         raise ValueError(f"the link {printable(folder)} leads back to a folder above it, without end; remove it")
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -246,7 +226,7 @@ def _images_below(
             elif _is_image(entry.name) and (entry.is_symlink() or entry.is_file()):
                 yield f"{name}/{entry.name}"
             elif recursive and _is_folder(entry):
-                yield from _images_below(entry.path, f"{name}/{entry.name}", (*above, here), recursive, junk)
+                yield from _images_below(entry.path, f"{name}/{entry.name}", (*above, identity), recursive, junk)
 
 
 def _holds_class_folders(folder: Path) -> bool:

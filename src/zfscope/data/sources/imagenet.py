@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 5.1. The files are those of ILSVRC2012, which its makers give out on request only.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -72,10 +70,10 @@ def _flat_val(folder: Path, names: list[str], devkit: Path, classes: tuple[str, 
             f"{printable(folder)}: {error!r}; unpack the devkit anew"
         ) from error
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    kept = [(name, label_of[wnid]) for name, wnid in zip(names, wnid_of_image, strict=True) if wnid in label_of]
-    if not kept:
+    labelled = [(name, label_of[wnid]) for name, wnid in zip(names, wnid_of_image, strict=True) if wnid in label_of]
+    if not labelled:
         raise ValueError(f"none of the {len(names)} images of {printable(folder)} is of a class in train; {_HOW}")
-    return FileImages([name for name, _ in kept], np.array([label for _, label in kept]), classes, folder)
+    return FileImages([name for name, _ in labelled], np.array([label for _, label in labelled]), classes, folder)
 
 
 def _wnid_of_id(meta_file: Path) -> dict[int, str]:

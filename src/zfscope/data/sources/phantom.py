@@ -10,29 +10,27 @@ Every image is a pure function of (seed, split, index), drawn with numpy and Pil
 Source: not in the paper; a stand-in for ImageNet that needs no download. All of it is our choice.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zfscope.console import progress
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
-from zfscope.data.sources.phantom_scene import SIZE, SPLITS, _check_seed, draw
+from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
 from zfscope.data.splits import Splits
+from zfscope.runs import replacing
 
 VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
 
 _CHUNK = 50  # images drawn by a worker at a time
 
-_WORTH_PROCESSES = 600  # images; fewer are drawn sooner than processes start
+IMAGES_WORTH_PROCESSES = 600  # images; fewer are drawn sooner than processes start
 
 
 class Phantom(ArrayImages):
@@ -58,16 +56,13 @@ class Phantom(ArrayImages):
         return draw(self.seed, self.split, int(self._rows[index])).parts
 
 
-def open_phantom(
-    cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] = (6000, 1000, 4000), processes: int = 2
-) -> Splits:
+def open_phantom(cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] = (6000, 1000, 4000)) -> Splits:
     """The phantom as a data set; drawn on the first call, about a minute on two cores, then mapped from the cache.
 
     Args:
         cache: Folder for the drawn images, 540 MB; made if missing.
         seed: 0 or more; another seed gives other images of the same kind.
         sizes: Numbers of training, validation and test images.
-        processes: How many processes draw.
 
     Returns:
         The three splits, classes balanced to within one image.
@@ -78,19 +73,17 @@ def open_phantom(
     """
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes of the phantom must be three numbers of images, 1 or more each, not {tuple(sizes)}")
-    _check_seed(seed)
-    paths = {
-        split: Path(cache) / f"phantom-v{VERSION}-seed{seed}-{split}-{size}.npy"
+    check_seed(seed)
+    files = {
+        Path(cache) / f"phantom-v{VERSION}-seed{seed}-{split}-{size}.npy": (seed, split, size)
         for split, size in zip(SPLITS, sizes, strict=True)
     }
-    missing = {split: size for split, size in zip(SPLITS, sizes, strict=True) if _mapped(paths[split], size) is None}
-    if missing:
-        _fill({paths[split]: (seed, split, size) for split, size in missing.items()}, processes)
+    _fill({path: content for path, content in files.items() if _mapped(path, content[2]) is None})
     phantoms = []
-    for split, size in zip(SPLITS, sizes, strict=True):
-        images = _mapped(paths[split], size)
+    for path, (_, split, size) in files.items():
+        images = _mapped(path, size)
         if images is None:
-            raise OSError(f"the drawn images {paths[split]} cannot be read back; give the phantom another cache folder")
+            raise OSError(f"the drawn images {path} cannot be read back; give the phantom another cache folder")
         phantoms.append(Phantom(images, seed, split))
     return Splits(*phantoms)
 
@@ -104,40 +97,24 @@ def _mapped(path: Path, size: int) -> np.ndarray | None:
     return images if images.shape == (size, SIZE, SIZE, 3) and images.dtype == np.uint8 else None
 
 
-def _fill(wanted: dict[Path, tuple[int, str, int]], processes: int) -> None:
-    """Draw each split ``(seed, split, size)`` into its file, in several processes where that is worth their start."""
-    total = sum(size for _, _, size in wanted.values())
-    columns = TextColumn("drawing the phantom"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
+    """Draw each split ``(seed, split, size)`` into its file, in two processes where that is worth their start."""
     with contextlib.ExitStack() as stack:
         draw_chunks = map
         # A daemonic process may have no children.
-        if processes > 1 and total >= _WORTH_PROCESSES and not multiprocessing.current_process().daemon:
+        large = sum(size for _, _, size in missing.values()) >= IMAGES_WORTH_PROCESSES
+        if large and not multiprocessing.current_process().daemon:
             context = multiprocessing.get_context("spawn")
-            draw_chunks = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context)).map
-        progress = stack.enter_context(Progress(*columns, transient=True))
-        task = progress.add_task("", total=total)
-        for path, (seed, split, size) in wanted.items():
+            draw_chunks = stack.enter_context(ProcessPoolExecutor(2, mp_context=context)).map
+        for path, (seed, split, size) in missing.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             work = [(seed, split, start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
-            with _written(path, (size, SIZE, SIZE, 3)) as images:
-                for (_, _, start, stop), chunk in zip(work, draw_chunks(_draw_images, work), strict=True):
+            chunks = progress(draw_chunks(_draw_images, work), f"drawing phantom/{split}", len(work))
+            with replacing(path) as temporary:
+                images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (size, SIZE, SIZE, 3))
+                for (_, _, start, stop), chunk in zip(work, chunks, strict=True):
                     images[start:stop] = chunk
-                    progress.advance(task, stop - start)
-
-
-@contextlib.contextmanager
-def _written(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """An array on disk that gets its name when it is complete: a run killed before leaves none under that name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".npy", dir=path.parent)
-    os.close(handle)
-    try:
-        images = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
-        yield images
-        images.flush()
-        os.chmod(beside, 0o644)  # mkstemp's files are for their owner only; a cache may be shared
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+                images.flush()
 
 
 def _draw_images(work: tuple[int, str, int, int]) -> np.ndarray:

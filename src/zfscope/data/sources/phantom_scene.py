@@ -1,13 +1,11 @@
 """Drawing one image of the phantom: background, object, distractors, occluders, camera."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from zfscope.data.sources.phantom_objects import _BUILDERS, CLASSES
+from zfscope.data.sources.phantom_objects import BUILDERS, CLASSES
 from zfscope.data.sources.phantom_shapes import Part
 
 SIZE = 128
@@ -50,7 +48,7 @@ def draw(seed: int, split: str, index: int) -> Sample:
     Raises:
         ValueError: If an argument is out of range.
     """
-    _check_seed(seed)
+    check_seed(seed)
     if split not in SPLITS:
         raise ValueError(f"no split {split!r} of the phantom; the splits are {', '.join(SPLITS)}")
     if index < 0:
@@ -62,34 +60,13 @@ def draw(seed: int, split: str, index: int) -> Sample:
     for _ in range(random.integers(1, 4)):
         _scatter(canvas, random)
     radius = random.uniform(25, 53)
-    parts = _turned(_BUILDERS[CLASSES[label]](random), random.normal(0, 0.22), random)
+    parts = turned(BUILDERS[CLASSES[label]](random), random.normal(0, 0.22), random)
     parts = _placed_inside(parts, radius, random)
     canvas.begin_object()
     boxes = {name: canvas.add(part) for name, part in parts.items()}
-    _occlude(canvas, random, parts)
+    occlude(canvas, random, parts)
     image, mask = canvas.finish()
-    return Sample(_photographed(image, random), label, mask, boxes)
-
-
-def sheet(rows: int = 3, seed: int = 0) -> Image.Image:
-    """A picture of the phantom: a column per class, ``rows`` validation images of each, below them one more with its
-    ground truth, the background dimmed outside the mask and a box around every part.
-    """
-    count, strip = len(CLASSES), 14
-    picture = Image.new("RGB", (count * SIZE, (rows + 1) * SIZE + strip), "white")
-    pen = ImageDraw.Draw(picture)
-    for index in range((rows + 1) * count):
-        row, column = divmod(index, count)
-        sample = draw(seed, "val", index)
-        x, y = column * SIZE, row * SIZE + strip
-        dimmed = np.where(sample.mask[..., None], sample.image, sample.image // 3)
-        picture.paste(Image.fromarray(sample.image if row < rows else dimmed), (x, y))
-        if row == rows:
-            for x0, y0, x1, y1 in sample.parts.values():
-                pen.rectangle((x + x0, y + y0, x + x1 - 1, y + y1 - 1), outline=(255, 230, 0))
-        elif row == 0:
-            pen.text((x + 3, 1), CLASSES[sample.label], fill="black")
-    return picture
+    return Sample(photographed(image, random), label, mask, boxes)
 
 
 class _Canvas:
@@ -145,7 +122,7 @@ def _background(random: np.random.Generator) -> Image.Image:
 
 def _scatter(canvas: _Canvas, random: np.random.Generator) -> None:
     """Draw the parts of some object, of any class, but each at a place and angle of its own."""
-    parts = _BUILDERS[CLASSES[random.integers(len(CLASSES))]](random)
+    parts = BUILDERS[CLASSES[random.integers(len(CLASSES))]](random)
     radius = random.uniform(25, 53)
     names = list(parts)
     for which in random.permutation(len(names)):
@@ -155,13 +132,13 @@ def _scatter(canvas: _Canvas, random: np.random.Generator) -> None:
         canvas.add(_moved(part, -middle, radius * random.uniform(0.7, 1.2), angle, random.uniform(-4, SIZE + 4, 2)))
 
 
-def _occlude(canvas: _Canvas, random: np.random.Generator, parts: dict[str, Part]) -> None:
+def occlude(canvas: _Canvas, random: np.random.Generator, parts: dict[str, Part]) -> None:
     """Draw a few single small parts of any classes over the object."""
     canvas.begin_occluders()
     corners = np.concatenate([points for part in parts.values() for points, _ in part])
     low, high = corners.min(axis=0), corners.max(axis=0)
     for _ in range(random.integers(0, 5)):
-        others = _BUILDERS[CLASSES[random.integers(len(CLASSES))]](random)
+        others = BUILDERS[CLASSES[random.integers(len(CLASSES))]](random)
         part = others[list(others)[random.integers(len(others))]]
         extent = max(np.ptp(points, axis=0).max() for points, _ in part)
         size = float((high - low).max()) * random.uniform(0.15, 0.38) / extent
@@ -169,7 +146,7 @@ def _occlude(canvas: _Canvas, random: np.random.Generator, parts: dict[str, Part
         canvas.add(_moved(part, -_middle(part), size, random.uniform(-np.pi, np.pi), place))
 
 
-def _photographed(image: Image.Image, random: np.random.Generator) -> np.ndarray:
+def photographed(image: Image.Image, random: np.random.Generator) -> np.ndarray:
     """Light that falls unevenly, lost contrast, blur and noise."""
     image = image.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.9)))
     pixels = np.asarray(image, dtype=np.float32)
@@ -182,7 +159,7 @@ def _photographed(image: Image.Image, random: np.random.Generator) -> np.ndarray
     return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
 
-def _turned(parts: dict[str, Part], angle: float, random: np.random.Generator) -> dict[str, Part]:
+def turned(parts: dict[str, Part], angle: float, random: np.random.Generator) -> dict[str, Part]:
     """The object turned in the plane and seen from a little aside: squeezed along one axis and sheared."""
     squeeze, shear = random.uniform(0.8, 1.2), random.uniform(-0.15, 0.15)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -210,6 +187,7 @@ def _middle(part: Part) -> np.ndarray:
     return (corners.min(axis=0) + corners.max(axis=0)) / 2
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Refuse a negative seed of the phantom."""
     if seed < 0:
         raise ValueError(f"the seed of the phantom must be 0 or more, but is {seed}")

@@ -1,10 +1,11 @@
-"""PASCAL VOC: photographs with any of 20 labels; test labels of 2012 are not public.
+"""PASCAL VOC 2012: photographs with any of 20 labels; the test labels are not public.
+
+The lists are read by our own code: torchvision's ``VOCDetection`` gives XML of boxes, not the labels of the task.
 
 Source: Zeiler & Fergus (2014), Sec. 5.2 and Table 6. Counting difficult objects as absent is our choice.
 """
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,9 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
-_YEARS = tuple(str(year) for year in range(2007, 2013))
 
-
-def open_voc(root: str | Path, year: str = "2012", download: bool = False) -> Splits:
-    """Open the official training and validation images (2012: 5,717 and 5,823) with their 20 labels.
+def open_voc(root: str | Path, download: bool = False) -> Splits:
+    """Open the official training and validation images of 2012 (5,717 and 5,823) with their 20 labels.
 
     Labels are ``(N, 20)`` float32: 1 where the class is in the image, 0 where it is not, and also 0 where all of its
     objects are marked difficult (0 in the files ``ImageSets/Main/<class>_<part>.txt``, which the official evaluation
@@ -32,25 +31,19 @@ def open_voc(root: str | Path, year: str = "2012", download: bool = False) -> Sp
 
     Args:
         root: Folder with ``VOCdevkit/VOC2012``, ``VOC2012``, or this folder itself.
-        year: 2007 to 2012.
         download: Whether torchvision may fetch it when it is not there.
 
     Raises:
         FileNotFoundError: If it or one of its lists is not there: where it looked and how to get it.
-        ValueError: If the year is another, or a list is damaged or names other images than the list before it.
+        ValueError: If a list is damaged or names other images than the list before it.
     """
-    year = str(year)
-    if year not in _YEARS:
-        raise ValueError(f"no PASCAL VOC {year}; the years are {', '.join(_YEARS)}")
-    root, name = Path(root).expanduser(), f"VOC{year}"
+    root, name = Path(root).expanduser(), "VOC2012"
     folder = find_folder(
         [root / "VOCdevkit" / name, root / "TrainVal" / "VOCdevkit" / name, root / name]
         + ([root] if root.name == name else []),
-        what=f"PASCAL VOC {year}",
-        how=f"get VOCtrainval of {year} from host.robots.ox.ac.uk/pascal/VOC and unpack it there, or set download=true",
-        fetch=(lambda: datasets.VOCDetection(str(root), year=year, image_set="trainval", download=True))
-        if download
-        else None,
+        what="PASCAL VOC 2012",
+        how="get VOCtrainval of 2012 from host.robots.ox.ac.uk/pascal/VOC and unpack it there, or set download=true",
+        fetch=partial(datasets.VOCDetection, str(root), "2012", "trainval", download=True) if download else None,
     )
     return Splits(train=_part(folder, "train"), val=_part(folder, "val"))
 

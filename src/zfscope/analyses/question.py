@@ -1,0 +1,123 @@
+"""What an analysis is asked, and what it answers: the one shape of all of them.
+
+Every module of this room has one function ``analyse(question) -> result``; ``run.py`` makes the question, and saves,
+logs and prints the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zfscope.analyses.members import Member
+from zfscope.analyses.spec import Analysis
+from zfscope.data.datamodule import Examples, ImageData
+from zfscope.data.imageset import ImageSet
+from zfscope.data.transforms import CentreTransform
+from zfscope.networks.network import Network
+
+Metric = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an analysis is asked.
+
+    Attributes:
+        options: Of this analysis, checked.
+        device: To compute on.
+        folder: The run folder, for arrays that do not fit in memory.
+        checkpoint: As typed.
+        network: In eval mode and on the device; None where several or none are asked about.
+        members: The networks of an ensemble.
+        run: The config of the training that made the network; empty for public weights.
+        data: The images; None where only ``image`` or a CSV is looked at.
+        image: A file of the user's own.
+    """
+
+    options: Analysis
+    device: torch.device
+    folder: Path
+    checkpoint: str | tuple[str, ...] | None = None
+    network: Network | None = None
+    members: Sequence[Member] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
+    data: ImageData | None = None
+    image: str | None = None
+
+    @property
+    def images(self) -> ImageSet:
+        """The part of the data that ``analysis.part`` names; where it names none the test images, else validation.
+
+        Raises:
+            ValueError: If the data set has no such part.
+        """
+        return getattr(self.data.splits, self.part)
+
+    @property
+    def part(self) -> str:
+        """The name of that part."""
+        part = self.options.part or ("test" if self.data.splits.test is not None else "val")
+        if getattr(self.data.splits, part) is None:
+            raise ValueError(f"analysis.part={part}: this data set has no labelled {part} images; use val")
+        return part
+
+    @property
+    def title(self) -> str:
+        """The last two parts of the checkpoint's path: enough to know a run of a sweep by."""
+        return "/".join(Path(str(self.checkpoint)).parts[-2:])
+
+    def inputs(self, images: ImageSet, transform: type = CentreTransform, network: Network | None = None) -> Examples:
+        """Images as a network's inputs, one at a time: ``(inputs, label, index)``."""
+        preprocessing = (network or self.network).preprocessing
+        return Examples(images, transform(preprocessing), preprocessing.resize)
+
+
+class Writable(Protocol):
+    """Arrays that are kept in files until they are saved."""
+
+    def write(self, path: Path) -> None:
+        """Save them as one ``.npz``."""
+
+    def close(self) -> None:
+        """Remove the files."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an analysis answers.
+
+    Attributes:
+        metrics: By name ``{"value": …, "unit": …}``, with ``paper``, ``spread`` and ``interval`` where there are any.
+        arrays: What ``arrays.npz`` will hold.
+        figures: By path below ``figures/`` without ending: a picture, or what draws it when it is saved.
+        files: Further files by name: tables and pages.
+    """
+
+    metrics: Mapping[str, Metric]
+    arrays: Mapping[str, np.ndarray] | Writable | None = None
+    figures: Mapping[str, Image.Image | Callable[[], Image.Image]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def reader(examples: Examples) -> Callable[[Sequence[int]], Tensor]:
+    """Gives the network inputs ``(N, 3, H, W)`` of image indices."""
+    return lambda indices: torch.stack([examples[index][0] for index in indices])
+
+
+def percent(value: float, **more: Any) -> Metric:
+    """A metric in percent."""
+    return {"value": float(value), "unit": "%", **more}
+
+
+def over_folds(values: np.ndarray, **more: Any) -> Metric:
+    """A metric in percent: mean and standard deviation over folds, and the folds."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return percent(np.mean(values), spread=spread, values=values.tolist(), **more)

@@ -1,0 +1,218 @@
+"""One analysis from its config to its run folder: load, ask, save, log; the same for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zfscope.analyses.members import open_members
+from zfscope.analyses.question import Question, Result
+from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.callbacks.loggers import build_logger, finish, log_result
+from zfscope.console import console, results_table
+from zfscope.data.datamodule import ImageData, open_data
+from zfscope.data.imageset import ImageSet
+from zfscope.data.spec import DataConfig
+from zfscope.networks.checkpoints import load_network, run_config, run_identity
+from zfscope.networks.devices import find_device
+from zfscope.networks.preprocessing import Preprocessing
+from zfscope.report.paper import numbers_of
+from zfscope.runs import environment, replacing, run_id, write_arrays, write_results
+from zfscope.schema import check
+
+# What makes a data set smaller than its name says.
+SUBSET_KEYS = ("classes", "cells", "exclude")
+
+
+def analyze(config: AnalyzeConfig, folder: Path) -> None:
+    """Load what is asked about and its data, run the analysis; save, log and print its result.
+
+    Args:
+        config: Of the analysis.
+        folder: The run folder, which is locked meanwhile.
+    """
+    question = ask(config, folder)
+    conditions = conditions_of(config, question)
+    result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
+    paper = numbers_of(question.run.get("paper"))
+    metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
+    pictures = save(result, folder)
+    write_results(folder, metrics, conditions)
+    log(config, folder, metrics, pictures)
+    shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
+    title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
+    console.print(results_table(shown, title))
+    console.print(f"saved in {folder}", markup=False)
+
+
+def ask(config: AnalyzeConfig, folder: Path) -> Question:
+    """Load what a config asks about, and its data."""
+    name, device = config.analysis.name, find_device(config.device)
+    network, members, run, preprocessing = None, (), {}, None
+    if name == "ensemble":
+        members = open_members(config.checkpoint, config.analysis.partial)
+        run = dict(members[0].config)
+        largest = max(members, key=lambda member: member.network.preprocessing.resize)
+        preprocessing = largest.network.preprocessing  # data may be read at that size
+    elif config.checkpoint is not None:
+        network, run = load_network(config.checkpoint).to(device), run_config(config.checkpoint)
+        preprocessing = network.preprocessing
+    data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing)
+    return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
+
+
+def find_data(config: AnalyzeConfig, known: Mapping[str, Any], preprocessing: Preprocessing | None) -> ImageData | None:
+    """The data of the checkpoint's run, changed by the command line; or with ``data=NAME`` that data set.
+
+    Canvas and crop are the network's. With the user's own images None where there is no data.
+
+    Args:
+        config: Of the analysis.
+        known: The data config of the checkpoint's run.
+        preprocessing: Of the network.
+    """
+    own = config.image or getattr(config.analysis, "boxes", None)
+    values = typed = {name: value for name, value in config.data.items() if value is not None}
+    if "name" in typed:  # another data set has defaults of its own; where its files lie is known from the run
+        places = {"cache": "data_cache", "num_workers": "auto"}
+        values = typed | {name: known[name] for name in places if name in known and typed.get(name) == places[name]}
+        known = {}
+    sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
+    try:
+        data_config = check(DataConfig, {**known, **values, **sizes, "batch_size": 1}, "data")
+        return ImageData(open_data(data_config), data_config, preprocessing)
+    except (ValueError, OSError, ImportError) as error:
+        if own is None or typed:
+            raise
+        console.print(f"only {own} is looked at: {error}", markup=False)
+        return None
+
+
+def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
+    """Under which the numbers are found: networks and how they were trained, data, options, machine.
+
+    ``question`` holds the options that change the numbers, ``unusual`` the names of those that differ from their
+    defaults; ``files`` the contents, as SHA-256, of the files that options name.
+    """
+    options, run, data = config.analysis, question.run, question.data
+    checkpoint = config.checkpoint
+    values = options.model_dump(mode="json")
+    own = ("images", "indices") if config.image else ()  # they choose among the data's images
+    asked = {name: value for name, value in values.items() if name not in (*options.irrelevant, *own)}
+    defaults = {name: field.get_default() for name, field in type(options).model_fields.items()}
+    files = {"image": config.image, "boxes": values.get("boxes"), "exclude": data and data.config.exclude}
+    conditions = {
+        "checkpoint": checkpoint if checkpoint is None or isinstance(checkpoint, str) else list(checkpoint),
+        "data": data.config.name if data else None,
+        **(subset_of(data.config.model_dump()) if data else {}),
+        "data_fingerprint": fingerprint_of(question),
+        "files": {name: digest_of(path) for name, path in files.items() if path},
+        "run": {
+            "seed": run.get("seed"),
+            "epochs": run.get("optim", {}).get("epochs"),
+            "model": run.get("model", {}).get("name"),
+            "data": run.get("data", {}).get("name"),
+            **subset_of(run.get("data", {})),
+            "stem": stem_of(run.get("model", {})),
+            "filter_rms": run.get("model", {}).get("filter_rms"),
+        }
+        if run
+        else None,
+        "question": asked,
+        "unusual": [name for name in asked if values[name] != _plain(defaults[name])],
+        "environment": environment(str(question.device), "64-bit" if options.name == "correspondence" else "32-bit"),
+    }
+    if question.members:
+        conditions["members"] = [
+            {"checkpoint": member.path, "seed": member.config.get("seed"), "identity": run_identity(member.path)}
+            for member in question.members
+        ]
+    elif question.network is not None:
+        conditions["run"] = {**(conditions["run"] or {}), "identity": run_identity(checkpoint)}
+    image = {"image": config.image} if config.image else {}
+    return conditions | image | {name: value for name, value in values.items() if name not in own}
+
+
+def fingerprint_of(question: Question) -> str | None:
+    """A digest of the images that are looked at; None where there are none but the user's own."""
+    if question.data is None or (question.image is not None):
+        return None
+    part = getattr(question.options, "part", "")
+    images: list[ImageSet] = list(question.data.splits.parts.values()) if part == "" else [question.images]
+    return hashlib.sha256("".join(part.fingerprint for part in images).encode()).hexdigest()[:16]
+
+
+def digest_of(path: str) -> str | None:
+    """SHA-256 of a file's content; None where there is no file to read, which its reader will say."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def subset_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a data set smaller than its name says: classes, cells, left-out images."""
+    return {key: data[key] for key in SUBSET_KEYS if data.get(key) is not None}
+
+
+def stem_of(model: Mapping[str, Any]) -> str | None:
+    """The first layer's filters, such as ``7x7/2``; None where the paper's layers are not there."""
+    first = model.get("conv1")
+    return None if first is None else "{0}x{0}/{1}".format(first["kernel_size"], first["stride"])
+
+
+def save(result: Result, folder: Path) -> dict[str, Path]:
+    """Write a result's figures, arrays and files; returns the pictures by name."""
+    pictures = {}
+    arrays = result.arrays
+    try:
+        for name, figure in result.figures.items():
+            path = pictures[name] = folder / "figures" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                (figure() if callable(figure) else figure).save(temporary, "png")
+        if isinstance(arrays, Mapping):
+            write_arrays(folder / "arrays.npz", arrays)
+        elif arrays is not None:
+            with replacing(folder / "arrays.npz") as temporary:
+                arrays.write(temporary)
+    finally:
+        if arrays is not None and not isinstance(arrays, Mapping):
+            arrays.close()
+    for name, text in result.files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+    return pictures
+
+
+def log(config: AnalyzeConfig, folder: Path, metrics: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    """One run of the logger for this analysis: its metrics as a summary, its pictures."""
+    options, name = config.logger, config.analysis.name
+    logger = build_logger(
+        options.name,
+        folder,
+        name=f"{name} {config.checkpoint or ''}".strip(),
+        tags=[name],
+        config=config.model_dump(),
+        mode=options.mode,
+        project=options.project,
+        run_id=run_id(folder),
+        entity=options.entity,
+    )
+    code = 1
+    try:
+        log_result(logger, {key: metric["value"] for key, metric in metrics.items()}, pictures)
+        code = 0
+    finally:
+        line = finish(logger, code)
+        if line:
+            console.print(line, soft_wrap=True, markup=False)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,37 @@
+"""What ``device=`` means: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first accelerator of this machine, or else the CPU.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = name.partition(":")[0]
+    if kind == "auto":
+        return torch.device(next(kind for kind, present in available.items() if present))
+    if not available[kind]:
+        raise ValueError(f"device={name}: this machine has none; use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def trainer_device(name: str) -> dict[str, Any]:
+    """The same for ``lightning.Trainer``: its ``accelerator`` and ``devices``, one device; conf/trainer goes before."""
+    if name != "auto":
+        find_device(name)
+    kind, _, number = name.partition(":")
+    return {"accelerator": kind, "devices": [int(number)] if number else 1}

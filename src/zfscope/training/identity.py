@@ -1,0 +1,164 @@
+"""The identity of a training: what determines its weights, as readable facts with their digest.
+
+Two trainings of one identity differ at most by seed, so their numbers may be averaged. A fact is left out only where
+it is known to change no weight: paths, caches, workers, the device, names, logging, pictures, the seed. A keyword or
+a callback that is not known here counts, so that numbers are rather kept apart than mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zfscope.networks.checkpoints import find_checkpoint, run_identity
+from zfscope.report.architectures import flatten
+from zfscope.schema import plain
+
+IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download"})
+
+# Keywords of the Trainer that change neither steps nor precision, nor which epoch is the best one.
+IRRELEVANT_TRAINER_KEYS = re.compile(
+    "accelerator|barebones|benchmark|callbacks|default_root_dir|detect_anomaly|deterministic|enable_.*|inference_mode"
+    "|limit_(predict|test)_batches|log_every_n_steps|logger|model_registry|num_sanity_val_steps|plugins|profiler"
+)
+
+# What the Trainer takes a keyword for that is left out or null: said or unsaid, it is one training.
+TRAINER_DEFAULTS = {
+    "max_steps": -1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1.0,
+    "limit_train_batches": 1.0,
+    "limit_val_batches": 1.0,
+    "overfit_batches": 0.0,
+    "gradient_clip_algorithm": "norm",
+    "precision": "32-true",
+    "strategy": "auto",
+    "reload_dataloaders_every_n_epochs": 0,
+    "sync_batchnorm": False,
+    "fast_dev_run": False,
+}
+
+PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # short names of Lightning's
+
+# Callbacks that only look. All others (EarlyStopping, GradientAccumulationScheduler, foreign ones) count.
+OBSERVERS = frozenset(
+    f"zfscope.callbacks.{name}"
+    for name in ("Diagnostics", "FeatureEvolution", "FilterImages", "OcclusionMaps", "Projections")
+) | frozenset(
+    f"lightning.pytorch.callbacks.{name}"
+    for name in (
+        *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
+        *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
+    )
+)
+
+
+def training_identity(
+    config: Mapping[str, Any],
+    image_fingerprint: str,
+    *,
+    legs: Sequence[Mapping[str, Any]] = (),
+    val_fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """What determines the weights of a training.
+
+    Args:
+        config: Of the whole run, as ``train.py`` checks it.
+        image_fingerprint: Of the training images.
+        legs: What each resumed leg changed.
+        val_fingerprint: Of the validation images, by which the rate is lowered and the best epoch is chosen.
+
+    Returns:
+        ``digest``, a SHA-256 in hex, and ``facts``, plain values by dotted key: what the digest is of.
+    """
+    config = plain(config)
+    data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}
+    data |= {"images": image_fingerprint, "exclude": _content_of(data.get("exclude"))}
+    if val_fingerprint is not None:
+        data["val_images"] = val_fingerprint
+    facts = flatten(
+        {
+            "model": config["model"],
+            "data": data,
+            "optim": config["optim"],
+            "trainer": _trainer_facts(config.get("trainer") or {}),
+            "callbacks": _callback_facts(config.get("callbacks") or {}),
+            "weights": _weights_of(config.get("weights")),
+            "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
+        }
+    )
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
+    return {"digest": hashlib.sha256(text.encode()).hexdigest(), "facts": facts}
+
+
+def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in trainer.items() if not IRRELEVANT_TRAINER_KEYS.fullmatch(key)}
+    ranks = _device_count(values.pop("devices", 1), trainer.get("accelerator")) * int(
+        values.pop("num_nodes", None) or 1
+    )
+    if values.get("precision") is not None:
+        values["precision"] = PRECISIONS.get(str(values["precision"]), str(values["precision"]))
+    if str(values.get("strategy")).startswith("ddp"):  # what "auto" takes where there are several ranks
+        del values["strategy"]
+    if values.get("gradient_clip_val") is None:
+        values.pop("gradient_clip_algorithm", None)
+    # By their text: limit_train_batches=1 is one batch, 1.0 all of them.
+    unsaid = {key for key, value in values.items() if value is None or str(value) == str(TRAINER_DEFAULTS.get(key))}
+    # Each rank takes batches of its own, so their number multiplies the batch.
+    return {key: value for key, value in sorted(values.items()) if key not in unsaid} | {"ranks": ranks}
+
+
+def _device_count(devices: Any, accelerator: Any) -> int:
+    """How many devices of a machine ``trainer.devices`` means."""
+    if devices in ("auto", -1, "-1", None):
+        return max(1, torch.cuda.device_count()) if accelerator != "cpu" else 1
+    if isinstance(devices, str):
+        return len(devices.strip(", ").split(",")) if "," in devices else int(devices)
+    return len(devices) if isinstance(devices, Sequence) else int(devices)
+
+
+def _callback_facts(callbacks: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the callbacks that may change a training, by class; their names in the config say nothing."""
+    facts: dict[str, Any] = {}
+    for callback in callbacks.values():
+        if callback is not None and callback["_target_"] not in OBSERVERS:
+            options = {key: value for key, value in callback.items() if key != "_target_"}
+            name = callback["_target_"]
+            while name in facts:
+                name += " and another"
+            facts[name] = options or "as it comes"
+    return facts
+
+
+def _weights_of(source: str | None) -> str | None:
+    """What stands behind ``weights=``: a run's identity and which of its checkpoints, a zoo's name, a file's content.
+
+    A run's own seed is in none of it: five networks that go on from five alike are five repetitions.
+    """
+    if source is None:
+        return None
+    try:
+        identity = run_identity(source)
+        if identity is None:
+            return _content_of(find_checkpoint(source))
+    except FileNotFoundError:  # of a run that is resumed after its start was removed
+        return f"{source}, which is not there any more"
+    if identity["digest"] == source:
+        return source
+    name = find_checkpoint(source).stem
+    return identity["digest"] + (f", {name}" if name == "last" or name.startswith("epoch_") else "")
+
+
+def _content_of(path: str | Path | None) -> str | None:
+    """SHA-256 of a file."""
+    if path is None or not Path(path).expanduser().is_file():
+        return None if path is None else f"{path}, which is not there any more"
+    with open(Path(path).expanduser(), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

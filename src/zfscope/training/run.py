@@ -1,0 +1,270 @@
+"""One training: seed -> build -> fit -> evaluate, in a run folder."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import inspect
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_only
+
+from zfscope.callbacks import FilterRenorm
+from zfscope.callbacks.loggers import build_logger, finish
+from zfscope.console import console, network_table, results_table
+from zfscope.data.datamodule import ImageData, open_data, workers_for
+from zfscope.data.splits import Splits
+from zfscope.data.statistics import statistics_of
+from zfscope.evaluation import error_metrics, predict
+from zfscope.networks.build import build_network
+from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_network, read_checkpoint, start_from
+from zfscope.networks.devices import trainer_device
+from zfscope.report.paper import numbers_of
+from zfscope.runs import environment, lock, run_id, write_overrides, write_results
+from zfscope.schema import nearest
+from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
+from zfscope.training.classifier import Classifier
+from zfscope.training.identity import training_identity
+from zfscope.training.progress import build_progress
+from zfscope.training.spec import TrainConfig
+
+RESERVED_TRAINER_KEYS = (
+    "callbacks",
+    "logger",
+    "plugins",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_checkpointing",
+)
+
+
+def train(config: TrainConfig, folder: Path, overrides: Sequence[str] = (), group: str | None = None) -> float:
+    """Build everything that the config names, fit, evaluate.
+
+    Args:
+        config: Of the run.
+        folder: The run folder, which is locked meanwhile.
+        overrides: What was typed, for the run's name and its results.
+        group: Runs of one sweep share it, in W&B.
+
+    Returns:
+        The best validation error in percent; NaN where none was measured.
+    """
+    with lock(folder) if rank_zero_only.rank == 0 else nullcontext():  # DDP's other ranks share its folder
+        return _train(config, folder, overrides, group)
+
+
+def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: str | None) -> float:
+    check_trainer(config)
+    paper = numbers_of(config.paper)
+    keep_memory()
+    quiet_lightning()
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+
+    splits = open_data(config.data)
+    fingerprint = splits.train.fingerprint
+    workers = workers_for(splits.train, config.data)
+    statistics = statistics_of(
+        splits.train, config.data.resize, config.data.cache, most=config.data.mean_images, num_workers=workers
+    )
+    torch.manual_seed(config.seed)  # measuring a data set draws numbers, reading what was measured does not
+    network = build_network(config.model, len(splits.train.classes), config.data.crop)
+    network.classes = splits.train.classes
+    network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
+    if config.weights:
+        fresh = start_from(network, config.weights)
+        console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
+    last = find_checkpoint(folder / "last") if config.resume else None
+    if last is not None:
+        check_same_data(last, fingerprint)
+        write_overrides(folder, overrides)
+    identity = identity_of(config, splits, last)
+    data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
+    classifier = Classifier(
+        network,
+        config.optim,
+        seed=config.seed,
+        config=config.model_dump(),
+        data=fingerprint,
+        identity=identity,
+        multilabel=splits.train.labels.ndim == 2,
+    )
+    console.print(network_table(network.summary(), network.parameter_count, network.image_size))
+
+    best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
+    # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
+    trainer = lightning.Trainer(
+        **{**trainer_device(config.device), **config.trainer.model_dump(exclude_unset=True)},
+        callbacks=build_callbacks(config, best, folder),
+        logger=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        plugins=[CheckpointFiles()],
+        default_root_dir=folder,
+    )
+    logger = build_logger(
+        config.logger.name if not trainer.fast_dev_run else "none",
+        folder,
+        name=config.name or run_name(overrides, config),
+        group=group,
+        tags=[*config.tags, *overrides],
+        config=config.model_dump(),
+        mode=config.logger.mode,
+        project=config.logger.project,
+        run_id=run_id(folder),
+        entity=config.logger.entity,
+        log_model=config.logger.log_model,
+    )
+    trainer.loggers = [logger] if logger else []
+    code, since = 1, time.monotonic()
+    try:
+        trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+        seconds = time.monotonic() - since
+        metrics = final_metrics(config, folder, trainer, best, data, paper)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            conditions = {
+                "overrides": list(overrides),
+                "data": config.data.name,
+                "images": {part: len(images) for part, images in splits.parts.items()},
+                "seed": config.seed,
+                "epochs": trainer.current_epoch,
+                "map_sizes": network.map_sizes,
+                "parameters": network.parameter_count,
+                "seconds": round(seconds, 1),  # of training with its validations and pictures
+                "identity": identity,
+                "environment": environment(trainer.strategy.root_device, trainer.precision),
+            }
+            write_results(folder, metrics, conditions)
+            console.print(results_table(metrics, str(folder)))
+            for logger_of_run in trainer.loggers:
+                logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
+        code = 0
+    finally:
+        line = finish(logger, code)
+        if line:
+            console.print(line, soft_wrap=True, markup=False)
+    return float(best.best_model_score) if best.best_model_score is not None else float("nan")
+
+
+def identity_of(config: TrainConfig, splits: Splits, last: Path | None) -> dict[str, Any]:
+    """The identity of a training, with a leg for each time that it was resumed with other values.
+
+    Args:
+        config: Of this leg.
+        splits: The images.
+        last: The checkpoint that the run goes on from; None of a new one.
+
+    Returns:
+        What ``training_identity`` returns and ``legs``: ``{"step": 600, "changed": {"optim.lr": [0.1, 0.01]}}`` each.
+    """
+    images = {"image_fingerprint": splits.train.fingerprint, "val_fingerprint": splits.val.fingerprint}
+    identity = training_identity(config.model_dump(), **images)
+    if last is None:
+        return {**identity, "legs": []}
+    checkpoint = read_checkpoint(last)
+    state = checkpoint["zfscope"]
+    earlier = state.get("identity") or {**training_identity(state["config"], **images), "legs": []}
+    legs, old, new = list(earlier["legs"]), earlier["facts"], identity["facts"]
+    keys = sorted(key for key in old.keys() | new.keys() if not key.startswith("legs"))
+    changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+    if changed:
+        legs.append({"step": int(checkpoint["global_step"]), "changed": changed})
+    return {**training_identity(config.model_dump(), **images, legs=legs), "legs": legs}
+
+
+def final_metrics(
+    config: TrainConfig,
+    folder: Path,
+    trainer: lightning.Trainer,
+    best: BestCheckpoint,
+    data: ImageData,
+    paper: Mapping[str, float],
+) -> dict[str, Any]:
+    """Errors of training, of validation at the best epoch, and of the best checkpoint on the held-out images."""
+    if trainer.fast_dev_run or not trainer.is_global_zero:
+        return {}
+    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")}
+    if best.best_model_score is not None:
+        values[best.monitor] = float(best.best_model_score)
+    if config.evaluate.enabled:
+        part, images = ("test", data.splits.test) if data.splits.test is not None else ("val", data.splits.val)
+        batches = data.canvases(images, config.data.batch_size)
+        predictions = predict(
+            load_network(folder / "last" if config.evaluate.checkpoint == "last" else folder),
+            batches,
+            crops=config.evaluate.ten_crops,
+            device=trainer.strategy.root_device,
+            total=len(batches),
+        )
+        values.update(error_metrics(predictions, part))
+    return {
+        name: {"value": value, "unit": "%" if not name.endswith("loss") else "nats", "paper": paper.get(name)}
+        for name, value in values.items()
+    }
+
+
+def build_callbacks(config: TrainConfig, best: BestCheckpoint, folder: Path) -> list[Callback]:
+    """Renormalisation first, so that averages see it; pictures before averages step back after a validation."""
+    callbacks: list[Callback] = [build_progress()]
+    if config.model.filter_rms is not None:
+        callbacks.append(FilterRenorm(config.model.filter_rms))
+    for options in config.callbacks.values():
+        if options is not None:
+            options = dict(options)
+            module, _, name = options.pop("_target_").rpartition(".")
+            callback = getattr(importlib.import_module(module), name, None)
+            if callback is None:
+                raise ValueError(f"{module} has no {name}; mend the callback's _target_")
+            callbacks.append(callback(**options))
+    if config.optim.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.optim.ema.decay))
+    last = LastCheckpoint(folder / "checkpoints", config.checkpoints.every_n_steps)
+    return [*callbacks, best, EpochCheckpoints(folder / "checkpoints", config.checkpoints.epochs), last]
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed blocks instead of handing each back to the kernel.
+
+    On a CPU every step allocates the same large maps anew; clearing fresh pages for them took a quarter to a
+    third of a step of zfnet_mini. Other C libraries have no mallopt and go on as they are.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**28)
+
+
+def quiet_lightning() -> None:
+    """Switch off Lightning's hints about devices and products of its maker, which are no news to anyone."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    hints = "does not have many workers|exists and is not empty|LeafSpec|the logging interval"
+    warnings.filterwarnings("ignore", message=f".*({hints}).*")
+
+
+def check_trainer(config: TrainConfig) -> None:
+    """Refuse a keyword that Lightning's Trainer has not, or that this project sets itself."""
+    known = [name for name in inspect.signature(lightning.Trainer.__init__).parameters if name != "self"]
+    for name in config.trainer.model_dump(exclude_unset=True):
+        if name in RESERVED_TRAINER_KEYS:
+            raise ValueError(f"trainer.{name} is set by this project; see conf/callbacks, conf/logger, hydra.run.dir")
+        if name not in known:
+            raise ValueError(f"trainer.{name}: lightning.Trainer has no such keyword; {nearest(name, known)}")
+
+
+def run_name(overrides: Sequence[str], config: TrainConfig) -> str:
+    """A run's name in W&B: its overrides, or what it trains on what."""
+    telling = [override for override in overrides if not override.startswith(("hydra.", "logger"))]
+    return " ".join(telling) or f"{config.model.name} {config.data.name}"

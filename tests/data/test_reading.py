@@ -1,0 +1,236 @@
+"""One policy for odd image files: what is converted, what is refused and how that is told."""
+
+import os
+import pickle
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zfscope.data.reading import UnreadableImage, read_image
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def pixel(path, x=0, y=0):
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))
+
+
+def noise(height=16, width=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png_header(width, height):
+    """A PNG that declares this size and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp", "ppm", "tif", "webp"])
+def test_a_lossless_file_is_read_value_by_value(tmp_path, extension):
+    options = {"lossless": True} if extension == "webp" else {}
+    path = saved(Image.fromarray(noise()), tmp_path / f"a.{extension}", **options)
+
+    assert np.array_equal(np.asarray(read_image(path)), noise())
+
+
+def test_grey_is_repeated_in_three_channels(tmp_path):
+    assert pixel(saved(Image.new("L", (9, 9), 77), tmp_path / "a.png")) == (77, 77, 77)
+
+
+def test_cmyk_in_a_jpeg_becomes_rgb(tmp_path):
+    path = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), tmp_path / "a.jpg", quality=95)
+
+    assert pixel(path) == pytest.approx((255, 0, 0), abs=6)
+
+
+def test_a_png_named_jpeg_is_read_as_what_it_is(tmp_path):
+    assert pixel(saved(Image.new("RGB", (9, 9), (1, 2, 3)), tmp_path / "n02105855_2933.JPEG", format="PNG")) == (
+        1,
+        2,
+        3,
+    )
+
+
+def test_transparent_pixels_lie_on_grey_128_and_half_transparent_ones_between(tmp_path):
+    image = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
+    image.putpixel((1, 0), (255, 0, 0, 255))
+    image.putpixel((2, 0), (0, 0, 0, 128))
+    path = saved(image, tmp_path / "a.png")
+
+    assert pixel(path, 0) == (128, 128, 128)
+    assert pixel(path, 1) == (255, 0, 0)
+    assert pixel(path, 2) == pytest.approx((64, 64, 64), abs=1)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "LA"])
+def test_the_other_ways_to_say_transparent_lie_on_grey_too(tmp_path, mode):
+    image = Image.new(mode, (9, 9), (200, 0) if mode == "LA" else 3)
+    if mode == "P":
+        image.putpalette([10, 20, 30] * 256)
+    path = saved(image, tmp_path / "a.png", **({} if mode == "LA" else {"transparency": 3}))
+
+    assert pixel(path) == (128, 128, 128)
+
+
+def test_a_palette_gives_its_colours(tmp_path):
+    image = Image.new("P", (9, 9), 5)
+    image.putpalette([value for i in range(256) for value in (i, 2 * i % 256, 7)])
+
+    assert pixel(saved(image, tmp_path / "a.gif")) == (5, 10, 7)
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
+def test_16_bits_are_rescaled_and_not_cut_off(tmp_path, extension):
+    values = np.array([[0, 257 * 100, 65535, 257 * 7 + 128, 257 * 7 + 129]] * 4, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{extension}", **({"format": "PPM"} if extension == "pgm" else {}))
+
+    read = np.asarray(read_image(tmp_path / f"a.{extension}"))
+
+    assert read[0, :, 0].tolist() == [0, 100, 255, 7, 8]
+
+
+def test_float_pixels_are_refused_because_their_range_is_not_known(tmp_path):
+    path = saved(Image.new("F", (9, 9), 0.5), tmp_path / "a.tif")
+
+    with pytest.raises(UnreadableImage, match=r"a\.tif: its 32-bit pixels .* save it with 8 or 16 bits"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_is_applied(tmp_path, orientation):
+    upright = Image.fromarray(noise(6, 9))
+    # What a camera stores so that this tag brings the upright image back; written out by hand, not by PIL's names.
+    array = np.asarray(upright)
+    stored = {
+        1: array,
+        2: array[:, ::-1],
+        3: array[::-1, ::-1],
+        4: array[::-1],
+        5: array.transpose(1, 0, 2),
+        6: np.rot90(array),
+        7: array[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(array, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / "a.png", exif=exif)
+
+    assert np.array_equal(np.asarray(read_image(path)), array)
+
+
+def test_a_broken_exif_block_does_not_lose_the_image(tmp_path):
+    path = saved(Image.new("RGB", (16, 16), (9, 9, 9)), tmp_path / "a.jpg", exif=b"Exif\0\0nonsense")
+
+    assert pixel(path) == (9, 9, 9)
+
+
+def test_of_an_animation_the_first_frame_is_read_with_a_warning(tmp_path):
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+
+    with pytest.warns(UserWarning, match="only the first frame"):
+        assert pixel(path) == (255, 0, 0)
+
+
+def test_more_than_50_megapixels_are_refused_before_decoding(tmp_path):
+    path = tmp_path / "huge.png"
+
+    for width in (8000, 100_000):  # over our limit; over the one at which PIL raises by itself
+        path.write_bytes(png_header(width, 8000))
+        with warnings.catch_warnings(), pytest.raises(UnreadableImage, match=r"huge\.png: .*more than 50 megapixels"):
+            warnings.simplefilter("ignore")
+            read_image(path)
+
+
+def test_a_strip_of_1_by_5000_is_refused_and_one_of_1_by_50_is_not(tmp_path):
+    with pytest.raises(UnreadableImage, match="5000x1 px is longer than 50 : 1"):
+        read_image(saved(Image.new("L", (5000, 1)), tmp_path / "a.png"))
+
+    assert read_image(saved(Image.new("L", (1, 50)), tmp_path / "b.png")).size == (1, 50)
+
+
+def cut(path):
+    Image.fromarray(noise(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+FAULTS = {
+    "empty": (lambda path: path.write_bytes(b""), r"it is empty \(0 bytes\)"),
+    "truncated": (cut, "truncated"),
+    "html": (lambda path: path.write_text("\n<!DOCTYPE html><html>404</html>"), "it holds HTML or XML, not an image"),
+    "noise": (lambda path: path.write_bytes(b"\x01\x02" * 99), "no image of a known format"),
+    "missing": (lambda path: None, "there is no such file"),
+    "dangling link": (lambda path: path.symlink_to("gone.jpg"), r"a link to gone\.jpg, which does not exist"),
+    "fifo": (os.mkfifo, "it is not a regular file"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_unreadable_file_is_named_in_one_line_with_cause_and_way_out(tmp_path, fault):
+    path = tmp_path / "photo.jpg"
+    make, cause = FAULTS[fault]
+    make(path)
+
+    with pytest.raises(UnreadableImage, match=cause) as raised:
+        read_image(path)
+
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).endswith("replace the file or remove it")
+
+
+def test_names_with_line_breaks_or_undecodable_bytes_are_escaped_in_messages(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\nb\xff.jpg")
+    path.write_bytes(b"")
+
+    with pytest.raises(UnreadableImage, match=r"a\\nb\\udcff\.jpg") as raised:
+        read_image(path)
+
+    assert "\n" not in str(raised.value)
+    str(raised.value).encode()
+
+
+def test_an_unreadable_image_can_be_built_anew_from_its_text_as_a_dataloader_does_with_that_of_a_worker(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"")
+
+    with pytest.raises(UnreadableImage) as raised:
+        read_image(tmp_path / "photo.jpg")
+
+    text = f"Caught UnreadableImage in DataLoader worker process 0.\n{raised.value}"
+    assert str(UnreadableImage(text)) == text
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (700, 1000), (1023, 1025)])
+def test_a_jpeg_is_decoded_smaller_but_never_below_the_short_side_wanted(tmp_path, size):
+    path = saved(Image.new("RGB", size), tmp_path / "a.jpg")
+
+    for wanted in (50, 87, 88, 128, 175, 176, 349, 350, 351, 700, 5000):
+        short = min(read_image(path, short_side=wanted).size)
+        assert short >= min(wanted, *size)
+        assert short <= 2 * wanted or short <= -(-min(size) // 8)  # the next step down would have been too small
+    assert read_image(path).size == size
+
+
+def test_a_smaller_decoding_shows_the_same_picture(tmp_path):
+    smooth = Image.fromarray(noise(4, 6)).resize((960, 640), Image.Resampling.BICUBIC)
+    path = saved(smooth, tmp_path / "a.jpg", quality=95)
+
+    small = read_image(path, short_side=160)
+
+    assert small.size == (240, 160)
+    expected = np.asarray(smooth.resize((240, 160), Image.Resampling.BOX), float)
+    assert np.abs(np.asarray(small, float) - expected).mean() < 2

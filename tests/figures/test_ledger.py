@@ -1,0 +1,26 @@
+"""Table 3 as bars: what was run has one, as long as its number, in the colour of what it is."""
+
+import numpy as np
+
+from tests.report.planted import training
+from zfscope.figures import ablations_figure
+from zfscope.report.ledger import fill
+
+
+def test_bars_are_there_for_what_was_run_and_stand_ins_have_their_own_colour():
+    def pixels(runs):
+        picture = np.asarray(ablations_figure(fill(runs))).astype(int)
+        return {
+            name: int((np.abs(picture - colour).sum(-1) < 6).sum())
+            for name, colour in (("ours", (11, 95, 165)), ("stand-in", (224, 138, 46)), ("paper", (201, 206, 214)))
+        }
+
+    nothing = pixels([])
+    own = pixels([training("a", "table3_zfnet", values={"train/top1_error": 60.0})])
+    twice = pixels([training("a", "table3_zfnet", values={"train/top1_error": 30.0})])
+    small = pixels([training("a", "table3_zfnet", data="phantom", values={"train/top1_error": 60.0})])
+
+    assert nothing["ours"] == nothing["stand-in"] == 0 < nothing["paper"]
+    assert own["stand-in"] == 0 < own["ours"] and small["ours"] == 0 < small["stand-in"]
+    legend = 2 * twice["ours"] - own["ours"]  # bar of 60 is twice the bar of 30; the patch in the legend stays
+    assert 0 < legend < 0.25 * own["ours"]

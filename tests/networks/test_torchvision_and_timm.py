@@ -1,0 +1,103 @@
+"""Networks of torchvision and timm by name."""
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from tests.networks.examples import model
+from zfscope.networks.build import build_network, torchvision_chain
+from zfscope.networks.hooked import TimmNetwork
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("alexnet", "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"),
+        ("vgg11", "conv1_1 conv2_1 conv3_1 conv3_2 conv4_1 conv4_2 conv5_1 conv5_2 fc6 fc7 fc8"),
+        (
+            "vgg16",
+            "conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 conv5_2 conv5_3 "
+            "fc6 fc7 fc8",
+        ),
+    ],
+)
+def test_torchvision_chain_has_the_layers_and_the_parameters_of_the_model(name, layers):
+    with torch.device("meta"):
+        network = build_network(model("model=torchvision", f"model.name={name}"), 1000, 224)
+        theirs = torchvision.models.get_model(name, weights=None)
+
+    assert network.layers == tuple(layers.split())
+    shapes = [tuple(tensor.shape) for tensor in network.state_dict().values()]
+    assert shapes == [tuple(tensor.shape) for tensor in theirs.state_dict().values()]
+
+
+def test_torchvision_model_that_is_no_chain_is_refused():
+    with pytest.raises(ValueError, match="'resnet18' is no chain .* alexnet, vgg11, vgg13, vgg16, vgg19"):
+        torchvision_chain("resnet18")
+
+
+@torch.no_grad()
+def test_timm_model_is_traced_stage_by_stage():
+    torch.manual_seed(0)
+    network = build_network(model("model=timm", "model.name=resnet18"), 7, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    stages = timm.create_model("resnet18", features_only=True).eval()
+    stages.load_state_dict(network.body.state_dict(), strict=False)
+
+    trace = network.trace(images)
+
+    assert network.layers == ("act1", "layer1", "layer2", "layer3", "layer4", "fc")
+    for layer, expected in zip(network.layers, stages(images), strict=False):
+        torch.testing.assert_close(trace.maps[layer], expected)
+    assert torch.equal(trace.maps["fc"], trace.logits)
+    assert torch.equal(trace.logits, network(images))
+    assert trace.switches == {}
+    assert torch.equal(network.features(images, "layer2"), trace.maps["layer2"])
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@torch.no_grad()
+def test_timm_s_maps_are_not_overwritten_by_what_comes_after():
+    torch.manual_seed(0)
+    network = TimmNetwork("resnet18", 3, 64, ("layer1.0.conv1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    block = network.body.layer1[0]
+
+    maps = network.trace(images).maps
+
+    # Each is followed by something that works in place: a ReLU, a ReLU, a sum with the shortcut.
+    below = network.body.maxpool(network.body.act1(network.body.bn1(network.body.conv1(images))))
+    torch.testing.assert_close(maps["layer1.0.conv1"], block.conv1(below))
+    torch.testing.assert_close(maps["layer1.0.bn1"], block.bn1(block.conv1(below)))
+    torch.testing.assert_close(maps["layer1.0.bn2"], block.bn2(block.conv2(block.bn1(block.conv1(below)).relu())))
+    torch.testing.assert_close(maps["layer1.0"], (maps["layer1.0.bn2"] + below).relu())
+
+
+def test_timm_s_hooks_are_gone_after_a_failure():
+    network = TimmNetwork("resnet18", 3, 64)
+
+    with pytest.raises(RuntimeError, match="channels"):
+        network.trace(torch.zeros(1, 5, 64, 64))
+
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_timm_network_looks_into_the_submodules_asked_for():
+    network = build_network(model("model=timm", "model.layers=[layer1.0.conv1,fc]"), 3, 64).eval()
+
+    maps = network.trace(torch.zeros(1, 3, 64, 64)).maps
+
+    assert {name: tuple(tensor.shape) for name, tensor in maps.items()} == {
+        "layer1.0.conv1": (1, 64, 16, 16),
+        "fc": (1, 3),
+    }
+
+
+def test_timm_s_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="timm has no model 'resnet81'; did you mean resnet"):
+        TimmNetwork("resnet81", 3, 64)
+    with pytest.raises(ValueError, match=r"resnet18 has no submodule 'layer5'; did you mean layer\d"):
+        TimmNetwork("resnet18", 3, 64, ("layer5",))
+    with pytest.raises(ValueError, match="no layer 'conv1_1'; the layers are act1, layer1"):
+        TimmNetwork("resnet18", 3, 64).features(torch.zeros(1, 3, 64, 64), "conv1_1")

@@ -1,0 +1,338 @@
+"""The command line: what is refused before any work, sweeps and their table, resume=, experiments, light imports."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from zfscope.commands import one_line, resume_overrides
+from zfscope.runs import lock
+
+HEAVY = ("torch", "lightning", "timm", "torchvision", "wandb", "matplotlib")
+SPECS = [path.relative_to(ROOT / "src").with_suffix("") for path in ROOT.glob("src/**/spec.py")]
+LIGHT = ["zfscope", "zfscope.commands", "zfscope.schema", *sorted(str(path).replace("/", ".") for path in SPECS)]
+
+
+def results(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def typed(*arguments, **environment):
+    """Run a command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+        capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*set(sys.modules) & set({HEAVY!r}))"
+
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert answer.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=0.1", r"optim\.lrr: there is no key 'lrr'; did you mean lr\?"),
+        ("modle=zfnet", r"modle.*did you mean.*model"),
+        ("model=zfnett", r"zfnett.*zfnet"),
+        ("optim.lr=abc", r"optim\.lr='abc'"),
+        ("optim.lr=-3", r"optim\.lr=-3.*greater than 0"),
+        ("optim.lr=1e400", r"optim\.lr=inf.*finite"),
+        ("optim.lr=1,2", r"Ambiguous value.*--multirun"),
+        ("optim.lr=[", r"optim\.lr=\[: no viable alternative"),
+        ("+optim.typo=1", r"optim\.typo=1: there is no such key"),
+        ("model.conv1.stride=0", r"model\.conv1\.stride=0"),
+        ("model.conv5.kernel_size=40", r"40x40 kernel of conv5 is larger than its map.*conv4 \d+"),
+        ("data.root=nowhere", r"nowhere"),
+        ("data.batch_size=1000", r"data\.batch_size=1000.*larger than the 24 training images"),
+        ("+trainer.max_stepz=3", r"trainer\.max_stepz.*did you mean max_steps"),
+        ("trainer.max_stepz=3", r"there is no key 'max_stepz'; .* \+trainer\.NAME=…"),
+        ("+trainer.precision=7bit", r"7bit"),
+        ("+trainer.callbacks=[]", r"trainer\.callbacks is set by this project"),
+        ("callbacks.filter_images._target_=os.system", r"os\.system.*trust"),
+        ("trainer.max_epochs=-5", r"trainer\.max_epochs=-5"),
+        ("weights=nothing.ckpt", r"no checkpoint at nothing\.ckpt"),
+        ("name=${oc.env:ZFSCOPE_NOT_SET}", r"ZFSCOPE_NOT_SET"),
+        ("resume=outputs/none", r"resume=outputs/none: no run there"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing_behind(command, tiny, tmp_path, override, message):
+    code, _, err = command("train", *tiny, override)
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("train.py: ")
+    assert re.search(message, err), err
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint=RUN", "analysis.maps=3"], r"analysis\.maps: there is no key 'maps'"),
+        (["analysis=evaluat"], r"evaluat.*evaluate"),
+        ([], r"checkpoint is missing; give it as checkpoint=outputs/RUN"),
+        (["checkpoint=outputs/none"], r"no checkpoint at outputs/none"),
+        (["checkpoint=RUN", "device=gpu7"], r"device='gpu7'"),
+    ],
+)
+def test_analyze_refuses_alike(command, tmp_path, overrides, message):
+    code, _, err = command("analyze", *overrides)
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("analyze.py: ") and re.search(message, err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_cannot_be_read_is_named(command, tiny, tmp_path, folders):
+    broken = next((folders / "train" / "dog").iterdir())
+    broken.write_bytes(broken.read_bytes()[:300])
+
+    code, _, err = command("train", *tiny, "data.num_workers=1")
+
+    assert code == 2
+    assert str(broken) in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_two_mistakes_at_once_are_still_one_line(command, tiny):
+    code, _, err = command("train", *tiny, "optim.lrr=0.1", "optim.foo=1")
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_traceback_is_shown_to_who_wants_it():
+    answer = typed("train.py", "optim.lr=-1", HYDRA_FULL_ERROR="1")
+
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr and "optim.lr=-1" in answer.stderr
+
+
+def test_help_explains_the_groups_and_shows_examples():
+    answer = typed("train.py", "--help")
+
+    assert answer.returncode == 0
+    for words in ("model: ", "zfnet_mini", "python train.py -m model/stem=", "experiment=elpv"):
+        assert words in answer.stdout
+
+
+def test_a_config_is_shown_without_a_run(tmp_path):
+    answer = typed("analyze.py", "experiment=caltech101_pretrained", "--cfg", "job", "--package", "checkpoint")
+
+    assert (answer.returncode, answer.stdout.strip()) == (0, "zoo/zfnet")
+
+
+def test_shell_completion_goes_to_hydra():
+    answer = typed("train.py", "-sc", "query=bash", COMP_LINE="train.py optim=pap", COMP_POINT="18")
+
+    assert (answer.returncode, answer.stdout.split()) == (0, ["optim=paper"])
+
+
+def test_an_error_of_a_loaders_process_is_told_by_its_last_line():
+    report = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  …\nValueError: a.jpg is cut off"
+
+    assert one_line(ValueError(report)) == "a.jpg is cut off"
+    assert one_line(ValueError("first\nsecond")) == "first"
+    assert one_line(ValueError()) == "ValueError"
+
+
+# --- experiments ---
+
+
+@pytest.mark.parametrize(
+    ("name", "experiment", "other"),
+    [("train", "caltech101_pretrained", "analyze"), ("analyze", "table3_zfnet", "train")],
+)
+def test_an_experiment_of_the_other_command_is_told_which_one_it_belongs_to(command, tmp_path, name, experiment, other):
+    code, _, err = command(name, f"experiment={experiment}", "data.root=DIR")
+
+    assert code == 2
+    message = f"experiment={experiment} belongs to {other}.py: python {other}.py experiment={experiment} …"
+    assert err.strip() == f"{name}.py: {message}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_of_ones_own_comes_from_config_dir(command, tiny, tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/fast.yaml").write_text("# @package _global_\nseed: 7\nevaluate: {enabled: false}\n")
+
+    code, _, err = command(
+        "train", "--config-dir=mine", *tiny, "experiment=fast", "callbacks=none", "hydra.run.dir=run"
+    )
+
+    assert code == 0, err
+    assert results(tmp_path / "run")["conditions"]["seed"] == 7
+
+
+def test_the_old_spelling_of_the_members_is_refused_with_the_new_one(command, tmp_path):
+    stored(tmp_path / "old", "experiment=ensemble_3")
+    for spelling in ("experiment=ensemble_3", "experiment=glob(ensemble_*)", "resume=old"):
+        code, _, err = command("train", "-m", spelling)
+
+        assert code == 2
+        assert "train.py -m experiment=table3_zfnet seed=0,1,2,3,4 " in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.name=caltech101", "data=caltech101"),
+        ("analysis.other.name=elpv", "data@analysis.other=elpv"),
+    ],
+)
+def test_the_old_spelling_of_a_data_set_is_refused_with_the_new_one(command, old, new):
+    code, _, err = command("analyze", "analysis=overlap", old)
+
+    assert (code, err) == (2, f"analyze.py: {old} is spelt otherwise now: {new}\n")
+
+
+# --- sweeps ---
+
+
+def test_a_sweep_goes_on_after_a_job_that_is_refused_and_ends_with_a_table(command, tiny, tmp_path):
+    code, out, _ = command(
+        "train", "-m", *tiny, "trainer.max_epochs=1", "evaluate.enabled=false", "callbacks=none",
+        "model.conv1.kernel_size=5,99,-1,7",
+    )  # fmt: skip
+
+    (sweep,) = (tmp_path / "outputs/sweeps").iterdir()
+    states = [results(sweep / str(job)) for job in range(4)]
+    assert code == 1
+    assert [state["state"] for state in states] == ["finished", "failed", "failed", "finished"]
+    assert "99x99 kernel of conv1 is larger than its map of 28x28" in states[1]["cause"]
+    assert "model.conv1.kernel_size=-1" in states[2]["cause"]
+    assert "4 jobs" in out
+    assert states[0]["conditions"]["overrides"][-1] == "model.conv1.kernel_size=5"
+
+
+def test_the_table_is_of_the_jobs_wherever_their_folders_are(command, tiny, tmp_path):
+    folders = ["hydra.sweep.dir='a b'", "hydra.sweep.subdir=x_${seed}_${hydra:job.num}"]
+
+    code, out, _ = command("train", "-m", *tiny, "model.conv1.kernel_size=98,99", *folders)
+
+    assert code == 1
+    assert "2 jobs" in out
+    assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == ["multirun.yaml", "x_0_0", "x_0_1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=range(3,3)", r"seed=range\(3,3\) is empty"),
+        ("experiment=glob(no_such_*)", r"no_such_\*\) is empty"),
+        ("model=zfnet,zfnett", r"zfnett"),
+        ("seed=interval(0,1)", r"BasicSweeper does not support sweep type"),
+        ("optim.lrr=1,2", r"optim\.lrr: there is no key 'lrr'; did you mean lr\?"),
+    ],
+)
+def test_a_sweep_that_does_not_compose_is_refused_whole(command, tiny, tmp_path, override, message):
+    code, _, err = command("train", "-m", *tiny, override)
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1 and re.search(message, err), err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_any_error_of_a_sweeps_job_is_its_own(command, tiny, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("zfscope.training.run.build_network", broken)
+
+    code, out, _ = command("train", "-m", *tiny, "seed=0,1")
+
+    assert code == 1
+    assert out.count("failed: out of memory") == 2
+    for job in ("0", "1"):
+        (folder,) = tmp_path.glob(f"outputs/sweeps/*/{job}")
+        assert results(folder)["cause"] == "out of memory"
+
+
+def test_an_analysis_that_is_refused_does_not_end_its_sweep(command, trained_run, tmp_path):
+    code, out, _ = command(
+        "analyze", "-m", f"checkpoint={trained_run}", "device=cpu", "analysis.part=test,val", "hydra.sweep.dir=both"
+    )
+
+    assert code == 1
+    assert "2 jobs" in out
+    assert [results(tmp_path / "both" / job)["state"] for job in "01"] == ["failed", "finished"]
+
+
+def test_ddp_in_a_sweep_is_refused_job_by_job(command, tiny):
+    code, out, _ = command("train", "-m", *tiny, "+trainer.strategy=ddp", "seed=0,1")
+
+    assert code == 1
+    assert out.count("failed: DDP starts the whole sweep anew on each rank") == 2
+
+
+# --- folders and resume= ---
+
+
+def test_a_second_run_in_a_locked_folder_is_refused(command, tiny, tmp_path):
+    (tmp_path / "busy").mkdir()
+    with lock(tmp_path / "busy"):
+        code, _, err = command("train", *tiny, "hydra.run.dir=busy")
+
+    assert code == 2
+    assert "the run folder busy is locked by another process" in err.replace(f"{tmp_path}/", "")
+    assert (tmp_path / "busy").is_dir()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(command, tiny, trained_run):
+    before = (trained_run / ".hydra/overrides.yaml").read_text()
+
+    for spelling in (f"hydra.run.dir={trained_run}", f"hydra.run.dir='{trained_run}'"):
+        code, _, err = command("train", *tiny, spelling)
+
+        assert code == 2
+        assert f"{trained_run} holds a run; go on with resume={trained_run}" in err
+    assert (trained_run / ".hydra/overrides.yaml").read_text() == before
+
+
+def stored(folder, *overrides):
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
+
+
+def test_resume_puts_the_new_overrides_over_those_of_the_run(tmp_path):
+    stored(tmp_path / "run", "model=alexnet", "optim.lr=0.1", "+trainer.max_steps=3", "~callbacks.diagnostics")
+
+    folder, overrides = resume_overrides([f"resume={tmp_path}/run", "optim.lr=0.2", "++trainer.max_steps=9"])
+
+    assert folder == tmp_path / "run"
+    assert overrides == [
+        "model=alexnet",
+        "~callbacks.diagnostics",
+        f"resume={tmp_path}/run",
+        "optim.lr=0.2",
+        "++trainer.max_steps=9",
+        f'hydra.run.dir="{tmp_path}/run"',
+        "hydra.output_subdir=null",
+    ]
+
+
+def test_a_folder_with_an_equals_sign_is_quoted(tmp_path):
+    stored(tmp_path / "seed=1", "seed=1")
+
+    folder, overrides = resume_overrides([f'resume="{tmp_path}/seed=1"'])
+
+    assert folder == tmp_path / "seed=1"
+    assert overrides[-2] == f'hydra.run.dir="{tmp_path}/seed=1"'
+
+
+@pytest.mark.parametrize("overrides", [["seed=1"], ["resume=null", "seed=1"]])
+def test_without_resume_nothing_is_added(overrides):
+    assert resume_overrides(overrides) == (None, overrides)

@@ -1,0 +1,103 @@
+"""Checkpoints while training: when they are written, what they hold, and that a resumed run repeats a whole one."""
+
+import pytest
+import torch
+
+from tests.conftest import tiny_images
+from tests.training.conftest import CLASSES, StopAt
+from zfscope.networks.checkpoints import load_network, read_checkpoint
+from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine"])
+@pytest.mark.parametrize("stop", [3, 5, 6], ids=["at an epoch's end", "in an epoch's middle", "at the second end"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(fit, tmp_path, stop, schedule):
+    optim = {"schedule": {"name": schedule}, "momentum": 0.9}
+    _, whole = fit(tmp_path / "whole", optim=optim, epochs=4)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", optim=optim, epochs=4, callbacks=[StopAt(stop)])
+    _, resumed = fit(tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt", optim=optim, epochs=4, seed=0)
+
+    weights = resumed.network.state_dict()
+    for name, expected in whole.network.state_dict().items():
+        torch.testing.assert_close(weights[name], expected, rtol=0, atol=0, msg=name)
+
+
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(fit, tmp_path):
+    optim = {"schedule": {"name": "plateau", "patience": 0}}
+    _, whole = fit(tmp_path / "whole", optim=optim, epochs=5)
+
+    fit(tmp_path / "run", optim=optim, epochs=2)
+    trainer, resumed = fit(tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt", optim=optim, epochs=5)
+
+    assert trainer.current_epoch == 5
+    for expected, weight in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+
+
+def test_training_learns_and_its_checkpoints_open(fit, tmp_path):
+    trainer, classifier = fit(tmp_path, epochs=12, count=60, optim={"schedule": {"name": "constant"}})
+
+    assert float(trainer.callback_metrics["val/top1_error"]) < 20
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "epoch_002.ckpt", "last.ckpt"]
+    network = load_network(tmp_path / "last")
+    assert network.classes == CLASSES
+    images, labels = tiny_images(30, seed=5)
+    inputs = torch.stack([network.preprocess(image) for image in images])
+    assert float((network(inputs).argmax(1).numpy() == labels).mean()) > 0.8
+    for expected, weight in zip(classifier.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected)
+
+
+def test_a_checkpoint_holds_tensors_and_plain_containers_only(fit, tmp_path):
+    fit(tmp_path, epochs=1, optim={"ema": {"decay": 0.9}, "mixup": {}})
+
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+
+    assert content["zfscope"]["classes"] == list(CLASSES)
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["zfscope"]["data"] == content["zfscope"]["data"]
+
+
+def test_the_last_checkpoint_is_written_every_few_steps_and_at_the_end_of_an_epoch(fit, tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(tmp_path / "middle", epochs=1, every_n_steps=2, callbacks=[_FailAt(3)])
+    fit(tmp_path / "end", epochs=1, every_n_steps=2)
+
+    steps = [read_checkpoint(tmp_path / run / "checkpoints/last.ckpt")["global_step"] for run in ("middle", "end")]
+    assert steps == [2, 3]
+
+
+def test_an_error_leaves_the_last_checkpoint_as_it_was(fit, tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(tmp_path, epochs=2, callbacks=[_FailAt(5)])
+
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == 3
+
+
+def test_the_best_error_survives_a_move_of_the_run(fit, tmp_path):
+    trainer, _ = fit(tmp_path / "run", epochs=1)
+    state = trainer.checkpoint_callback.state_dict()
+
+    moved = BestCheckpoint(tmp_path / "moved/checkpoints", "val/top1_error")
+    moved.load_state_dict(state)
+
+    assert moved.best_model_score == state["best_model_score"]
+
+
+def test_checkpoint_files_are_read_whole_and_removed_twice(tmp_path):
+    files, path = CheckpointFiles(), tmp_path / "folder/last.ckpt"
+
+    files.save_checkpoint({"weights": torch.arange(3), "name": "x"}, path)
+
+    assert files.load_checkpoint(path)["weights"].tolist() == [0, 1, 2]
+    files.remove_checkpoint(path)
+    files.remove_checkpoint(path)
+    assert list(path.parent.iterdir()) == []
+
+
+class _FailAt(StopAt):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.batches:
+            raise RuntimeError("stop")
