@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import ROOT
-from zfscope.commands import one_line, resume_overrides
+from zfscope.commands import check_experiments, one_line, resume_overrides
 from zfscope.runs import lock
 
 HEAVY = ("torch", "lightning", "timm", "torchvision", "wandb", "matplotlib")
@@ -149,6 +150,24 @@ def test_an_error_of_a_loaders_process_is_told_by_its_last_line():
     assert one_line(ValueError()) == "ValueError"
 
 
+def test_a_key_that_only_the_jobs_of_a_sweep_have_reaches_them(command, tmp_path):
+    # Hydra applies what is not swept to the config of the sweep too, whose phantom has no root.
+    code, _, err = command("train", "-m", "data=folder,imagenet", "data.root=nowhere", "hydra.sweep.dir=sweep")
+
+    assert code == 1, err
+    for number in (0, 1):
+        job = results(tmp_path / f"sweep/{number}")
+        assert "nowhere" in job["cause"]
+        assert "data.root=nowhere" in job["conditions"]["overrides"]
+
+
+def test_a_key_that_no_job_of_a_sweep_has_refuses_it(command, tmp_path):
+    code, _, err = command("train", "-m", "seed=1,2", "data.rot=DIR", "hydra.sweep.dir=sweep")
+
+    assert code == 2 and err.startswith("train.py: data.rot: there is no key 'rot'")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- experiments ---
 
 
@@ -163,6 +182,15 @@ def test_an_experiment_of_the_other_command_is_told_which_one_it_belongs_to(comm
     message = f"experiment={experiment} belongs to {other}.py: python {other}.py experiment={experiment} …"
     assert err.strip() == f"{name}.py: {message}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_experiment_of_a_sweep_is_checked():
+    typed = OverridesParser.create().parse_overrides
+
+    check_experiments("train", typed(["experiment=table3_zfnet,table3_alexnet", "~experiment"]))
+    for sweep in ("elpv,caltech101_pretrained", "[caltech101_pretrained]", "choice(elpv,caltech101_pretrained)"):
+        with pytest.raises(ValueError, match=r"experiment=caltech101_pretrained belongs to analyze\.py"):
+            check_experiments("train", typed([f"experiment={sweep}"]))
 
 
 def test_an_experiment_of_ones_own_comes_from_config_dir(command, tiny, tmp_path):

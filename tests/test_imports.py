@@ -87,6 +87,14 @@ def test_no_analysis_imports_its_sibling():
         assert not [m for m in modules for other in siblings if f"{m}.".startswith(f"zfscope.analyses.{other}.")], name
 
 
+def test_the_picture_of_the_rooms_shows_the_imports_of_today():
+    drawn = subprocess.run(
+        [sys.executable, ROOT / "tests/scripts/draw_rooms.py", "--check"], capture_output=True, text=True
+    )
+
+    assert drawn.returncode == 0, drawn.stderr
+
+
 def test_there_is_no_room_without_a_noun():
     assert not {path.stem for path in sources()} & {"util", "utils", "helper", "helpers", "misc", "common"}
 

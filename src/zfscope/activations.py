@@ -5,8 +5,6 @@ validation set. The figure shows nine different images, so each image counts onc
 strongest activation.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

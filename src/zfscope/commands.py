@@ -4,8 +4,6 @@ A refusal is one line and exit code 2 (``HYDRA_FULL_ERROR=1`` shows all). A swee
 a job whose values are refused, or that fails, is a line of the table at its end, and the exit code is 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -142,7 +140,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> list[Path]:
     check_experiments(name, _parsed(overrides))
     with _composing(name, arguments.config_dir) as hydra:
         try:
-            main = hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+            main = _main_config(hydra, name, overrides, arguments.multirun)
             in_sweep = arguments.multirun or main.hydra.mode == RunMode.MULTIRUN
             folders, fixed = _jobs(name, main) if in_sweep else _single_run(name, overrides)
         except HydraException as error:
@@ -175,8 +173,8 @@ def check_experiments(name: str, overrides: Sequence[Override]) -> None:
     """Refuse an experiment whose file lies with the other command's."""
     (other,) = EXPERIMENTS.keys() - {name}
     for override in overrides:
-        typed = override.get_value_element_as_str() if override.key_or_group == "experiment" else ""
-        for experiment in re.findall(r"[\w/-]+", typed):
+        typed = override.input_line if override.key_or_group == "experiment" else ""
+        for experiment in re.findall(r"[\w/-]+", typed.partition("=")[2]):
             files = {command: folder / f"{experiment}.yaml" for command, folder in EXPERIMENTS.items()}
             if files[other].is_file() and not files[name].is_file():
                 raise ValueError(
@@ -225,6 +223,30 @@ def _composing(name: str, config_dir: str | None) -> Iterator[Hydra]:
             yield GlobalHydra.instance().hydra
         finally:
             HydraConfig.instance().cfg = None
+
+
+def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) -> DictConfig:
+    """The config that Hydra composes before any job.
+
+    In a sweep, a key that only its jobs have (``data.root``, where each job brings another data set) is rewritten in
+    ``overrides`` as a sweep over its one value, which Hydra applies to the jobs alone.
+    """
+    while True:
+        try:
+            return hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        except HydraException as error:
+            unknown = re.search(r"Could not override '([^']+)'", str(error))
+            numbers = [
+                number
+                for number, override in enumerate(_parsed(overrides))
+                if unknown and override.key_or_group == unknown[1] and not override.is_sweep_override()
+            ]
+            if not in_sweep or not numbers or unknown[1].startswith("hydra."):
+                raise
+            for number in numbers:
+                key, _, value = overrides[number].partition("=")
+                value = value or "''"
+                overrides[number] = f"{key}=choice({value})"
 
 
 def _single_run(name: str, overrides: Sequence[str]) -> tuple[list[Path], list[str]]:

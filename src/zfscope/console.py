@@ -1,7 +1,5 @@
 """What a person reads while it runs: the network before training, results after it, a sweep's jobs at its end, bars."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 

@@ -8,8 +8,6 @@ control.
 Source: Zeiler & Fergus (2014), Sec. 4.3, Fig. 8 and Table 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ information, with little coverage of the mid frequencies", and its second "shows
 stride 4". The paper shows pictures; the numbers here are ours.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack

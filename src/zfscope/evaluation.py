@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Sec. 3 (ten crops) and Table 2 (ensembles); Kriz
 over crops and networks.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,10 +3,9 @@
 Source: Zeiler & Fergus (2014), Fig. 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ class Evolution:
         """Which maps have something to show at which epoch, ``(M, E)``."""
         return (self.values > 0) & (self.indices >= 0)
 
-    def before(self, epoch: int) -> Evolution:
+    def before(self, epoch: int) -> Self:
         """What was found before an epoch."""
         kept = [column for column, each in enumerate(self.epochs) if each < epoch]
         parts = {name: part[:, kept] for name, part in vars(self).items() if name not in ("maps", "epochs")}

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 4.1 and Fig. 5.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

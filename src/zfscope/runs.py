@@ -3,8 +3,6 @@
 ``RUN/checkpoints/{best,last,epoch_NNN}.ckpt``, ``RUN/results.json``, ``RUN/figures/``, ``RUN/.hydra/``.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

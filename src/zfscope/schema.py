@@ -4,8 +4,6 @@ Every room owns the schema of its keys (``networks/spec.py``, ``data/spec.py``, 
 turns a mistyped key or an impossible value into one line that names the key, the value and the way out.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence

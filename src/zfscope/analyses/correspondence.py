@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Sec. 4.3, Fig. 8 and Table 1. How many random ma
 not say; all of that is our choice.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Fig. 6.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

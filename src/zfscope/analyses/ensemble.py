@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Table 2: five networks of Fig. 3 and one with wi
 intervals are ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

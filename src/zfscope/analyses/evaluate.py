@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 3 and Table 2.
 """
 
-from __future__ import annotations
-
 from zfscope.analyses.question import Question, Result, percent
 from zfscope.evaluation import check_classes, error_metrics, predict
 

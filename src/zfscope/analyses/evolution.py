@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Fig. 4.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Fig. 5.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Tables 1 to 7.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections import Counter

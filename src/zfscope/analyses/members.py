@@ -1,7 +1,5 @@
 """The members of an ensemble: opened, checked against each other, and named by architecture."""
 
-from __future__ import annotations
-
 import glob
 import json
 import re

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7.
 """
 
-from __future__ import annotations
-
 import difflib
 import warnings
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Sec. 5.2: 44 images of Caltech-101 and 243 of Ca
 set, from which they were removed.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 5.3 and Table 7.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

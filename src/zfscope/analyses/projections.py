@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Fig. 2; the controls follow Mahendran & Vedaldi (2016) and Adebayo et al. (2018).
 """
 
-from __future__ import annotations
-
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence

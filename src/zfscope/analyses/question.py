@@ -4,8 +4,6 @@ Every module of this room has one function ``analyse(question) -> result``; ``ru
 logs and prints the result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One analysis from its config to its run folder: load, ask, save, log; the same for all of them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from importlib import import_module

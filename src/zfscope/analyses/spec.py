@@ -1,8 +1,6 @@
 """The keys of ``conf/analyze.yaml`` and of each analysis."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -214,7 +212,7 @@ class AnalyzeConfig(Strict):
     analysis: Analysis
 
     @model_validator(mode="after")
-    def _checkpoint_is_given(self) -> AnalyzeConfig:
+    def _checkpoint_is_given(self) -> Self:
         name, checkpoint = self.analysis.name, self.checkpoint
         if name in ("overlap", "ledger"):
             if checkpoint is not None:
@@ -226,7 +224,7 @@ class AnalyzeConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _image_is_looked_at(self) -> AnalyzeConfig:
+    def _image_is_looked_at(self) -> Self:
         if self.image is not None and self.analysis.name != "occlusion":
             raise ValueError(f"image={self.image} belongs to analysis=occlusion, not to analysis={self.analysis.name}")
         if self.image is not None and self.analysis.indices is not None:

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 5.2, Tables 4 to 6 and Fig. 9.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Every data set of this package is a function that returns `Splits` of these. Wha
 (see ``zfscope.data.reading`` for files).
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import mmap
@@ -13,6 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -62,11 +61,11 @@ class ImageSet:
         """What to call an image in a list of images: one line, the same wherever the data set lies."""
         raise NotImplementedError
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The images at these positions (integers, or a mask of N booleans), in this order."""
         raise NotImplementedError
 
-    def only(self, classes: Sequence[str]) -> ImageSet:
+    def only(self, classes: Sequence[str]) -> Self:
         """The images of these classes, which alone remain; where an image may have several, those with any of them.
 
         Args:
@@ -144,7 +143,7 @@ class FileImages(ImageSet):
         text = printable(text.replace("\\", "\\\\"))
         return "\\x23" + text[1:] if text[0] == "#" else text
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> FileImages:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """These files, under the same root."""
         rows = _positions(indices, len(self))
         return FileImages(self._names[rows], self.labels[rows], self.classes, self.root)
@@ -198,7 +197,7 @@ class ArrayImages(ImageSet):
         """The name: it holds no path."""
         return self.name(index)
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> ArrayImages:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """These images of the same array; they keep their names."""
         rows = _positions(indices, len(self))
         subset = object.__new__(type(self))
@@ -262,7 +261,7 @@ class JoinedImages(ImageSet):
         images, position = self._find(index)
         return images.key(position)
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> JoinedImages:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """These images."""
         rows = _positions(indices, len(self))
         subset = copy.copy(self)

@@ -1,8 +1,6 @@
 """The keys of ``conf/data``: where the images are and how they become a batch."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,7 +21,7 @@ class AugmentConfig(Strict):
     auto_augment: str | None = None
 
     @model_validator(mode="after")
-    def _policy_knows(self) -> AugmentConfig:
+    def _policy_knows(self) -> Self:
         if self.policy == "standard" and self.auto_augment is not None:
             raise ValueError("auto_augment belongs to policy=timm")
         if self.policy == "timm" and (self.pca_colour or self.rotate90):
@@ -60,7 +58,7 @@ class DataConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> DataConfig:
+    def _crop_fits(self) -> Self:
         if self.crop > self.resize:
             raise ValueError(
                 f"crop={self.crop} is larger than resize={self.resize}; crops are cut from the resized image"

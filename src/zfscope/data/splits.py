@@ -1,9 +1,8 @@
 """The parts of a data set, and how they are carved out of one whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -28,7 +27,7 @@ class Splits:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in named.items() if images is not None}
 
-    def map(self, change: Callable[[ImageSet], ImageSet]) -> Splits:
+    def map(self, change: Callable[[ImageSet], ImageSet]) -> Self:
         """The same parts, every one changed by a function."""
         return replace(self, **{name: change(images) for name, images in self.parts.items()})
 

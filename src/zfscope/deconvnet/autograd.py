@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 2.1; see ``rules`` for what replaces the gradients of ReLU and normalisation.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager

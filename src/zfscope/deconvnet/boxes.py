@@ -1,7 +1,5 @@
 """Where activations are, the pixels that they see, and cutting those out of images."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

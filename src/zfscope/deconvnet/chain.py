@@ -6,8 +6,6 @@ time. Windows lie in memory maps last, ``(P, h, w, C)``: cells are gathered as r
 Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """How much of a projection is the feature's own: the same switches with another map, or with random weights."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

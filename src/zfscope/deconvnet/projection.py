@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

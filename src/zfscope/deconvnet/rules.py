@@ -6,8 +6,6 @@ replaced here while a network runs; filters, pools and sums are what autograd ma
 Source: Zeiler & Fergus (2014), Sec. 2.1; Springenberg et al. (2015), "Striving for simplicity", Fig. 1 (guided).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

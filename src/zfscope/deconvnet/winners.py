@@ -5,8 +5,6 @@ Winners of many maps share images, so each image goes forward once, whatever it 
 Source: Zeiler & Fergus (2014), Fig. 2 and Fig. 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

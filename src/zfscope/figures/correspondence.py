@@ -1,7 +1,5 @@
 """Fig. 8 and Table 1 as one picture: images with one part hidden after the other, and how alike features change."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

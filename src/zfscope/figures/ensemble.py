@@ -1,7 +1,5 @@
 """Error by number of networks averaged; the paper has a table (2)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

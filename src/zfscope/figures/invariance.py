@@ -1,7 +1,5 @@
 """Fig. 5: images that are shifted, scaled and turned, how far their features move, and whether the class stays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib

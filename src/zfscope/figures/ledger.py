@@ -1,7 +1,5 @@
 """Table 3 as bars: what removing and resizing layers does to the error, the paper's beside ours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

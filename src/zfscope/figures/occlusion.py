@@ -1,7 +1,5 @@
 """Fig. 7: what a network says while a square slides over an image, on top of the image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Pairs of images side by side, most alike first, so that an eye can judge where copies end and likeness begins."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

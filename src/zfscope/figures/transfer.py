@@ -1,7 +1,5 @@
 """Fig. 9: accuracy by training images per class, pretrained against from scratch; Table 7: accuracy by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

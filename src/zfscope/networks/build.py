@@ -1,7 +1,5 @@
 """From ``conf/model`` to a network with fresh weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

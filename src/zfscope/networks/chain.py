@@ -4,8 +4,6 @@ A layer is conv -> ReLU -> [max pool] -> [contrast norm]; AlexNet's norm stands 
 Source: Zeiler & Fergus (2014), Fig. 3; paddings follow from its map sizes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -4,8 +4,6 @@ They hold tensors and plain containers only, are written beside their target, fl
 are checked when they are read. Nothing is ever instantiated from one.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The receptive field of a unit: computed for a chain of layers, measured with NaN for any other network."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Fig. 3, whose sizes 110/55/26/13/13/13/13/6 need pooling in ceil mode.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Any module, or a model of timm, as a network with named layers: traced by hooks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

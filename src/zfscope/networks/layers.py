@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Sec. 3 (filter renormalisation) and Fig. 3 (cont
 formula and constants are those of Krizhevsky, Sutskever & Hinton (2012), Sec. 3.3.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """A classifier with named layers, and the trace that one forward pass leaves."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -4,11 +4,9 @@ Source: Zeiler & Fergus (2014), Sec. 3: short side to 256, centre 256x256, minus
 sub-crops of 224x224. A network carries its own preprocessing, so members of an ensemble may differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -78,7 +76,7 @@ class Preprocessing:
         return {"resize": self.resize, "crop": self.crop, "mean": self.mean, "scale": self.scale}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Preprocessing:
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The inverse of ``state``."""
         return cls(int(state["resize"]), int(state["crop"]), state["mean"].float(), state["scale"].float())
 

@@ -5,8 +5,6 @@ pytorchcv's ZFNet has its contrast normalisation before the pool, not after it a
 of unit variance: a network that starts from them must be built from ``zoo_config``, not from ``conf/model/zfnet.yaml``.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import textwrap

@@ -1,8 +1,6 @@
 """The keys of ``conf/model``: layers by name, constants of the contrast normalisation, initial weights."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -80,7 +78,7 @@ class ModelConfig(Strict):
     layers: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
-    def _has_layers(self) -> ModelConfig:
+    def _has_layers(self) -> Self:
         if self.source == "convnet":
             if self.fc8 is None:
                 raise ValueError("fc8 gives the classes' logits and cannot be removed")

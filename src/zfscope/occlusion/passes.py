@@ -1,7 +1,5 @@
 """Occlusion by full passes: the whole network runs once for each position of the occluder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 

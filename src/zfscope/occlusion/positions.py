@@ -1,7 +1,5 @@
 """Where the occluder stands: its positions along a side, and what it hides there."""
 
-from __future__ import annotations
-
 import math
 
 import torch

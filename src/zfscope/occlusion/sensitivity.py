@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@ conv(change)``, and a change has fewer cells than what it changes. Nothing is ap
 Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ columns, so that the products of all pairs of images (the Gram matrix) need one 
 Source: Zeiler & Fergus (2014), Sec. 5.2 and 5.3 use such features; files and blocks are our choice.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

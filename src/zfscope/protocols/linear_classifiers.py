@@ -10,8 +10,6 @@ Source: Zeiler & Fergus (2014), Sec. 5.2 and 5.3, Tables 4 to 7: a softmax on fr
 and choice of C, of which the paper says nothing, are ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Source: Zeiler & Fergus (2014), Sec. 5.2, "normalized correlation"; how they pre
 filter, threshold and the second condition are our choice, made by measurement (docs/overlap.md).
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Iterable, Iterator

@@ -5,10 +5,9 @@ images of each, five folds, mean accuracy per class. What a class with fewer ima
 the paper leaves open; what stands here is our choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ class Target:
     held_out: np.ndarray | None
 
     @classmethod
-    def of(cls, splits: Splits) -> Target:
+    def of(cls, splits: Splits) -> Self:
         """All images of a data set; its test images, or where there are none its validation images, never train."""
         parts = list(splits.parts.values())
         images = JoinedImages(parts)

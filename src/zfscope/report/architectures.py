@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Fig. 3, Sec. 3 and Table 3; constants of the con
 the replication of Krizhevsky et al. (2012): theirs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

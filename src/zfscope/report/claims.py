@@ -7,8 +7,6 @@ The intervals are Student's t over networks of differing seed; with a single net
 Source: Zeiler & Fergus (2014); which section, each claim says. Effects, intervals and verdicts are ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A number is averaged only with its like: networks of one training identity that 
 same images. A run that does not say how its networks were trained is like no other.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence

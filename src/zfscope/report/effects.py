@@ -1,7 +1,5 @@
 """Effects in runs: a number for each run, or pair of networks, above 0 where the paper is right; with its condition."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ is the same. A number measured on other data or by another network than the pape
 experiment runs and which way it points, and is not comparable to the paper's.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

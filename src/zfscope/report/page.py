@@ -4,8 +4,6 @@ What a page says stands in ``templates/``. Whatever comes from a run is escaped:
 failures.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import re

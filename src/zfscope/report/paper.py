@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus, Visualizing and Understanding Convolutional Networks (arXiv 1311.2901v3; ECCV 2014).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

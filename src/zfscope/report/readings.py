@@ -1,7 +1,5 @@
 """What runs left in their ``results.json``, read back."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -9,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Self
 
 from scipy.special import stdtrit
 
@@ -36,7 +34,7 @@ class TrainedNetwork:
     checkpoint: str
 
     @classmethod
-    def read(cls, identity: Any, seed: Any, checkpoint: Any) -> TrainedNetwork:
+    def read(cls, identity: Any, seed: Any, checkpoint: Any) -> Self:
         """From what a result holds of it, which may be nothing."""
         known = isinstance(identity, Mapping) and isinstance(identity.get("digest"), str)
         facts = identity.get("facts") if known else None

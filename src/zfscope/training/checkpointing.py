@@ -1,7 +1,5 @@
 """When checkpoints are written: the best, the last, and the epochs of Fig. 4; and how they reach the disk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

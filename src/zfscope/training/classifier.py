@@ -3,8 +3,6 @@
 Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9, dropout; Krizhevsky et al. (2012): weight decay.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any

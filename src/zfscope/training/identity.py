@@ -5,8 +5,6 @@ it is known to change no weight: paths, caches, workers, the device, names, logg
 a callback that is not known here counts, so that numbers are rather kept apart than mixed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """How a run shows that it is alive: a bar in a terminal, one line an epoch in a log."""
 
-from __future__ import annotations
-
 import sys
 import time
 

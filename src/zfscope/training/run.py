@@ -1,7 +1,5 @@
 """One training: seed -> build -> fit -> evaluate, in a run folder."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import inspect

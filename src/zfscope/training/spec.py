@@ -1,8 +1,6 @@
 """The keys of ``conf/train.yaml`` and of its groups optim, trainer, logger, checkpoints, callbacks and evaluate."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,7 +23,7 @@ class MixupConfig(Strict):
     cutmix: NotNegative = 0.0
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> MixupConfig:
+    def _one_of_them(self) -> Self:
         if self.mixup == 0 and self.cutmix == 0:
             raise ValueError("mixup=0 and cutmix=0 mix nothing; optim.mixup=null switches them off")
         return self
@@ -95,7 +93,7 @@ class LoggerConfig(Strict):
     log_model: bool = False
 
     @model_validator(mode="after")
-    def _artifacts_need_a_server(self) -> LoggerConfig:
+    def _artifacts_need_a_server(self) -> Self:
         if self.log_model and (self.name != "wandb" or self.mode != "online"):
             raise ValueError("log_model=true sends checkpoints to a server: it needs logger=wandb logger.mode=online")
         return self
@@ -151,7 +149,7 @@ class TrainConfig(Strict):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
-    def _fit_together(self) -> TrainConfig:
+    def _fit_together(self) -> Self:
         if self.optim.mixup is not None and (self.data.batch_size % 2 or self.data.name == "voc2012"):
             raise ValueError("optim.mixup mixes pairs of images of one class each: it needs an even data.batch_size")
         if self.optim.nesterov and self.optim.name == "sgd" and self.optim.momentum == 0:
@@ -161,7 +159,7 @@ class TrainConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _callbacks_are_trusted(self) -> TrainConfig:
+    def _callbacks_are_trusted(self) -> Self:
         for key, callback in self.callbacks.items():
             target = (callback or {}).get("_target_")
             if callback is not None and target is None:
