@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
 
 
+def seeds(count: int, quick: int = 10) -> list:
+    """Seeds of a parametrised test: the first few by default, the others in `make test-all`."""
+    return [*range(quick), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count))]
+
+
 def composed(*overrides: str, name: str = "train") -> dict:
     """A config as Hydra composes it from conf/, resolved, as plain containers."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

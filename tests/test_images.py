@@ -19,12 +19,6 @@ def test_one_scale_keeps_tiles_comparable():
     assert tiles.flatten(1).tolist() == [[128, 255], [191, 0]]
 
 
-def test_a_scale_for_each_gives_every_tile_full_contrast():
-    tiles = to_tiles(signed([0.0, 4.0], [0.5, -0.25]), scale="each")
-
-    assert tiles.flatten(1).tolist() == [[128, 255], [255, 64]]
-
-
 def test_a_given_limit_clips():
     assert to_tiles(signed([1.0, 8.0]), limit=2.0).flatten().tolist() == [191, 255]
 
@@ -81,8 +75,6 @@ def test_a_tile_becomes_a_picture_with_its_colours():
 def test_what_is_no_tile_is_refused():
     with pytest.raises(ValueError, match=r"\(N, 1 or 3, H, W\), but came with \(2, 4, 3, 3\)"):
         to_tiles(torch.zeros(2, 4, 3, 3))
-    with pytest.raises(ValueError, match="scale must be 'common' or 'each', but is 'all'"):
-        to_tiles(torch.zeros(1, 1, 2, 2), scale="all")
     with pytest.raises(ValueError, match="columns must be at least 1, but is 0"):
         grid(torch.zeros(1, 1, 2, 2), columns=0)
     with pytest.raises(ValueError, match="came as torch.float32"):

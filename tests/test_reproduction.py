@@ -103,8 +103,8 @@ def test_features_are_extracted_once_for_all_folds_sizes_and_analyses(command, r
     import zfscope.protocols.features as features
 
     passes = []
-    write = features._write
-    monkeypatch.setattr(features, "_write", lambda *given: passes.append(given) or write(*given))
+    write = features.write_tables
+    monkeypatch.setattr(features, "write_tables", lambda *given: passes.append(given) or write(*given))
     arguments = ["analyze", "analysis=transfer", f"checkpoint={run}", "data=caltech101", f"data.root={caltech101}"]
 
     for _ in range(2):

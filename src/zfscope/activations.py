@@ -22,17 +22,11 @@ EMPTY = (-torch.inf, -1.0, -1.0, -1.0)
 
 
 class TopTable(NamedTuple):
-    """The strongest activations of one layer, a row per map, strongest first.
+    """The strongest activations of one layer, a row per map, strongest first."""
 
-    Attributes:
-        values: The activations, ``(C, k)`` float64; -inf where there were fewer than ``k`` images.
-        indices: In which image, ``(C, k)`` int64; -1 where empty.
-        positions: Where in the map, ``(C, k, 2)`` int64 as (row, column); -1 where empty.
-    """
-
-    values: Tensor
-    indices: Tensor
-    positions: Tensor
+    values: Tensor  # the activations, (C, k) float64; -inf where there were fewer than k images
+    indices: Tensor  # in which image, (C, k) int64; -1 where empty
+    positions: Tensor  # where in the map, (C, k, 2) int64 as (row, column); -1 where empty
 
 
 class TopActivations(Metric):
@@ -58,8 +52,6 @@ class TopActivations(Metric):
     Source: Zeiler & Fergus (2014), Sec. 4 and Fig. 2; the rule for ties is our choice.
     """
 
-    is_differentiable = False
-    higher_is_better = None
     full_state_update = False
 
     def __init__(self, channels: Mapping[str, int], k: int = 9, **kwargs: Any) -> None:
@@ -212,17 +204,11 @@ def _first_places(maps: Tensor, image: Tensor, channel: Tensor, values: Tensor) 
 
 
 def _winners(numbers: Tensor, values: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Who takes the ``k`` places of each map, from a list of rivals in any order.
+    """Who takes the ``k`` places of each map, from a list of M rivals in any order.
 
-    Args:
-        numbers: The map each rival is in, ``(M,)``.
-        values: Its activation.
-        images: Its image; -1 is nobody.
-        k: Places in each map.
-
-    Returns:
-        Winners as positions in the list, and the slots ``map * k + place`` they take. Rivals alike in
-        map, image and value share a slot: only where in the map they stand tells them apart.
+    Each rival has a map (``numbers``), a value and an image; image -1 is nobody. Returns the winners as positions in
+    the list, and the slots ``map * k + place`` they take. Rivals alike in map, image and value share a slot: only where
+    in the map they stand tells them apart.
     """
     owners = numbers * IMAGES + images
     order = (images >= 0).nonzero().squeeze(1)

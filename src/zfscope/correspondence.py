@@ -23,16 +23,12 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class SignChanges:
-    """What masking did to the features of one layer.
+    """What masking did to the features of one layer."""
 
-    Attributes:
-        pairs: Share of dimensions whose changes differ in sign, for each mask of the set and each pair of images,
-            ``(K, N (N - 1) / 2)``. Its mean over pairs is the paper's Delta.
-        changed: Share of dimensions that changed at all, ``(K, N)``.
-    """
-
+    # Share of dimensions whose changes differ in sign, for each mask of the set and each pair of images,
+    # (K, N (N - 1) / 2). Its mean over pairs is the paper's Delta.
     pairs: Tensor
-    changed: Tensor
+    changed: Tensor  # share of dimensions that changed at all, (K, N)
 
     @property
     def delta(self) -> Tensor:
@@ -47,16 +43,14 @@ def sign_change(errors: Tensor) -> Tensor:
         errors: Features of the original minus those of the masked image, ``(…, N, D)``.
 
     Returns:
-        Share of the ``D`` dimensions that differ, 0-1, for the pairs (0, 1), (0, 2), …, ``(…, N (N - 1) / 2)``. A pair
-        has one distance in both orders, so the mean over these is the mean over ordered pairs. ``sign(0) = 0`` differs
-        from both signs.
+        Share of the ``D`` dimensions that differ, 0-1, for the pairs (0, 1), (0, 2), …, ``(…, N (N - 1) / 2)``; in
+        either order a pair has the same. ``sign(0) = 0`` differs from both signs.
 
     Raises:
         ValueError: If there are fewer than two images, no dimension, or values that are not finite.
 
-    Source: Zeiler & Fergus (2014), Sec. 4.3: Delta = sum over i != j of H(sign e_i, sign e_j), H the normalised
-    Hamming distance. What the printed "mean feature sign change" is the mean of, and what its +- is over, the paper
-    does not say; we take the mean and the standard deviation over pairs. The rule for 0 is ours.
+    Source: Zeiler & Fergus (2014), Sec. 4.3: Delta = sum over i != j of H(sign e_i, sign e_j). What the printed numbers
+    are the mean and +- of, the paper does not say; we take mean and standard deviation over pairs.
     """
     if errors.ndim < 2 or errors.shape[-2] < 2 or not errors.shape[-1]:
         raise ValueError(f"errors must be (…, N, D) of 2 images or more, but are {tuple(errors.shape)}")
@@ -81,15 +75,9 @@ def feature_errors(original: Tensor, masked: Tensor) -> Tensor:
 
 
 def occluded(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
-    """Copies of images with a box of each filled.
+    """Copies of network inputs ``(N, 3, H, W)`` with a box of each set to ``fill`` (0 is the mean grey).
 
-    Args:
-        images: Network inputs, ``(N, 3, H, W)``.
-        boxes: Half-open ``(x0, y0, x1, y1)`` in pixels, ``(…, N, 4)``; what overhangs is cut off.
-        fill: Value in the box; 0 is the mean grey.
-
-    Returns:
-        ``(…, N, 3, H, W)``.
+    Boxes are half-open ``(x0, y0, x1, y1)`` in pixels, ``(…, N, 4)``; what overhangs is cut off. ``(…, N, 3, H, W)``.
     """
     if images.ndim != 4 or boxes.shape[-2:] != (len(images), 4):
         raise ValueError(
@@ -110,18 +98,15 @@ def random_boxes(
     around: Tensor | None = None,
     together: bool = False,
 ) -> Tensor:
-    """Boxes of the same sizes at random places inside the images, all equally probable unless ``around`` is given.
+    """Boxes of the same sizes at random places inside the images, ``(draws, N, 4)`` int64.
 
     Args:
         boxes: One for each image, inside it, ``(N, 4)``, pixels.
         draws: Random boxes of each.
         size: Height and width of the images, pixels.
         generator: Of the places, on the CPU.
-        around: Boxes ``(N, 4)`` in which the random ones' middles shall lie; they are pushed inside the image.
+        around: Boxes ``(N, 4)`` in which the middles shall lie, pushed inside the image; default: anywhere, uniformly.
         together: Draw one place for all images; boxes of other sizes have theirs at the same share of their room.
-
-    Returns:
-        ``(draws, N, 4)`` int64, wholly inside the images.
 
     Raises:
         ValueError: If a box is larger than the images.
@@ -150,7 +135,7 @@ def correspond(
     fill: float = 0.0,
     batch_size: int = 32,
 ) -> dict[str, SignChanges]:
-    """Mask images and compare how their features change.
+    """Mask images and compare how their features change; by layer, on the CPU.
 
     Everything is computed in float64, so that what the mask cannot reach is told from what it changes a little.
 
@@ -162,9 +147,6 @@ def correspond(
         fill: Value in the box; 0 is the mean grey.
         batch_size: Images that go forward together.
 
-    Returns:
-        By layer, on the CPU.
-
     Raises:
         ValueError: If there is no such layer, it gives no tensor with a row for each image, or a box hides nothing.
     """
@@ -173,16 +155,16 @@ def correspond(
     corners = boxes.clamp_min(0).minimum(torch.tensor(images.shape[-1:-3:-1] * 2))
     if bool((corners[..., 2:] <= corners[..., :2]).any()):
         raise ValueError("a box is empty or outside its image; what hides nothing would count as perfect agreement")
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    changes: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with evaluating(network), in_float64(network):
         images = network.as_input(images)
         original = _features(network, images, layers, batch_size)
-        for some in boxes.split(max(1, batch_size // len(images))):
-            masked = _features(network, occluded(images, some, fill).flatten(0, 1), layers, batch_size)
+        for sets in boxes.split(max(1, batch_size // len(images))):
+            masked = _features(network, occluded(images, sets, fill).flatten(0, 1), layers, batch_size)
             for layer in layers:
-                errors = feature_errors(original[layer], masked[layer].unflatten(0, some.shape[:2]))
-                found[layer].append((sign_change(errors).cpu(), (errors != 0).double().mean(-1).cpu()))
-    return {layer: SignChanges(*map(torch.cat, zip(*parts, strict=True))) for layer, parts in found.items()}
+                errors = feature_errors(original[layer], masked[layer].unflatten(0, sets.shape[:2]))
+                changes[layer].append((sign_change(errors).cpu(), (errors != 0).double().mean(-1).cpu()))
+    return {layer: SignChanges(*map(torch.cat, zip(*parts, strict=True))) for layer, parts in changes.items()}
 
 
 @contextmanager
@@ -206,11 +188,11 @@ def layers_to_compare(network: Network) -> tuple[str, ...]:
 
 def _features(network: Network, images: Tensor, layers: Sequence[str], batch_size: int) -> Mapping[str, Tensor]:
     """Flattened features of some layers, ``(N, D)`` each."""
-    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for some in images.split(batch_size):
-        maps = network.trace(some).maps
+    features: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    for batch in images.split(batch_size):
+        maps = network.trace(batch).maps
         for layer in layers:
-            if not isinstance(maps.get(layer), Tensor) or maps[layer].shape[:1] != some.shape[:1]:
+            if not isinstance(maps.get(layer), Tensor) or maps[layer].shape[:1] != batch.shape[:1]:
                 raise ValueError(f"layer {layer!r} gives no features (N, …) of its images; name other layers")
-            found[layer].append(maps[layer].flatten(1))
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+            features[layer].append(maps[layer].flatten(1))
+    return {layer: torch.cat(parts) for layer, parts in features.items()}

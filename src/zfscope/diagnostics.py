@@ -24,18 +24,11 @@ GRID = 96  # filters of any size are padded to it, so that a band means the same
 
 
 class MapRanges(Metric):
-    """The largest and the smallest activation of each feature map of a layer, over all images.
+    """The largest and the smallest activation of each feature map of a layer, over all images; NaN stays NaN.
 
-    Images that come again, as in the padded batches of DDP, change nothing, nor do their order and their split over
-    batches and ranks. NaN stays NaN.
-
-    Args:
-        maps: Number of feature maps (of units, if dense).
-        **kwargs: As for any ``torchmetrics.Metric``.
+    Images that are repeated, as in the padded batches of DDP, change nothing.
     """
 
-    is_differentiable = False
-    higher_is_better = None
     full_state_update = False
 
     def __init__(self, maps: int, **kwargs: Any) -> None:
@@ -47,8 +40,8 @@ class MapRanges(Metric):
         """Take in the feature maps of some images, ``(N, C, h, w)`` or ``(N, C)``."""
         if maps.numel():
             axes = [axis for axis in range(maps.ndim) if axis != 1]
-            found = torch.stack([maps.amax(axes), -maps.amin(axes)]).detach().to(self.extremes)
-            self.extremes = torch.maximum(self.extremes, found)
+            extremes = torch.stack([maps.amax(axes), -maps.amin(axes)]).detach().to(self.extremes)
+            self.extremes = torch.maximum(self.extremes, extremes)
 
     def compute(self) -> Tensor:
         """Largest and smallest activation of each map over all ranks, ``(2, C)`` float32; -inf, inf without images."""
@@ -61,17 +54,11 @@ def dead_maps(ranges: Tensor) -> Tensor:
 
 
 def near_dead_maps(ranges: Tensor) -> Tensor:
-    """Which maps live, but hardly answer to any image, bool ``(C,)``.
+    """Which maps live, but hardly respond to any image, bool ``(C,)``: range below 1 % of the living maps' median.
 
-    A map's range is its largest minus its smallest activation, neither taken below 0, where a ReLU ends. It is nearly
-    dead below 1 % of the median range of the layer's living maps. So a map is found that is always about 0, and one
-    that is always about the same, as of a filter of zeros under a bias. Not counted are images that a map answers to:
-    a map of one class among a thousand is silent in 99.9 % of them, and well.
-
-    Args:
-        ranges: Largest and smallest activation of each map, ``(2, C)``, as from ``MapRanges``.
-
-    Source: ours; Zeiler & Fergus (2014), Fig. 6, only speaks of dead features.
+    A map's range is its largest minus its smallest activation, neither taken below 0. It is small for a map that is
+    always about 0, and for one that is always about the same, as of a filter of zeros under a bias. A map that responds
+    to one class in a thousand is not nearly dead. ``ranges`` as from ``MapRanges``; the measure is ours.
     """
     largest, smallest = ranges.clamp_min(0)
     spans = largest - smallest
@@ -80,18 +67,11 @@ def near_dead_maps(ranges: Tensor) -> Tensor:
 
 
 class MapWatch:
-    """Hooks on a network's feature maps that note each map's range; ``close`` takes them off.
+    """Hooks on a network's feature maps that note each map's range; ``close`` removes them.
 
-    Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over.
-
-    Args:
-        network: The network that runs.
-        layers: Whose maps are watched; default: all that give activations. What a bare filtering gives, as the classes'
-            layer's logits or the conv layers of a foreign module, may well be negative without being dead.
-
-    Attributes:
-        listening: Whether what runs now counts.
-        ranges: By layer, once it has run.
+    Watched are ``layers``, by default all that end in an activation: a bare filtering (logits) may be negative without
+    being dead. Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over.
+    ``ranges`` holds the ranges by layer, once it has run; nothing is noted while ``listening`` is False.
     """
 
     def __init__(self, network: Network, layers: Sequence[str] | None = None) -> None:
@@ -117,19 +97,12 @@ class MapWatch:
 
 @dataclass(frozen=True)
 class FilterFrequencies:
-    """Which share of each filter's energy lies where, ``(C,)`` each, 0-1; NaN for a filter of zeros.
+    """Which share of each filter's energy lies where, ``(C,)`` each, 0-1; NaN for a filter of zeros."""
 
-    Attributes:
-        low: Below 1/8 cycles per pixel, the mean (the colour) included.
-        middle: From 1/8 to 1/4.
-        high: Above 1/4.
-        beyond_stride: Beyond what the layer's stride can carry: the subsampling folds it back as something else.
-    """
-
-    low: Tensor
-    middle: Tensor
-    high: Tensor
-    beyond_stride: Tensor
+    low: Tensor  # below 1/8 cycles per pixel, the mean (the colour) included
+    middle: Tensor  # from 1/8 to 1/4
+    high: Tensor  # above 1/4
+    beyond_stride: Tensor  # beyond what the layer's stride can carry: the subsampling folds it back as something else
 
 
 # Of filters of white noise: each band's area. What a filter has in a band is much or little beside this.
@@ -151,8 +124,7 @@ def filter_frequencies(weight: Tensor, stride: int | Sequence[int] = 1) -> Filte
     Raises:
         ValueError: If ``weight`` is no set of filters or the stride is below 1.
 
-    Source: Zeiler & Fergus (2014), Sec. 4.1, in words. Bands and shares are ours: 4 and 8 pixels a wave, since 7 pixels
-    do not tell more bands apart.
+    Source: Zeiler & Fergus (2014), Sec. 4.1, in words. Bands of 4 and 8 pixels a wave are ours.
     """
     if weight.ndim != 4 or not weight.numel():
         raise ValueError(f"weight must be filters (C, C_in, h, w), at least one, but came with {tuple(weight.shape)}")
@@ -189,14 +161,12 @@ class GridScore(NamedTuple):
 def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
     """Whether projections lie on a grid of the image: aliasing of a layer with that stride below them.
 
-    A filter that is put down every ``period`` pixels leaves more at some phases (pixel modulo period) than at others,
-    the same ones in all projections; what the images hold falls on every phase alike. So each projection's energy is
-    summed by phase, rows and columns, and averaged over projections; the score is the standard deviation over the
-    ``period ** 2`` phases, as a share of their mean: by Parseval the strength of all harmonics of ``1 / period`` in the
-    energy's spectrum, as far as projections have them in step. ``chance`` is the same if each projection were shifted
-    by a random number of pixels: root mean square, in closed form. A Hann window keeps edges of patches from counting.
-
-    Not found is what has energy everywhere, as an even checkerboard: ``beyond_stride`` of the filters tells of it.
+    A filter that is applied every ``period`` pixels leaves more energy at some phases (pixel modulo period) than at
+    others, the same ones in all projections. So each projection's energy is summed by phase, rows and columns, and
+    averaged over projections; the score is the standard deviation over the ``period ** 2`` phases, as a share of their
+    mean. ``chance`` is the same if each projection were shifted by a random number of pixels: root mean square, in
+    closed form. A Hann window keeps edges of patches from counting. An even checkerboard is not seen here;
+    ``beyond_stride`` of the filters tells of it. The measure is ours.
 
     Args:
         projections: ``(P, C, h, w)``, at least two periods high and wide.
@@ -207,9 +177,7 @@ def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
         NaN, NaN if all projections are zero.
 
     Raises:
-        ValueError: If that is not what came.
-
-    Source: ours. Zeiler & Fergus (2014), Sec. 4.1, name the artefacts of Fig. 6 (d), but give no measure.
+        ValueError: If shapes or the period are not as above.
     """
     count, _, height, width = projections.shape
     if corners.shape != (count, 2):
@@ -221,7 +189,7 @@ def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
     energy = projections.cpu().double().square().sum(1)
     for axis, side in ((1, height), (2, width)):
         window = torch.hann_window(side + 2, periodic=False, dtype=torch.float64)[1:-1]  # without its two zeros
-        energy = energy * window.view([-1 if each == axis else 1 for each in range(3)])
+        energy = energy * window.view([-1 if axis == other else 1 for other in range(3)])
     total = energy.sum((1, 2))
     energy = energy[total > 0] / total[total > 0, None, None]
     columns, rows = (
@@ -238,20 +206,15 @@ def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in one network.
+    """What was measured in one network; ``missing`` says why there are no projections.
 
     Attributes:
-        name: Of the checkpoint.
         ranges: Largest and smallest activation of each map, ``(2, C)``, by layer.
-        first: Name of the first conv layer; None if there is none.
-        filters: Its filters, ``(C, C_in, h, w)``.
-        stride: Its stride, pixels.
-        frequencies: Of its filters.
-        second: Name of the second layer, whose strongest activations were projected; None if they could not be.
+        first: Name of the first conv layer, with its filters ``(C, C_in, h, w)`` and stride in pixels.
+        second: Name of the second layer, if its strongest activations were projected.
         maps: Which of its feature maps, ``(M,)``.
-        tiles: Projection of each one's strongest activation, uint8 ``(M, 3, h, w)``, each on its own scale.
+        tiles: Projection of the strongest activation of each, uint8 ``(M, 3, h, w)``, each on its own scale.
         grids: Score of the projections by period in pixels.
-        missing: Why there are no projections.
     """
 
     name: str

@@ -28,15 +28,10 @@ VALUES = 2**24  # averages of subsets are held at a time: 128 MB
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities of images, in the order of their positions in the data set.
+    """Class probabilities of images, in the order of their positions in the data set."""
 
-    Attributes:
-        probabilities: Softmax, ``(N, classes)``, by kind of crops: "centre" and, if asked for, "ten_crops".
-        labels: ``(N,)`` int64, or ``(N, classes)`` of 0 and 1 where an image may have several labels.
-    """
-
-    probabilities: dict[str, Tensor]
-    labels: Tensor
+    probabilities: dict[str, Tensor]  # softmax, (N, classes), by kind of crops: "centre" and perhaps "ten_crops"
+    labels: Tensor  # (N,) int64, or (N, classes) of 0 and 1 where an image may have several labels
 
 
 class Canvases(Dataset):
@@ -89,14 +84,8 @@ def predict_members(
 ) -> list[Predictions]:
     """What ``predict`` gives for each of several networks, in one pass over images that are read once.
 
-    Each network has its own preprocessing; those that have the same share its crops.
-
-    Args:
-        networks: With ``preprocessing``; are put into eval mode.
-        batches: ``(canvases by side, labels, positions)`` of ``Canvases`` whose sides are the networks' ``resize``.
-        crops: Whether to add ten crops.
-        device: Where to compute; it holds all networks.
-        total: Number of batches, for the progress bar.
+    As there; ``batches`` are those of ``Canvases`` whose sides are the networks' ``resize``. Networks of the same
+    preprocessing share their crops. ``device`` holds all networks.
     """
     groups: list[list[int]] = []
     for number, network in enumerate(networks):
@@ -128,10 +117,10 @@ def subsets(count: int, size: int, most: int = 1000, seed: int = 0) -> list[tupl
     """All choices of ``size`` out of ``count`` members; a seeded sample of ``most`` where there are more of them."""
     if math.comb(count, size) <= most:
         return list(itertools.combinations(range(count), size))
-    random, found = np.random.default_rng((seed, size)), set()
-    while len(found) < most:
-        found.add(tuple(sorted(random.choice(count, size, replace=False).tolist())))
-    return sorted(found)
+    random, samples = np.random.default_rng((seed, size)), set()
+    while len(samples) < most:
+        samples.add(tuple(sorted(random.choice(count, size, replace=False).tolist())))
+    return sorted(samples)
 
 
 def subset_errors(
@@ -170,14 +159,8 @@ def subset_errors(
 def gain_interval(before: Tensor, after: Tensor, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of how far one error lies below another on the same images, by bootstrap over images.
 
-    Args:
-        before: Which images the one gets wrong, ``(N,)`` bool.
-        after: Which the other gets wrong.
-        draws: Resamplings; each draws N of the N images, with both answers.
-        seed: Of the draws.
-
-    Returns:
-        The 2.5th and 97.5th percentile, in percent of the images.
+    ``before`` and ``after`` say which of the N images each gets wrong, bool. Each of the seeded ``draws`` takes N of
+    the N images, with both answers. Returns the 2.5th and 97.5th percentile, in percent of the images.
     """
     difference = (before.long() - after.long()).numpy()
     # An image counts by its difference, one of three: N draws of images are one draw of how often each comes.
@@ -188,11 +171,7 @@ def gain_interval(before: Tensor, after: Tensor, draws: int = 10_000, seed: int 
 
 
 def check_classes(network: Network, classes: tuple[str, ...]) -> None:
-    """Refuse images whose classes are not the network's, or stand in another order.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
+    """Refuse images whose classes are not the network's, or stand in another order."""
     if network.num_classes != len(classes):
         raise ValueError(f"the network tells {network.num_classes} classes apart, the data set has {len(classes)}")
     if network.classes is None or network.classes == classes:
@@ -221,15 +200,10 @@ def error_metrics(predictions: Predictions, part: str) -> dict[str, float]:
 
 
 def error_table(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Errors and scores of one set of predictions, in percent.
+    """Errors and scores of probabilities ``(N, classes)``, in percent.
 
-    Args:
-        probabilities: ``(N, classes)``.
-        labels: ``(N,)`` int64, or ``(N, classes)`` of 0 and 1.
-
-    Returns:
-        ``top1_error``, ``macro_f1`` and, from six classes up, ``top5_error``; for several labels per
-        image ``mean_average_precision``.
+    For labels ``(N,)`` int64 ``top1_error``, ``macro_f1`` and, from six classes up, ``top5_error``; for labels
+    ``(N, classes)`` of 0 and 1 ``mean_average_precision``.
     """
     if labels.ndim == 2:
         score = multilabel_average_precision(probabilities, labels.long(), labels.shape[1], average="macro")
@@ -250,12 +224,8 @@ def top_error(probabilities: Tensor, labels: Tensor, k: int) -> float:
 def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
     """How many classes go before an image's label: 0 where it is the most probable; ties go to the lower class.
 
-    Args:
-        probabilities: ``(…, N, classes)``.
-        labels: ``(N,)`` int64.
-
-    Returns:
-        ``(…, N)`` int64; behind all classes where a probability is NaN, so that such a network is never right.
+    Probabilities are ``(…, N, classes)``, labels ``(N,)`` int64, ranks ``(…, N)`` int64: behind all classes where a
+    probability is NaN, so that such a network is never right.
     """
     places = labels[:, None].expand(*probabilities.shape[:-1], 1)
     own = probabilities.gather(-1, places)
@@ -275,7 +245,8 @@ def _predict(
 ) -> list[Predictions]:
     """``prepared`` normalises a batch's canvases, and says of each result which networks see it."""
     networks = [network.to(device).eval() for network in networks]
-    found = [{"centre": [], **({"ten_crops": []} if crops else {})} for _ in networks]
+    kinds = ("centre", "ten_crops") if crops else ("centre",)
+    parts: list[dict[str, list[Tensor]]] = [{kind: [] for kind in kinds} for _ in networks]
     labels, positions = [], []
     for batch, label, position in progress(batches, "Evaluating", total):
         for canvases, numbers in prepared(batch):
@@ -284,21 +255,19 @@ def _predict(
             # Channels last: half a CPU's time.
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
             for number in numbers:
-                each = torch.stack([F.softmax(networks[number](view).float(), dim=1) for view in views])
+                shares = torch.stack([F.softmax(networks[number](view).float(), dim=1) for view in views])
                 if crops:
-                    found[number]["ten_crops"].append(each.mean(0).cpu())
-                found[number]["centre"].append(each[4 if crops else 0].cpu())  # the fifth of ten crops is the centre
+                    parts[number]["ten_crops"].append(shares.mean(0).cpu())
+                parts[number]["centre"].append(shares[4 if crops else 0].cpu())  # the fifth of ten is the centre
         labels.append(label)
         positions.append(position)
     order, labels = torch.cat(positions).argsort(), torch.cat(labels)
-    return [
-        Predictions({kind: torch.cat(parts)[order] for kind, parts in kinds.items()}, labels[order]) for kinds in found
-    ]
+    return [Predictions({kind: torch.cat(own[kind])[order] for kind in kinds}, labels[order]) for own in parts]
 
 
 def _mean(probabilities: Sequence[Tensor]) -> Tensor:
     """The average; summed in float64, so that equal tensors give exactly themselves."""
-    return (sum(each.double() for each in probabilities) / len(probabilities)).float()
+    return (sum(member.double() for member in probabilities) / len(probabilities)).float()
 
 
 def _same_inputs(one: Network, other: Network) -> bool:

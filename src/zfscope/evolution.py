@@ -21,17 +21,15 @@ Read = Callable[[Sequence[int]], Tensor]
 class Evolution:
     """The strongest activation of each of ``M`` feature maps of a layer at ``E`` epochs, projected.
 
-    A map whose strongest activation is not above 0, or that has none (all NaN), is dead at that epoch: there its tile
-    is grey, scale and box are 0.
+    A map is dead at an epoch if its strongest activation is not above 0: its tile is grey, scale and box are 0. Where
+    there is no activation (all NaN) values are -inf, indices and positions -1.
 
     Attributes:
         maps: Numbers of the feature maps, ``(M,)``.
         epochs: Counted from 1, ascending.
         tiles: Projections, uint8 ``(M, E, 3, h, w)``, each on its own scale, 0 mid grey.
         scales: The magnitudes that are black or white, ``(M, E)``.
-        values: The activations, ``(M, E)`` float64; -inf where there is none.
-        indices: Images they were found in, ``(M, E)``; -1 where there is none.
-        positions: Where in the map, ``(M, E, 2)`` (row, column); -1 where there is none.
+        values: The activations, ``(M, E)`` float64; their images ``indices (M, E)`` and ``positions (M, E, 2)``.
         boxes: What the tiles show of the image, ``(M, E, 4)`` half-open ``(x0, y0, x1, y1)``, pixels.
     """
 
@@ -50,10 +48,10 @@ class Evolution:
         return (self.values > 0) & (self.indices >= 0)
 
     def before(self, epoch: int) -> Self:
-        """What was found before an epoch."""
-        kept = [column for column, each in enumerate(self.epochs) if each < epoch]
-        parts = {name: part[:, kept] for name, part in vars(self).items() if name not in ("maps", "epochs")}
-        return Evolution(self.maps, self.epochs[: len(kept)], **parts)
+        """The part of it before an epoch."""
+        columns = [column for column, epoch_shown in enumerate(self.epochs) if epoch_shown < epoch]
+        parts = {name: part[:, columns] for name, part in vars(self).items() if name not in ("maps", "epochs")}
+        return Evolution(self.maps, self.epochs[: len(columns)], **parts)
 
 
 @torch.no_grad()
@@ -69,7 +67,7 @@ def observe(
 ) -> dict[str, Evolution]:
     """The strongest activations of some feature maps over some images at one epoch, projected.
 
-    The weights are taken as they are; nothing is drawn from the global random generators.
+    The weights are taken as they are; nothing is drawn from the global random generators. One ``Evolution`` a layer.
 
     Args:
         network: As it is at that epoch, on the device to compute on.
@@ -80,9 +78,6 @@ def observe(
         maps: Feature maps of each layer, at most; a random subset, the same at all epochs.
         seed: Of the subset.
         batch_size: Images that go forward together.
-
-    Returns:
-        By layer, an evolution of one epoch.
 
     Raises:
         ValueError: If there is no image, no layer, no such layer, or a layer has no feature maps.
@@ -98,20 +93,20 @@ def observe(
     chosen: dict[str, Tensor] = {}
     top: TopActivations | None = None
     for batch in indices.cpu().split(batch_size):
-        found = feature_maps(network, read(batch.tolist()), layers)
+        outputs = feature_maps(network, read(batch.tolist()), layers)
         for layer in layers:
-            if layer not in found:
+            if layer not in outputs:
                 raise ValueError(f"layer {layer!r} has no feature maps (N, C, h, w) or (N, C); choose another layer")
         if top is None:
-            chosen = {layer: random_subset(each.shape[1], maps, seed) for layer, each in found.items()}
+            chosen = {layer: random_subset(output.shape[1], maps, seed) for layer, output in outputs.items()}
             # On the CPU, which has float64, and for this process alone: other ranks are not here to meet.
-            top = TopActivations({layer: len(each) for layer, each in chosen.items()}, k=1, sync_on_compute=False)
-        top.update({layer: each[:, chosen[layer].to(each.device)] for layer, each in found.items()}, batch)
+            top = TopActivations({layer: len(subset) for layer, subset in chosen.items()}, k=1, sync_on_compute=False)
+        top.update({layer: output[:, chosen[layer].to(output.device)] for layer, output in outputs.items()}, batch)
 
     tables = top.compute()
     tiles: dict[str, Tensor] = {}
-    scales = {layer: torch.zeros(len(each)) for layer, each in chosen.items()}
-    boxes = {layer: torch.zeros(len(each), 4, dtype=torch.int64) for layer, each in chosen.items()}
+    scales = {layer: torch.zeros(len(subset)) for layer, subset in chosen.items()}
+    boxes = {layer: torch.zeros(len(subset), 4, dtype=torch.int64) for layer, subset in chosen.items()}
     living = {layer: table for layer, table in tables.items() if (table.values > 0).any()}
     for winners in project_winners(network, living, chosen, read_inputs, batch_size=batch_size) if living else ():
         layer, rows = winners.layer, winners.rows
@@ -139,36 +134,33 @@ def join(parts: Sequence[Evolution]) -> Evolution:
     Raises:
         ValueError: If there are none, they share an epoch, or their maps or sizes of tiles differ.
     """
-    parts = sorted((each for each in parts if each.epochs), key=lambda each: each.epochs)
-    epochs = [epoch for each in parts for epoch in each.epochs]
+    parts = sorted((part for part in parts if part.epochs), key=lambda part: part.epochs)
+    epochs = [epoch for part in parts for epoch in part.epochs]
     if not parts or epochs != sorted(set(epochs)):
         raise ValueError(f"an evolution is joined from parts that follow each other, but their epochs are {epochs}")
-    if any(not torch.equal(each.maps, parts[0].maps) for each in parts):
-        raise ValueError(f"the parts of an evolution show different maps: {[each.maps.tolist() for each in parts]}")
-    # Where all maps were dead nobody learned how large a tile is.
-    sizes = {tuple(each.tiles.shape[2:]) for each in parts if each.alive.any()}
+    if any(not torch.equal(part.maps, parts[0].maps) for part in parts):
+        raise ValueError(f"the parts of an evolution show different maps: {[part.maps.tolist() for part in parts]}")
+    # The size of a tile is unknown where all maps were dead.
+    sizes = {tuple(part.tiles.shape[2:]) for part in parts if part.alive.any()}
     if len(sizes) > 1:
         raise ValueError(f"the parts of an evolution have tiles of different sizes, {sorted(sizes)}; give one size")
     size = sizes.pop() if sizes else parts[0].tiles.shape[2:]
     joined = {
-        name: torch.cat([getattr(each, name) for each in parts], dim=1)
+        name: torch.cat([getattr(part, name) for part in parts], dim=1)
         for name in ("scales", "values", "indices", "positions", "boxes")
     }
     tiles = [
-        each.tiles if each.alive.any() else each.tiles.new_full((*each.values.shape, *size), OUTSIDE) for each in parts
+        part.tiles if part.alive.any() else part.tiles.new_full((*part.values.shape, *size), OUTSIDE) for part in parts
     ]
     return Evolution(parts[0].maps, epochs, torch.cat(tiles, dim=1), **joined)
 
 
 def jumps(indices: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Where the strongest image is another than at the last epoch at which the map was alive.
+    """Where the strongest image is another than at the last epoch at which the map was alive, ``(M, E)`` bool.
 
     Args:
         indices: Images of the strongest activations, ``(M, E)``; -1 where there is none.
         alive: Which maps are alive at which epoch, ``(M, E)``; default: wherever there is an image.
-
-    Returns:
-        ``(M, E)`` bool.
 
     Source: Zeiler & Fergus (2014), Fig. 4: sudden jumps come from a change of the strongest image.
     """
@@ -180,17 +172,10 @@ def jumps(indices: Tensor, alive: Tensor | None = None) -> Tensor:
 
 
 def agreement(maps: Tensor, final: Tensor) -> float:
-    """How far feature maps are what they become: their correlation with the final ones, mean over maps.
+    """How far feature maps are what they become: their correlation with the final ones, mean over maps, at most 1.
 
-    Over the same images, place by place; a correlation does not see that a map grew as a whole.
-
-    Args:
-        maps: At one epoch, ``(N, C, h, w)`` or ``(N, C)``.
-        final: At the last epoch, of that shape.
-
-    Returns:
-        At most 1. A map that is constant at the end has nothing to become and does not count; one that is constant
-        now agrees by 0. NaN if all are constant at the end.
+    Both are ``(N, C, h, w)`` or ``(N, C)``, of the same images. A map that is constant at the end does not count; one
+    that is constant now agrees by 0. NaN if all are constant at the end.
 
     Raises:
         ValueError: If the shapes differ.
@@ -201,10 +186,10 @@ def agreement(maps: Tensor, final: Tensor) -> float:
         raise ValueError(
             f"maps {tuple(maps.shape)} and final {tuple(final.shape)} must be the same maps of the same images"
         )
-    now, end = (each.transpose(0, 1).flatten(1).cpu().double() for each in (maps, final))
-    now, end = (each - each.mean(1, keepdim=True) for each in (now, end))
+    now, end = (tensor.transpose(0, 1).flatten(1).cpu().double() for tensor in (maps, final))
+    now, end = (tensor - tensor.mean(1, keepdim=True) for tensor in (now, end))
     # What rounding leaves of a constant is no variation.
-    alive, moving = (each.norm(dim=1) > 1e-9 * whole.norm() for each, whole in ((end, final), (now, maps)))
+    alive, moving = (part.norm(dim=1) > 1e-9 * whole.norm() for part, whole in ((end, final), (now, maps)))
     correlation = torch.nn.functional.cosine_similarity(now, end, dim=1, eps=0).where(moving, 0.0)
     return float(correlation[alive].mean())
 
@@ -212,21 +197,21 @@ def agreement(maps: Tensor, final: Tensor) -> float:
 def settled_epoch(epochs: Sequence[int], agreements: Sequence[float], level: float = 0.9) -> float:
     """The epoch from which a layer stays what it becomes: its agreement is ``level`` or more from there on.
 
-    Between two epochs that were kept the agreement is taken as a straight line.
+    Between two epochs the agreement is taken as a straight line.
 
     Args:
         epochs: Ascending; the last is the one that the others were compared with.
-        agreements: One for each, the last 1 (see ``agreement``).
+        agreements: One for each epoch, the last 1 (see ``agreement``).
         level: Our choice: 0.9, four fifths of the variance.
 
     Returns:
         The first epoch if the agreement was never below; NaN if an agreement is NaN.
     """
-    below = [index for index, each in enumerate(agreements) if not each >= level]
+    below = [index for index, value in enumerate(agreements) if not value >= level]
     if not below:
         return float(epochs[0])
     last = below[-1]
-    if last + 1 == len(epochs) or any(each != each for each in agreements):
+    if last + 1 == len(epochs) or any(value != value for value in agreements):
         return float("nan")
     rise = (level - agreements[last]) / (agreements[last + 1] - agreements[last])
     return epochs[last] + rise * (epochs[last + 1] - epochs[last])

@@ -4,7 +4,6 @@ A tile is an image ``(C, H, W)`` with C = 1 or 3, uint8 in 0-255 once it can be 
 """
 
 import math
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -12,33 +11,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def to_tiles(
-    values: Tensor, scale: Literal["common", "each"] = "common", limit: float | Tensor | None = None
-) -> Tensor:
-    """Turn signed values into tiles: 0 is mid grey, the largest magnitude black or white.
+def to_tiles(values: Tensor, limit: float | Tensor | None = None) -> Tensor:
+    """Turn signed values ``(N, C, H, W)`` into uint8 tiles: 0 is mid grey, the largest magnitude black or white.
 
     Args:
-        values: Any range, shape ``(N, C, H, W)``; NaN and infinity become mid grey, and do not set the scale.
-        scale: ``common``: one scale for all, so that a dominating tile and dead ones show (Fig. 6); ``each``: every
-            tile uses the full contrast (as Fig. 4).
-        limit: The magnitude shown black or white, instead of the largest one: a number, or one for each tile, ``(N,)``.
-
-    Returns:
-        uint8 tiles, shape ``(N, C, H, W)``.
+        values: Any range; NaN and infinity become mid grey, and do not set the scale.
+        limit: The magnitude shown black or white, instead of the largest one of all tiles: a number, or one for each
+            tile, ``(N,)``.
 
     Raises:
-        ValueError: If ``values`` has another shape or ``scale`` is unknown.
+        ValueError: If ``values`` has another shape.
     """
     _check_tiles(values)
-    if scale not in ("common", "each"):
-        raise ValueError(f"scale must be 'common' or 'each', but is {scale!r}")
     values = torch.nan_to_num(values.detach().float().cpu(), 0.0, 0.0, 0.0)
     if limit is None:
-        limits = values.abs().amax(dim=(1, 2, 3), keepdim=True) if len(values) else values.new_ones(1)
-        limits = limits.amax() if scale == "common" else limits
-    else:
-        limits = torch.as_tensor(limit, dtype=torch.float32).cpu()
-        limits = limits.view(-1, 1, 1, 1) if limits.ndim else limits
+        limit = values.abs().amax() if len(values) else 1.0
+    limits = torch.as_tensor(limit, dtype=torch.float32).cpu()
+    limits = limits.view(-1, 1, 1, 1) if limits.ndim else limits
     shares = (values / limits.clamp_min(torch.finfo(torch.float32).tiny)).clamp(-1, 1)
     return (127.5 + 127.5 * shares).round().to(torch.uint8)
 
@@ -68,15 +57,7 @@ def enlarge(tiles: Tensor, at_least: int) -> Tensor:
 
 
 def cross_out(tiles: Tensor, which: Tensor) -> Tensor:
-    """Draw a black cross over the tiles that hold nothing to see.
-
-    Args:
-        tiles: uint8, shape ``(N, C, H, W)``.
-        which: bool, shape ``(N,)``.
-
-    Returns:
-        A copy with the crosses.
-    """
+    """A copy of uint8 tiles ``(N, C, H, W)`` with a black cross over those ``which``, ``(N,)`` bool, hold nothing."""
     _check_tiles(tiles)
     height, width = tiles.shape[2:]
     rows = torch.arange(height)

@@ -21,29 +21,21 @@ KINDS = ("translation", "scale", "rotation")
 class Invariance:
     """What one kind of transformation does to ``N`` images, by ``A`` amounts.
 
-    Attributes:
-        kind: ``translation``, ``scale`` or ``rotation``.
-        amounts: Pixels of the network's input, factors or degrees, ``(A,)`` float64.
-        distances: By layer, the Euclidean distance between the features of the original and of the transformed image,
-            ``(N, A)``.
-        another: By layer, the mean distance between the features of two different originals, over all pairs.
-        norms: By layer, the length of each original's features, ``(N,)``.
-        probability: Of the true label, 0 to 1, ``(N, A)``.
+    ``kind`` is ``translation``, ``scale`` or ``rotation``; all parts by layer but amounts and probability.
     """
 
     kind: str
-    amounts: Tensor
-    distances: dict[str, Tensor]
-    another: dict[str, float]
-    norms: dict[str, Tensor]
-    probability: Tensor
+    amounts: Tensor  # pixels of the network's input, factors or degrees, (A,) float64
+    distances: dict[str, Tensor]  # Euclidean, between features of the original and of the transformed image, (N, A)
+    another: dict[str, float]  # mean distance between the features of two different originals, over all pairs
+    norms: dict[str, Tensor]  # length of each original's features, (N,)
+    probability: Tensor  # of the true label, 0 to 1, (N, A)
 
     def relative(self, layer: str) -> Tensor:
         """The distances of a layer as shares of that to another image, ``(N, A)``: at 1 nothing of the image is left.
 
-        Layers differ in their number of features, in their scale and in how much all images share there: divided by the
-        length of the features, a layer that tells images apart weakly would look invariant. So the unit is what the
-        layer itself calls a difference.
+        Layers differ in their number and scale of features, and in how much all images share there. So the unit is what
+        the layer itself calls a difference.
 
         Source: our choice; the paper's axes show distances whose normalisation it does not tell.
         """
@@ -63,8 +55,8 @@ class Invariance:
 def moved(images: Tensor, kind: str, amount: float, size: int | None = None) -> Tensor:
     """Images shifted, scaled or turned about the centre, by one bilinear resampling (no antialiasing).
 
-    What comes in from outside is 0, the mean grey of a network's input. Given whole canvases and a ``size``, pictures
-    move before they are cropped, so less grey comes in. Where pixels fall upon pixels (whole shifts, quarter turns) the
+    What comes in from outside is 0, the mean grey of a network's input. Of whole canvases and a ``size``, pictures move
+    before they are cropped, so less grey comes in. Where pixels fall upon pixels (whole shifts, quarter turns) the
     values stay exactly what they were; unmoved, it is ``centre_crop``.
 
     Args:
@@ -74,14 +66,9 @@ def moved(images: Tensor, kind: str, amount: float, size: int | None = None) -> 
         amount: See ``kind``.
         size: Side of the middle that is kept, in pixels; default: all.
 
-    Returns:
-        ``(N, C, size, size)``.
-
     Raises:
-        ValueError: For an unknown kind, an amount that is not finite, a scale that is not above 0, a size that does not
-            fit, or what is no batch of images.
+        ValueError: For an unknown kind, an impossible amount or size, or what is no batch of images.
 
-    Source: Zeiler & Fergus (2014), Fig. 5. Resampling and what comes in are our choice.
     """
     if kind not in KINDS:
         raise ValueError(f"no transformation {kind!r}; those are {', '.join(KINDS)}")
@@ -160,12 +147,10 @@ def compare(
 ) -> Invariance:
     """Compare the features of images before and after a transformation, and the probability of the true label.
 
-    The features of all originals at the layers asked are held in memory.
-
     Args:
         network: Any network, on the device to compute on.
         images: Two or more: network inputs, or normalised canvases that are cropped after they were moved,
-            ``(N, 3, H, W)``.
+            ``(N, 3, H, W)``. The features of all originals are held in memory.
         labels: True classes, ``(N,)`` int64.
         kind: See ``moved``.
         amounts: See ``moved``; translations in pixels of the network's input.
@@ -173,8 +158,7 @@ def compare(
         batch_size: Images that go forward together.
 
     Returns:
-        On the CPU, in the order of the images and amounts given. An amount that leaves the image as it is gives a
-        distance of exactly 0.
+        On the CPU, in the order of images and amounts. An amount that leaves the image as it is gives exactly 0.
 
     Raises:
         ValueError: For fewer than two images or no amount, labels that do not fit, an unknown layer or kind, an
@@ -214,17 +198,17 @@ def compare(
                 originals[layer].append(before[layer].cpu())
                 distances[layer].append(torch.stack(columns[layer], 1))
             probability.append(torch.stack(right, 1))
-    features = {layer: torch.cat(each) for layer, each in originals.items()}
-    another = {layer: float(F.pdist(each).mean()) for layer, each in features.items()}
+    features = {layer: torch.cat(parts) for layer, parts in originals.items()}
+    another = {layer: float(F.pdist(vectors).mean()) for layer, vectors in features.items()}
     for layer, distance in another.items():
         if distance == 0:
             raise ValueError(f"layer {layer!r} gives the same features for all images; there is no distance to compare")
     return Invariance(
         kind,
         amounts,
-        {layer: torch.cat(each) for layer, each in distances.items()},
+        {layer: torch.cat(parts) for layer, parts in distances.items()},
         another,
-        {layer: each.norm(dim=1) for layer, each in features.items()},
+        {layer: vectors.norm(dim=1) for layer, vectors in features.items()},
         torch.cat(probability),
     )
 

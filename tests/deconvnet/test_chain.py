@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import composed
+from tests.conftest import composed, seeds
 from tests.deconvnet.random_networks import oracle, random_network, random_question
 from zfscope import ConvNet, build_network
 from zfscope.deconvnet.chain import ChainDeconvnet
@@ -11,7 +11,7 @@ from zfscope.deconvnet.projection import project
 from zfscope.networks.spec import ConvLayer, DenseLayer, PoolConfig
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", seeds(120))
 def test_projections_equal_autograd_with_rectified_gradients(seed):
     network = random_network(seed)
     for layer in network.layers:
@@ -23,7 +23,7 @@ def test_projections_equal_autograd_with_rectified_gradients(seed):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(60))
 def test_overwriting_equals_a_naive_loop_over_the_whole_canvas(seed):
     network = random_network(seed)
     layer = [name for name in network.layers if name.startswith("conv")][-1]
@@ -35,7 +35,7 @@ def test_overwriting_equals_a_naive_loop_over_the_whole_canvas(seed):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_nothing_lies_outside_the_box_and_the_patch_is_the_canvas_inside_it(seed):
     network = random_network(seed)
     size = network.image_size
@@ -89,7 +89,7 @@ def test_boxes_of_the_paper_have_the_sizes_that_fig_3_gives():
     assert sizes == {"conv1": 7, "conv2": 27, "conv3": 75, "conv4": 107, "conv5": 139}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_equal_to_captums_neuron_deconvolution_times_the_activation(seed):
     attr = pytest.importorskip("captum.attr")
     network = random_network(seed, norms=False)
@@ -181,6 +181,6 @@ def test_chunks_of_any_size_give_the_same(monkeypatch):
     images, maps, positions = random_question(network, layer, 11)
     expected = project(network, images, layer, maps, positions)
 
-    monkeypatch.setattr("zfscope.deconvnet.chain._CHUNK_CPU", 1)
+    monkeypatch.setattr("zfscope.deconvnet.chain.CHUNK_CPU", 1)
 
     torch.testing.assert_close(project(network, images, layer, maps, positions), expected)

@@ -6,7 +6,6 @@ import torch
 
 from tests.examples.diagnostics import drawn
 from zfscope.diagnostics import filter_frequencies
-from zfscope.figures import diagnostics_sheet
 
 
 def test_half_of_the_bar_is_red_where_half_of_the_maps_are_dead():
@@ -35,8 +34,3 @@ def test_filters_have_one_scale_and_bars_the_shares():
     assert heights[:100].mean() > 2 * heights[-100:].mean()  # sorted
     middle = filter_frequencies(torch.randn(40, 3, 7, 7, generator=torch.Generator().manual_seed(0))).middle
     assert blue[200:].sum() / orange[200:].sum() == pytest.approx(float(low.sum() / middle.sum()), rel=0.35)
-
-
-def test_a_picture_needs_a_network():
-    with pytest.raises(ValueError, match="networks holds none"):
-        diagnostics_sheet([])

@@ -96,12 +96,11 @@ def test_the_mark_of_a_jump_is_explained_above():
 def test_evolutions_that_do_not_fit_together_are_refused():
     maps, epochs, tiles, values, indices = over_epochs()
     table = r"must have shape \(3, 4\) as the tiles have, but came with"
-    for arguments, tile, message in (
-        ((maps, epochs[:3], tiles, values, indices), None, "epochs must name the 4 epochs of the .* but names 3"),
-        ((maps, epochs, tiles, values, indices[:, :3]), None, rf"indices {table} \(3, 3\)"),
-        ((maps, epochs, tiles, values.T, indices), None, rf"values {table} \(4, 3\)"),
-        ((maps[:2], epochs, tiles, values, indices), None, r"\(2, k, 3, h, w\) for 2 maps, but .*\(3, 4, 3, 27, 27\)"),
-        ((maps, epochs, tiles, values, indices), -5, "tile must be at least 1 pixel, but is -5"),
+    for arguments, message in (
+        ((maps, epochs[:3], tiles, values, indices), "epochs must name the 4 epochs of the .* but names 3"),
+        ((maps, epochs, tiles, values, indices[:, :3]), rf"indices {table} \(3, 3\)"),
+        ((maps, epochs, tiles, values.T, indices), rf"values {table} \(4, 3\)"),
+        ((maps[:2], epochs, tiles, values, indices), r"\(2, k, 3, h, w\) for 2 maps, but .*\(3, 4, 3, 27, 27\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            evolution_sheet(*arguments, tile=tile)
+            evolution_sheet(*arguments)

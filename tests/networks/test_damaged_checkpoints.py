@@ -11,7 +11,7 @@ import torch
 from tests.networks.saved import fresh, same
 from zfscope import load_network
 from zfscope.networks.checkpoints import (
-    load_weights,
+    check_weights,
     read_checkpoint,
     save_network,
     write_checkpoint,
@@ -182,11 +182,11 @@ def test_wrong_shape_missing_and_extra_tensors_are_refused_by_name(network):
     weights = network.state_dict()
 
     with pytest.raises(ValueError, match=r"x.ckpt: fc7.linear.bias has shape \(5,\), but this network's is \(16,\)"):
-        load_weights(network, {**weights, "fc7.linear.bias": torch.zeros(5)}, "x.ckpt")
+        check_weights(network, {**weights, "fc7.linear.bias": torch.zeros(5)}, "x.ckpt")
     with pytest.raises(ValueError, match="x.ckpt has no weights for conv1.conv.weight"):
-        load_weights(network, {name: weights[name] for name in weights if name != "conv1.conv.weight"}, "x.ckpt")
+        check_weights(network, {name: weights[name] for name in weights if name != "conv1.conv.weight"}, "x.ckpt")
     with pytest.raises(ValueError, match="x.ckpt holds conv6.conv.bias, which this network has not"):
-        load_weights(network, {**weights, "conv6.conv.bias": torch.zeros(5)}, "x.ckpt")
+        check_weights(network, {**weights, "conv6.conv.bias": torch.zeros(5)}, "x.ckpt")
 
 
 def test_refused_weights_leave_the_network_as_it_was(config):
@@ -194,6 +194,6 @@ def test_refused_weights_leave_the_network_as_it_was(config):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     with pytest.raises(ValueError, match="fc8.linear.bias"):
-        load_weights(network, {**other.state_dict(), "fc8.linear.bias": torch.full((3,), torch.nan)}, "x.ckpt")
+        check_weights(network, {**other.state_dict(), "fc8.linear.bias": torch.full((3,), torch.nan)}, "x.ckpt")
 
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

@@ -8,6 +8,7 @@ from timm.layers import SEModule as SqueezeExcite
 from torch import nn
 from torch.nn import functional as F
 
+from tests.conftest import seeds
 from zfscope.networks.build import build_network
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.fields import probe_field, receptive_field
@@ -132,7 +133,7 @@ def positive(steps, maps):
     return maps
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_box_is_where_the_gradient_of_a_unit_lives(seed):
     steps = random_steps(torch.Generator().manual_seed(seed))
     side = 45
@@ -201,7 +202,7 @@ def probed(body, layer, image_size):
     return probe_field(HookedNetwork(body, [layer]), layer, image_size)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(8))
 def test_probed_field_is_that_of_the_chain(seed):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *choices: choices[int(torch.randint(len(choices), (), generator=generator))]  # noqa: E731

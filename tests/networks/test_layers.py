@@ -19,7 +19,7 @@ def random_maps(*shape, dtype=torch.float64, scale=20.0):
 
 @pytest.fixture(params=[2**19, 40], ids=["one_block", "many_blocks"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(layers, "_BLOCK_CPU", request.param)
+    monkeypatch.setattr(layers, "BLOCK_CPU", request.param)
 
 
 @pytest.mark.usefixtures("block")

@@ -17,8 +17,7 @@ from zfscope.networks.checkpoints import save_network
 from zfscope.networks.public import (
     ZOO,
     check_fits,
-    convert_pytorchcv,
-    convert_torchvision,
+    filled,
     imagenet_preprocessing,
     is_zoo_name,
     open_zoo,
@@ -31,6 +30,10 @@ from zfscope.schema import check
 zfnets = pytest.importorskip("pytorchcv.models.zfnet", reason="pip install -e '.[zoo]'")
 
 
+def converted(model, name, classes=1000):
+    return filled(name, model.state_dict(), classes).train(model.training)
+
+
 def images(count=1, dtype=torch.float32):
     return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(dtype)
 
@@ -38,22 +41,23 @@ def images(count=1, dtype=torch.float32):
 @pytest.fixture(scope="module", params=["zfnet", "zfnetb"])
 def pytorchcv_zfnet(request):
     torch.manual_seed(0)
-    return getattr(zfnets, request.param)().eval()
+    return f"zoo/{request.param}", getattr(zfnets, request.param)().eval()
 
 
 @pytest.fixture(scope="module", params=["alexnet", "vgg11"])
 def torchvision_model(request):
     torch.manual_seed(0)
-    return torchvision.models.get_model(request.param, weights=None).eval()
+    return f"torchvision/{request.param}", torchvision.models.get_model(request.param, weights=None).eval()
 
 
 @torch.no_grad()
 def test_pytorchcv_zfnet_with_random_weights_gives_the_same_logits(pytorchcv_zfnet):
+    name, model = pytorchcv_zfnet
     inputs = 50 * images()  # strong enough for the contrast normalisation to matter
 
-    logits = convert_pytorchcv(pytorchcv_zfnet)(inputs)
+    logits = converted(model, name)(inputs)
 
-    expected = pytorchcv_zfnet(inputs)
+    expected = model(inputs)
     assert expected.std() > 1
     torch.testing.assert_close(logits / expected.std(), expected / expected.std(), rtol=0, atol=1e-5)
 
@@ -64,23 +68,24 @@ def test_pytorchcv_zfnet_in_float64_agrees_to_rounding():
     theirs = zfnets.zfnet(num_classes=10).double().eval()
     inputs = 50 * images(dtype=torch.float64)
 
-    logits = convert_pytorchcv(theirs, num_classes=10)(inputs)
+    logits = converted(theirs, "zoo/zfnet", 10)(inputs)
 
     torch.testing.assert_close(logits, theirs(inputs), rtol=1e-12, atol=1e-10)
 
 
 @torch.no_grad()
 def test_torchvision_model_with_random_weights_gives_the_same_logits(torchvision_model):
-    logits = convert_torchvision(torchvision_model)(images())
+    name, model = torchvision_model
+    logits = converted(model, name)(images())
 
-    expected = torchvision_model(images())
+    expected = model(images())
     torch.testing.assert_close(logits / expected.std(), expected / expected.std(), rtol=0, atol=1e-5)
 
 
 def test_converted_weights_are_a_copy_and_keep_the_mode():
     theirs = zfnets.zfnet(num_classes=2).train()
 
-    ours = convert_pytorchcv(theirs, num_classes=2)
+    ours = converted(theirs, "zoo/zfnet", 2)
 
     with torch.no_grad():
         theirs.features.stage1.unit1.conv.bias.fill_(7)
@@ -92,7 +97,7 @@ def test_converted_weights_are_a_copy_and_keep_the_mode():
 @torch.no_grad()
 def test_converted_network_comes_back_from_a_checkpoint_with_logits_preprocessing_and_classes(tmp_path):
     torch.manual_seed(0)
-    network = convert_pytorchcv(zfnets.zfnet(num_classes=3).eval(), num_classes=3)
+    network = converted(zfnets.zfnet(num_classes=3).eval(), "zoo/zfnet", 3)
     network.preprocessing = imagenet_preprocessing()
     network.classes = ("goldfish", "tench", "toaster")
     path = tmp_path / "zfnet.ckpt"
@@ -168,12 +173,12 @@ def test_other_models_are_refused():
         batch_norm = torchvision.models.vgg11_bn()
         small = torchvision.models.alexnet(num_classes=10)
 
-    with pytest.raises(ValueError, match="a ResNet with .* is none of zoo/zfnet, zoo/zfnetb"):
-        convert_pytorchcv(resnet)
+    with pytest.raises(ValueError, match="no weights of zoo/zfnet: those for conv1.conv.weight are missing"):
+        converted(resnet, "zoo/zfnet")
     with pytest.raises(ValueError, match="no weights of torchvision/vgg11"):
-        convert_torchvision(batch_norm)
+        converted(batch_norm, "torchvision/vgg11")
     with pytest.raises(ValueError, match=r"for fc8.linear.weight have shape \(10, 4096\), expected \(1000, 4096\)"):
-        convert_torchvision(small)
+        converted(small, "torchvision/alexnet")
 
 
 def test_foreign_names_become_ours_by_order_and_our_own_stay():
@@ -299,10 +304,3 @@ def test_missing_package_tells_how_to_install_it(monkeypatch):
 
     with pytest.raises(FileNotFoundError, match=r"package pytorchcv.*pip install -e '\.\[zoo\]'"):
         open_zoo("zoo/zfnetb")
-
-
-def test_fresh_weights_need_no_network(no_network):
-    network = open_zoo("torchvision/alexnet", pretrained=False)
-
-    assert network.conv1.conv.weight.std() > 0
-    assert network.preprocessing.crop == 224

@@ -8,6 +8,7 @@ import torch
 from captum.attr import Occlusion as CaptumOcclusion
 from torch import nn
 
+from tests.conftest import seeds
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.hooked import HookedNetwork, TimmNetwork
 from zfscope.networks.spec import ContrastConfig, ConvLayer, DenseLayer, PoolConfig
@@ -84,10 +85,10 @@ def assert_same(found, probability, label, activation, tolerance):
     assert torch.equal(found.label, label)
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", seeds(150))
 def test_windows_give_what_brute_force_gives(seed, monkeypatch):
-    monkeypatch.setattr(maps, "_WHOLE", math.inf)  # also where full passes would be cheaper
-    monkeypatch.setattr(windows, "_DENSE", 20)
+    monkeypatch.setattr(maps, "FULL_PASS_SHARE", math.inf)  # also where full passes would be cheaper
+    monkeypatch.setattr(windows, "DENSE_BATCH", 20)
     network, dice = chain(seed)
     side = network.image_size
     image = torch.randn(3, side, side, dtype=torch.float64)
@@ -103,8 +104,8 @@ def test_windows_give_what_brute_force_gives(seed, monkeypatch):
 
 @pytest.mark.parametrize("tile", [1, 2**13, 2**30])
 def test_tiles_of_any_size_give_the_same(tile, monkeypatch):
-    monkeypatch.setattr(maps, "_WHOLE", math.inf)
-    monkeypatch.setattr(windows, "_TILE", tile)
+    monkeypatch.setattr(maps, "FULL_PASS_SHARE", math.inf)
+    monkeypatch.setattr(windows, "TILE_BYTES", tile)
     network = small()
     image = torch.randn(3, 16, 16, dtype=torch.float64)
 
@@ -114,7 +115,7 @@ def test_tiles_of_any_size_give_the_same(tile, monkeypatch):
 
 
 def test_single_precision_agrees_to_five_digits(monkeypatch):
-    monkeypatch.setattr(maps, "_WHOLE", math.inf)
+    monkeypatch.setattr(maps, "FULL_PASS_SHARE", math.inf)
     layers = {
         "conv1": ConvLayer(maps=32, kernel_size=7, stride=2, padding=1, pool=PoolConfig(), norm="after_pool"),
         "conv2": ConvLayer(maps=48, kernel_size=5, stride=2, pool=PoolConfig(), norm="after_pool"),
@@ -151,7 +152,7 @@ def test_a_small_square_does_not_go_by_full_passes(monkeypatch):
 
 @pytest.mark.parametrize("budget", [1, 2**26], ids=["one at a time", "many"])
 def test_a_network_that_is_no_chain_gives_the_same(budget, monkeypatch):
-    monkeypatch.setattr(passes, "_BYTES", budget)
+    monkeypatch.setattr(passes, "PASS_BYTES", budget)
     network = small()
     body = nn.Sequential(*(part for layer in network.layers[:2] for part in getattr(network, layer)), nn.Flatten())
     body.extend([*network.fc6, *network.fc8])

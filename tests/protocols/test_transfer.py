@@ -13,7 +13,7 @@ from zfscope.evaluation import predict
 from zfscope.networks.build import build_network
 from zfscope.networks.layers import filter_rms
 from zfscope.networks.preprocessing import Preprocessing
-from zfscope.protocols.transfer import Fold, Target, draw_fold, shuffled, train_from_scratch, used_by
+from zfscope.protocols.transfer import Fold, Target, draw_fold, labels_of, train_from_scratch, used_by
 from zfscope.training.classifier import shared_targets
 from zfscope.training.spec import OptimConfig
 
@@ -98,13 +98,16 @@ def test_used_images_are_those_of_all_folds_once():
 
 
 def test_shuffled_labels_are_the_same_ones_dealt_out_anew():
-    labels = np.arange(100) % 5
+    target = Target(images(100), None)
+    labels = target.images.labels.copy()
+    fold = Fold(np.arange(100), np.arange(0))
 
-    dealt = shuffled(labels, seed=0)
+    dealt = labels_of(target, fold, seed=0, shuffle=True)
 
-    assert np.bincount(dealt).tolist() == [20] * 5
-    assert (dealt == labels).mean() < 0.4
-    assert labels.tolist() == (np.arange(100) % 5).tolist()
+    assert labels_of(target, fold, seed=0, shuffle=False).tolist() == labels.tolist()
+    assert np.bincount(dealt).tolist() == np.bincount(labels).tolist()
+    assert (dealt == labels).mean() < 0.5
+    assert target.images.labels.tolist() == labels.tolist()
 
 
 def test_an_image_with_several_labels_shares_its_target_among_them():

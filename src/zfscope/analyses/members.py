@@ -20,21 +20,13 @@ ALIKE = "members of an ensemble share their classes and the order of these"
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an ensemble.
+    """A network of an ensemble."""
 
-    Attributes:
-        path: Where it came from, as ``load_network`` takes it.
-        name: What sets its path apart from those of the others.
-        network: In eval mode, with its own preprocessing.
-        config: Its run's config; holds at least ``model``.
-        digest: Hash of layers, weights and preprocessing.
-    """
-
-    path: str
-    name: str
-    network: Network
-    config: Mapping[str, Any]
-    digest: str
+    path: str  # where it came from, as ``load_network`` takes it
+    name: str  # what sets its path apart from those of the others
+    network: Network  # in eval mode, with its own preprocessing
+    config: Mapping[str, Any]  # its run's config; holds at least ``model``
+    digest: str  # hash of layers, weights and preprocessing
 
 
 def open_members(checkpoint: str | Sequence[str], partial: bool = False) -> list[Member]:

@@ -44,10 +44,7 @@ OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
 def open_data(config: DataConfig) -> Splits:
     """Open the data set that ``conf/data`` names: all of it, or the classes, cells and images that it asks for.
 
-    Raises:
-        ValueError: If a folder is needed and none is given, or what lies there makes no data set; for a class that is
-            not there, or a list of images to exclude that does not fit.
-        FileNotFoundError: If it is not there, with where it looked and how to get it.
+    Refused where a folder is missing or what lies there makes no data set, with where it looked and how to get it.
     """
     if config.root is None and config.name not in ("phantom", "elpv"):
         raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
@@ -64,12 +61,7 @@ def open_data(config: DataConfig) -> Splits:
 class ImageData(lightning.LightningDataModule):
     """Loaders over the parts of a data set; batches are ``(image (N, 3, H, W), label, index)``.
 
-    Args:
-        splits: Training, validation and test images.
-        config: Batch size, workers, augmentation.
-        preprocessing: As the network wants its images.
-        seed: Of the run.
-        statistics: Needed for ``augment.pca_colour``.
+    ``statistics`` are needed for ``augment.pca_colour``.
     """
 
     def __init__(
@@ -128,12 +120,7 @@ class ImageData(lightning.LightningDataModule):
         return self._in_order(images, CentreTransform(self.preprocessing), batch_size)
 
     def _in_order(
-        self,
-        images: ImageSet,
-        transform: Callable[..., Tensor],
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, images: ImageSet, transform: Callable[..., Tensor], batch_size: int, rank: int = 0, world_size: int = 1
     ) -> DataLoader:
         return DataLoader(
             Examples(images, transform, self.preprocessing.resize),

@@ -20,15 +20,8 @@ def without(images: ImageSet, path: str | os.PathLike) -> ImageSet:
     """The images that a list does not name, in their order.
 
     A list with its comment alone leaves nothing out, with a warning; names that are not in this set are counted in one.
-
-    Args:
-        images: Usually a training set.
-        path: The list.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, is empty or no text of names, names no image of this set, or all images
-            of a class.
+    Refused is a file that cannot be read, is empty or no text of names, or names no image of this set, or all images of
+    a class.
     """
     names, where = _read(Path(path).expanduser())
     if not names:

@@ -4,7 +4,6 @@ Every data set of this package is a function that returns `Splits` of these. Wha
 (see ``zfscope.data.reading`` for files).
 """
 
-import copy
 import hashlib
 import mmap
 import os
@@ -21,12 +20,13 @@ from zfscope.schema import nearest, printable
 
 
 class ImageSet:
-    """Labelled images that are read one at a time; base class of `FileImages` and `ArrayImages`.
+    """Labelled images that are read one at a time; base class of `FileImages`, `ArrayImages` and `JoinedImages`.
 
-    Attributes:
-        classes: Class names; a label is a position in it.
-        labels: ``(N,)`` int64, or ``(N, K)`` float32 of 0 and 1 where an image may have several labels.
+    ``labels`` are positions in ``classes``, ``(N,)`` int64, or ``(N, K)`` float32 of 0 and 1 where an image may have
+    several labels. ``_rows`` holds what finds an image, ``(N, …)``, such as its file name.
     """
+
+    _rows: np.ndarray
 
     def __init__(self, labels: np.ndarray, classes: Sequence[str]):
         self.classes = tuple(classes)
@@ -62,17 +62,21 @@ class ImageSet:
         raise NotImplementedError
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The images at these positions (integers, or a mask of N booleans), in this order."""
-        raise NotImplementedError
+        """The images at these positions (integers, or a mask of N booleans), in this order; they keep their names."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool and indices.shape != (len(self),):
+            raise ValueError(f"a mask of {len(self)} images must have shape ({len(self)},), but has {indices.shape}")
+        rows = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        subset = object.__new__(type(self))
+        subset.__dict__.update(self.__dict__)
+        subset.__dict__.pop("fingerprint", None)
+        subset.labels, subset._rows = self.labels[rows], self._rows[rows]
+        return subset
 
     def only(self, classes: Sequence[str]) -> Self:
         """The images of these classes, which alone remain; where an image may have several, those with any of them.
 
-        Args:
-            classes: Names out of ``self.classes``, two or more; their order here stays that of the data set.
-
-        Raises:
-            ValueError: If there is no such class.
+        ``classes`` are two or more names out of ``self.classes``; their order stays that of the data set.
         """
         for name in classes:
             if name not in self.classes:
@@ -101,14 +105,11 @@ class FileImages(ImageSet):
         labels: ``(N,)`` integers, or ``(N, K)`` of 0 and 1.
         classes: Class names.
         root: The folder that names are relative to; by default the deepest folder that holds all files.
-
-    Raises:
-        ValueError: If the numbers of paths and labels differ or the labels do not fit the classes.
     """
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike] | np.ndarray,
+        paths: Sequence[str | os.PathLike],
         labels: np.ndarray,
         classes: Sequence[str],
         root: str | os.PathLike | None = None,
@@ -116,20 +117,17 @@ class FileImages(ImageSet):
         super().__init__(labels, classes)
         if len(paths) != len(self.labels):
             raise ValueError(f"{len(paths)} paths but {len(self.labels)} labels: give one label per path")
-        if isinstance(paths, np.ndarray) and paths.dtype.kind == "S" and root is not None:
-            self.root, self._names = os.fspath(root), paths
-            return
         names = [os.fspath(path) for path in paths]
         if root is None:
             root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if names else ""
             names = [os.path.abspath(name) for name in names]
         self.root = os.fspath(root)
         prefix = os.path.join(self.root, "")
-        self._names = np.array([os.fsencode(name.removeprefix(prefix)) for name in names], dtype=np.bytes_)
+        self._rows = np.array([os.fsencode(name.removeprefix(prefix)) for name in names], dtype=np.bytes_)
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
-        return Path(self.root, os.fsdecode(self._names[index]))
+        return Path(self.root, os.fsdecode(self._rows[index]))
 
     def name(self, index: int) -> str:
         """The path, in one line."""
@@ -137,22 +135,17 @@ class FileImages(ImageSet):
 
     def key(self, index: int) -> str:
         """The path relative to the root; escaped, also a backslash and a leading #, so that no two become alike."""
-        text = os.fsdecode(self._names[index])
+        text = os.fsdecode(self._rows[index])
         if text.isprintable() and "\\" not in text and text[0] != "#":  # all names of most sets, and there are millions
             return text
         text = printable(text.replace("\\", "\\\\"))
         return "\\x23" + text[1:] if text[0] == "#" else text
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """These files, under the same root."""
-        rows = _positions(indices, len(self))
-        return FileImages(self._names[rows], self.labels[rows], self.classes, self.root)
-
     @cached_property
     def fingerprint(self) -> str:
         """Digest of names relative to the root, file sizes, labels and classes: a moved folder keeps its own."""
-        sizes = np.array([_size(os.path.join(os.fsencode(self.root), name)) for name in self._names], dtype="<i8")
-        return _digest(b"\0".join(self._names.tolist()), sizes.tobytes(), _described(self))
+        sizes = np.array([_size(os.path.join(os.fsencode(self.root), name)) for name in self._rows], dtype="<i8")
+        return _digest(b"\0".join(self._rows.tolist()), sizes.tobytes(), _described(self))
 
     def read(self, index: int, short_side: int | None = None) -> Image.Image:
         """The decoded file, see `read_image`."""
@@ -162,14 +155,7 @@ class FileImages(ImageSet):
 class ArrayImages(ImageSet):
     """Labelled images of one size in an array, which may be a memory map; no pixel is copied until it is read.
 
-    Args:
-        images: ``(N, H, W, 3)`` or, grey, ``(N, H, W)``; uint8, 0 to 255.
-        labels: ``(N,)`` integers, or ``(N, K)`` of 0 and 1.
-        classes: Class names.
-        prefix: Start of the names: image 17 is ``{prefix}/17``.
-
-    Raises:
-        ValueError: If shape or type of ``images`` is another, or the number of labels.
+    ``images`` are ``(N, H, W, 3)`` or, grey, ``(N, H, W)`` uint8; image 17 is called ``{prefix}/17``.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], prefix: str):
@@ -197,15 +183,6 @@ class ArrayImages(ImageSet):
         """The name: it holds no path."""
         return self.name(index)
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """These images of the same array; they keep their names."""
-        rows = _positions(indices, len(self))
-        subset = object.__new__(type(self))
-        subset.__dict__.update(self.__dict__)
-        subset.__dict__.pop("fingerprint", None)
-        subset.labels, subset._rows = self.labels[rows], self._rows[rows]
-        return subset
-
     @cached_property
     def fingerprint(self) -> str:
         """Digest of names, shape, labels, classes and the pixels of 64 images spread evenly."""
@@ -232,11 +209,7 @@ class ArrayImages(ImageSet):
 
 
 class JoinedImages(ImageSet):
-    """Several sets of the same classes, one behind the other; names and contents stay those of their own set.
-
-    Raises:
-        ValueError: If there is no set, or their classes differ.
-    """
+    """Several sets of the same classes, one behind the other; names and contents stay those of their own set."""
 
     def __init__(self, sets: Sequence[ImageSet]):
         if not sets or any(images.classes != sets[0].classes for images in sets):
@@ -244,7 +217,7 @@ class JoinedImages(ImageSet):
         super().__init__(np.concatenate([images.labels for images in sets]), sets[0].classes)
         self.sets = tuple(sets)
         owners = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
-        self._places = np.stack([owners, np.concatenate([np.arange(len(images)) for images in sets])], axis=1)
+        self._rows = np.stack([owners, np.concatenate([np.arange(len(images)) for images in sets])], axis=1)
 
     def read(self, index: int, short_side: int | None = None) -> Image.Image:
         """Image number ``index`` as its own set reads it."""
@@ -261,31 +234,15 @@ class JoinedImages(ImageSet):
         images, position = self._find(index)
         return images.key(position)
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """These images."""
-        rows = _positions(indices, len(self))
-        subset = copy.copy(self)
-        subset.labels, subset._places = self.labels[rows], self._places[rows]
-        return subset
-
     @property
     def fingerprint(self) -> str:
         """Digest of the sets' own ones, of which images are in this set, and of labels and classes."""
         own = [images.fingerprint.encode() for images in self.sets]
-        return _digest(*own, self._places.astype("<i8").tobytes(), _described(self))
+        return _digest(*own, self._rows.astype("<i8").tobytes(), _described(self))
 
     def _find(self, index: int) -> tuple[ImageSet, int]:
-        owner, position = self._places[index]
+        owner, position = self._rows[index]
         return self.sets[owner], int(position)
-
-
-def _positions(indices: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-    indices = np.asarray(indices)
-    if indices.dtype == bool:
-        if indices.shape != (length,):
-            raise ValueError(f"a mask of {length} images must have shape ({length},), but has {indices.shape}")
-        return np.flatnonzero(indices)
-    return indices.astype(np.int64)
 
 
 def _size(path: bytes) -> int:

@@ -17,11 +17,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         rank: This process.
         world_size: Number of processes; each takes its own part of every batch.
 
-    Attributes:
-        only: Go round the first few batches only, to overfit them; 0 takes all.
-
-    Raises:
-        ValueError: If a batch is larger than the data.
+    With ``only`` above 0 the first few batches are repeated, to overfit them.
     """
 
     def __init__(

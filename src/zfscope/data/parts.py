@@ -30,17 +30,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class PartImages:
-    """Images of one kind of object, each with the same parts.
+    """Images of one kind of object, each with the same parts."""
 
-    Attributes:
-        names: Of the images, ``N``.
-        inputs: As the network wants them, ``(N, 3, S, S)``.
-        boxes: By part ``(N, 4)`` int64, half-open ``(x0, y0, x1, y1)`` in pixels of the inputs, inside them.
-    """
-
-    names: tuple[str, ...]
-    inputs: Tensor
-    boxes: dict[str, Tensor]
+    names: tuple[str, ...]  # of the N images
+    inputs: Tensor  # as the network wants them, (N, 3, S, S)
+    boxes: dict[str, Tensor]  # by part (N, 4) int64, half-open (x0, y0, x1, y1) in pixels of the inputs, inside them
 
     def objects(self) -> Tensor:
         """The box that holds all parts of each image, ``(N, 4)``."""
@@ -55,21 +49,17 @@ class PartImages:
 
 
 def read_parts(path: str | os.PathLike, preprocessing: Preprocessing) -> PartImages:
-    """Read images and the boxes of their parts from a CSV.
+    """Read images and the boxes of their parts from a CSV; both in the order in which they first come.
 
     Args:
         path: UTF-8, with or without BOM, with a header that names ``image,part,x0,y0,x1,y1``; other columns are
             ignored. ``image`` is a path relative to the CSV; a box is half-open, in pixels of the upright image.
-        preprocessing: As the network wants its images.
-
-    Returns:
-        Images and parts in the order in which they first come. Of a box what lies inside the input.
+        preprocessing: As the network wants its images; of a box what lies inside the input is taken.
 
     Raises:
         ValueError: With the line: a missing column or value, a bad number, a box outside the image, empty or outside
             the network's input, a part named twice or lacking in an image, an image that cannot be read; or for fewer
             than two images.
-        FileNotFoundError: If there is no such file.
     """
     path = Path(path)
     lines: dict[tuple[str, str], int] = {}  # where each part of each image stands
@@ -110,15 +100,8 @@ def aligned_faces(images: Phantom, preprocessing: Preprocessing, count: int) -> 
 
     Candidates are the faces whose four parts lie wholly in the network's input and are not hidden behind other objects.
     Two faces are as far apart as their parts' middles, RMS: place, size and angle count alike. Chosen are a face and
-    the ``count - 1`` nearest to it, such that their mean distance from it is least. No network has a say.
-
-    Args:
-        images: One part of the phantom.
-        preprocessing: As the network wants its images.
-        count: Number of faces, 2 or more.
-
-    Raises:
-        ValueError: If there are fewer candidates than asked for.
+    the ``count - 1`` nearest to it, such that their mean distance from it is least. No network has a say. Refused where
+    there are fewer candidates.
     """
     faces, boxes = [], []
     for index in np.flatnonzero(images.labels == images.classes.index("face")).tolist():
@@ -147,10 +130,7 @@ def aligned_faces(images: Phantom, preprocessing: Preprocessing, count: int) -> 
 def input_box(box: Box, size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """Where a box of an image comes to lie in the network's input, in whole pixels, outwards; it may overhang.
 
-    Args:
-        box: Half-open ``(x0, y0, x1, y1)``, pixels of the image.
-        size: Width and height of the image, pixels.
-        preprocessing: Its resize and centre crop.
+    ``box`` is half-open ``(x0, y0, x1, y1)``, ``size`` the width and height of the image, all in pixels.
     """
     side, crop = preprocessing.resize, preprocessing.crop
     edges = []
@@ -170,14 +150,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             missing = [name for name in COLUMNS if name not in header]
+            where = f"{printable(path)}, line"
             if missing:
                 raise ValueError(
-                    f"{printable(path)}, line 1: no column {', '.join(missing)}; the header must name "
-                    f"{','.join(COLUMNS)}, and names {printable(','.join(header)) or 'nothing'}"
+                    f"{where} 1: no column {', '.join(missing)}; the header must name {','.join(COLUMNS)}, and names "
+                    f"{printable(','.join(header)) or 'nothing'}"
                 )
             twice = [name for name in COLUMNS if header.count(name) > 1]
             if twice:
-                raise ValueError(f"{printable(path)}, line 1: column {', '.join(twice)} stands there twice; keep one")
+                raise ValueError(f"{where} 1: column {', '.join(twice)} stands there twice; keep one")
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
@@ -185,13 +166,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 empty = [name for name in COLUMNS if not row.get(name)]
                 if empty:
                     raise ValueError(
-                        f"{printable(path)}, line {reader.line_num}: no {', '.join(empty)}; a row holds "
-                        f"{','.join(COLUMNS)}"
+                        f"{where} {reader.line_num}: no {', '.join(empty)}; a row holds {','.join(COLUMNS)}"
                     )
                 if row["part"] in RESERVED or not row["part"].isprintable() or set(row["part"]) & set("/[]"):
                     raise ValueError(
-                        f"{printable(path)}, line {reader.line_num}: a part cannot be called "
-                        f"{printable(row['part'])!r}; give it a word such as nose"
+                        f"{where} {reader.line_num}: a part cannot be called {printable(row['part'])!r}; give it a "
+                        "word such as nose"
                     )
                 yield reader.line_num, row
     except UnicodeDecodeError as error:

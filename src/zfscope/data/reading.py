@@ -13,7 +13,6 @@ from PIL import Image
 from zfscope.schema import printable
 
 MAX_PIXELS = 50_000_000
-
 MAX_ASPECT = 50  # 1x5000 px with its short side at 256 would be 256 x 1,280,000
 
 BACKGROUND = (128, 128, 128)  # behind transparent pixels: near the mean image, so it says next to nothing to a network

@@ -49,9 +49,6 @@ def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np
 
     Returns:
         Two sorted int64 arrays without a common element, together 0 ... N - 1.
-
-    Raises:
-        ValueError: If ``fraction`` or ``seed`` is outside its range.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"the fraction of images to carve out must be at least 0 and below 1, but is {fraction}")

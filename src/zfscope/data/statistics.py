@@ -23,17 +23,11 @@ from zfscope.runs import replacing
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and spread of a training set.
+    """Mean and spread of a training set."""
 
-    Attributes:
-        mean: Mean image, ``(3, resize, resize)`` float32, grey levels 0-255.
-        std: Root mean square deviation from it over all pixels and channels, in grey levels.
-        covariance: Of the colours red, green, blue on a scale 0-1, ``(3, 3)``, over all pixels.
-    """
-
-    mean: Tensor
-    std: float
-    covariance: Tensor
+    mean: Tensor  # mean image, ``(3, resize, resize)`` float32, grey levels 0-255
+    std: float  # root mean square deviation from it over all pixels and channels, in grey levels
+    covariance: Tensor  # of the colours red, green, blue on a scale 0-1, ``(3, 3)``, over all pixels
 
     def preprocessing(self, crop: int, input_scale: float | str) -> Preprocessing:
         """Subtract the mean image and scale; ``"unit"`` gives inputs of unit variance, 1.0 grey levels."""
@@ -55,12 +49,7 @@ def statistics_of(
 ) -> Statistics:
     """Statistics of the training images on their square canvases, from the cache where they are known.
 
-    Args:
-        images: The training set.
-        resize: Side of the canvas, in pixels.
-        cache: Folder for the result, a few hundred kB per training set.
-        most: Read only this many images, spread evenly; None reads all.
-        num_workers: Processes that decode.
+    ``resize`` is the side of the canvas in pixels. Only ``most`` images are read, spread evenly; None reads all.
     """
     count = len(images) if most is None else min(most, len(images))
     path = Path(cache) / f"statistics_{images.fingerprint[:16]}_{resize}_{count}.pt"

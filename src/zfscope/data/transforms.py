@@ -23,11 +23,7 @@ from zfscope.networks.preprocessing import Preprocessing, square
 class TrainTransform:
     """A random view of a training image.
 
-    Args:
-        preprocessing: Canvas, crop, mean and scale.
-        augment: What may happen to the image.
-        seed: Of the run.
-        colour_directions: ``(3, 3)``, from ``Statistics``; needed if ``augment.pca_colour`` is above 0.
+    ``colour_directions``, ``(3, 3)`` from ``Statistics``, are needed if ``augment.pca_colour`` is above 0.
     """
 
     def __init__(
@@ -119,8 +115,7 @@ class TrainTransform:
             pixels = self.timm(image) * 255
         margin = (self.resize - self.crop) // 2
         mean = self.mean[margin : margin + self.crop, margin : margin + self.crop]
-        view = (pixels - torch.from_numpy(mean).permute(2, 0, 1)) * torch.from_numpy(self.scale).view(3, 1, 1)
-        return view
+        return (pixels - torch.from_numpy(mean).permute(2, 0, 1)) * torch.from_numpy(self.scale).view(3, 1, 1)
 
 
 class CentreTransform:

@@ -1,5 +1,13 @@
 """Activations projected down to pixels. Source: Zeiler & Fergus (2014), Sec. 2.1."""
 
-from zfscope.deconvnet.projection import project
+from typing import Any
 
 __all__ = ["project"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from zfscope.deconvnet.projection import project
+
+    return project

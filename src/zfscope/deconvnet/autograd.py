@@ -26,12 +26,9 @@ class AutogradDeconvnet:
 
     Args:
         network: Any network; see ``networks.hooked.as_network``.
-        images: Network inputs, ``(N, 3, H, W)``.
+        images: Network inputs, ``(N, 3, H, W)`` floating point.
         rule: See ``rules.backward_rule``.
         batch_size: Projections that go down together; default: all.
-
-    Raises:
-        ValueError: If there is no such rule, or the images are no floating point ``(N, 3, H, W)``.
     """
 
     def __init__(
@@ -53,17 +50,7 @@ class AutogradDeconvnet:
         sources: Tensor | None = None,
         crop: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Project activations of a layer, as ``ChainDeconvnet.project`` does.
-
-        Args:
-            layer: Name from ``network.layers``.
-            maps: Feature map of each projection, ``(P,)``.
-            positions: ``(row, column)`` in the feature map, ``(P, 2)``; default: its strongest activation.
-            sources: Which image each projection starts from, ``(P,)``; default: each its own.
-            crop: Return only what an activation can reach, and where that is.
-
-        Returns:
-            Projections ``(P, 3, H, W)``, in the dtype of the images; with ``crop`` patches and boxes ``(P, 4)``.
+        """Project activations of a layer, as ``ChainDeconvnet.project`` does; in the dtype of the images.
 
         Raises:
             ValueError: If there is no such layer, it has no feature maps or is ambiguous, a map or position is not in

@@ -10,10 +10,8 @@ from zfscope.networks.network import Trace
 def strongest(feature_maps: Tensor, maps: Tensor, sources: Tensor | None = None) -> Tensor:
     """Position ``(P, 2)`` of the strongest activation of a feature map in an image; the first one in row-major order.
 
-    Args:
-        feature_maps: ``(N, C, h, w)``, or ``(N, C)`` of a dense layer, whose only position is (0, 0).
-        maps: ``(P,)``.
-        sources: Image of each, ``(P,)``; default: each its own.
+    ``feature_maps`` are ``(N, C, h, w)``, or ``(N, C)`` of a dense layer, whose only position is (0, 0); ``maps`` and
+    ``sources`` (which image; default: each its own) are ``(P,)``.
     """
     sources = torch.arange(len(maps)) if sources is None else sources
     if feature_maps.ndim == 2:
@@ -25,12 +23,7 @@ def strongest(feature_maps: Tensor, maps: Tensor, sources: Tensor | None = None)
 def conv_cells(trace: Trace, layer: str, maps: Tensor, positions: Tensor, sources: Tensor) -> Tensor:
     """The conv units ``(P, 2)`` behind activations: where their switches point; without a pool the positions.
 
-    Args:
-        trace: Up to ``layer`` at least.
-        layer: Name of the layer.
-        maps: Feature map of each activation, ``(P,)``.
-        positions: ``(row, column)`` in the feature map, ``(P, 2)``.
-        sources: Which image of the trace each is in, ``(P,)``.
+    ``maps`` and ``sources`` (image of the trace) are ``(P,)``, ``positions`` ``(P, 2)`` (row, column).
     """
     if layer not in trace.switches:
         return positions
@@ -46,15 +39,9 @@ def boxes_of(field: ReceptiveField, positions: Tensor) -> Tensor:
 
 
 def cut(images: Tensor, boxes: Tensor, fill: float = 0) -> Tensor:
-    """Cut a box out of each image.
+    """Cut a box out of each image ``(P, C, H, W)``; ``fill`` stands outside the image. Patches ``(P, C, h, w)``.
 
-    Args:
-        images: ``(P, C, H, W)``.
-        boxes: Of one size, ``(P, 4)``, half-open ``(x0, y0, x1, y1)`` in pixels; may overhang.
-        fill: What stands outside the image.
-
-    Returns:
-        ``(P, C, h, w)``.
+    ``boxes`` are of one size, ``(P, 4)``, half-open ``(x0, y0, x1, y1)`` in pixels; they may overhang.
     """
     if not len(boxes):
         return images[:0]
@@ -86,11 +73,7 @@ def _cells(flat: Tensor, width: int) -> Tensor:
 
 
 def image_of_each(images: Tensor, maps: Tensor, sources: Tensor | None) -> Tensor:
-    """Which image each projection starts from, ``(P,)``; default: each its own.
-
-    Raises:
-        ValueError: If the maps are no whole numbers, or not one for each image where no sources are named.
-    """
+    """Which image each projection starts from, ``(P,)``; default: each its own."""
     wrong = maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool or maps.ndim != 1
     if wrong or (sources is None and len(maps) != len(images)):
         raise ValueError(

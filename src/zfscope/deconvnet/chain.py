@@ -21,35 +21,28 @@ from zfscope.networks.spec import ConvLayer
 
 Unpooling = Literal["sum", "overwrite"]
 
-
 # The largest windows of one chunk of projections, in bytes: with its work arrays it shall stay in a CPU's cache.
-_CHUNK_CPU, _CHUNK_GPU = 2**25, 2**28
+CHUNK_CPU, CHUNK_GPU = 2**25, 2**28
 
 _FEW_CHANNELS = 4  # up to here a strided filtering goes down by phases, measured three times faster on a CPU
 
 
 class ChainDeconvnet:
-    """Projects activations of one trace; filters and switches are prepared once.
-
-    Args:
-        network: The chain that left the trace.
-        trace: Its images, maps and switches.
-        unpooling: As for ``project``.
-    """
+    """Projects activations of the ``trace`` that ``network`` left; filters and switches are prepared once."""
 
     def __init__(self, network: ConvNet, trace: Trace, unpooling: Unpooling = "sum") -> None:
         self.network, self.trace = network, trace
         self.convs = {name for name in network.layers if isinstance(network.spec[name], ConvLayer)}
         self._filters: dict[str, Tensor] = {}
         self._addresses: dict[str, Tensor] = {}
-        self._kept: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}  # where unpooling overwrites: which windows are the last to point at a cell
         for name, switches in trace.switches.items():
             channels = switches.shape[1]
             rows = switches.permute(0, 2, 3, 1).reshape(-1, channels) * channels
             self._addresses[name] = rows.add_(torch.arange(channels, device=rows.device))
             if unpooling == "overwrite":
-                kept = last_windows(switches, network.sizes[name, "conv"])
-                self._kept[name] = kept.permute(0, 2, 3, 1).reshape(-1, channels)
+                last = last_windows(switches, network.sizes[name, "conv"])
+                self._last[name] = last.permute(0, 2, 3, 1).reshape(-1, channels)
 
     @torch.no_grad()
     def project(
@@ -67,14 +60,11 @@ class ChainDeconvnet:
             layer: Name from ``network.layers``; the trace reaches up to it at least.
             maps: Feature map of each projection, ``(P,)``.
             positions: ``(row, column)`` in the feature map, ``(P, 2)``; default: its strongest activation.
-            sources: Which image of the trace each projection starts from, ``(P,)``; default: each its own.
+            sources: Which image each projection starts from, ``(P,)``; default: each its own.
             crop: Return only what an activation can reach, and where that is.
 
         Returns:
             Projections ``(P, 3, H, W)``; with ``crop`` patches ``(P, 3, h, w)`` and boxes ``(P, 4)``.
-
-        Raises:
-            ValueError: For a map or position that the layer has not.
         """
         maps = maps.cpu()
         sources = image_of_each(self.trace.images, maps, sources)
@@ -104,9 +94,8 @@ class ChainDeconvnet:
         chunks = self._chunks(layer, below)
         start = 0
         for chunk in torch.arange(len(maps)).split(chunks[below[-1]] if below else 1024):
-            seeds = self._seed(
-                layer, values[chunk.to(values.device)], maps[chunk], None if cells is None else cells[chunk]
-            )
+            seed_cells = None if cells is None else cells[chunk]
+            seeds = self._seed(layer, values[chunk.to(values.device)], maps[chunk], seed_cells)
             for windows, corners in self.descend(*seeds, sources[chunk], below, chunks):
                 end = start + len(windows)
                 paste(windows.permute(0, 3, 1, 2), corners, projections[start:end], origins[start:end])
@@ -140,7 +129,7 @@ class ChainDeconvnet:
             yield windows, corners
             return
         *rest, name = below
-        for part in zip(*(each.split(chunks[name]) for each in (windows, corners, sources)), strict=True):
+        for part in zip(*(tensor.split(chunks[name]) for tensor in (windows, corners, sources)), strict=True):
             yield from self.descend(*self._step(name, *part), part[2], rest, chunks)
 
     def _step(self, name: str, windows: Tensor, corners: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,8 +153,8 @@ class ChainDeconvnet:
         rows = (sources[:, None, None] * size + inside[:, :, None, 0]) * size + inside[:, None, :, 1]
         rows = rows.flatten().to(device)
         index = self._addresses[name].index_select(0, rows).view(count, -1)
-        if name in self._kept:
-            windows = windows * self._kept[name].index_select(0, rows).view_as(windows)
+        if name in self._last:
+            windows = windows * self._last[name].index_select(0, rows).view_as(windows)
         # Rows of the target are as long as the map's, so an address in the map is one in the target, but for a shift.
         length = ((span - 1) * below + span) * channels
         starts = corners * pool.stride
@@ -224,7 +213,7 @@ class ChainDeconvnet:
     def _chunks(self, layer: str, below: Sequence[str]) -> dict[str, int]:
         """How many projections go through each layer together, by the size of their windows in its own map."""
         field = self.network.field_below_pool(layer).size
-        budget = _CHUNK_CPU if self.trace.images.device.type == "cpu" else _CHUNK_GPU
+        budget = CHUNK_CPU if self.trace.images.device.type == "cpu" else CHUNK_GPU
         chunks = {}
         for name in below:
             values = self.network.spec[name].maps if name in self.convs else self.network.spec[name].units

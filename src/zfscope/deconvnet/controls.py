@@ -38,8 +38,7 @@ def control_correlations(
     Returns:
         ``other_map`` and ``random_weights``: Pearson's correlation of each control with the true projection over the
         pixels of its box, ``(P,)``; ``other_map_place`` and ``random_weights_place``: the same of their magnitudes,
-        summed over colours, which asks only where there is something. NaN where one of the two is constant, or a
-        layer has no other map.
+        summed over colours. NaN where one of the two is constant, or a layer has no other map.
 
     Source: Mahendran & Vedaldi (2016), "Salient deconvolutional networks", who found the switches and the architecture
     to matter more than the neuron; Adebayo et al. (2018) for random weights. The form of the controls is ours.

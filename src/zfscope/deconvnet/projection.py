@@ -73,16 +73,8 @@ def deconvnet_of(
 ) -> ChainDeconvnet | AutogradDeconvnet:
     """What projects activations of some images; both kinds are called alike, ``.project(layer, maps, …)``.
 
-    Args:
-        network: Any network.
-        images: Network inputs, ``(N, 3, H, W)``.
-        top: The highest layer that will be projected.
-        unpooling: As for ``project``.
-        rule: As for ``project``.
-        batch_size: Projections that go down together by autograd; default: all.
-
-    Raises:
-        ValueError: For an unknown ``unpooling``, or one that autograd cannot do.
+    ``top`` is the highest layer that will be projected, ``batch_size`` the number of projections that go down together
+    by autograd (default: all); the rest as for ``project``.
     """
     if unpooling not in ("sum", "overwrite"):
         raise ValueError(f"unpooling must be 'sum' or 'overwrite', but is {unpooling!r}")

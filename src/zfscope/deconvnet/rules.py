@@ -21,11 +21,7 @@ from zfscope.networks.layers import _ContrastNorm, contrast_norm
 from zfscope.networks.network import uncompiled
 
 Rule = Literal["deconvnet", "guided", "gradient"]
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
+_words = str.split
 
 # Backward nodes of operations that are linear in the maps, or choose among them as max pooling does.
 _LINEAR = _words("""
@@ -70,15 +66,11 @@ def backward_rule(rule: Rule) -> Iterator[None]:
     What is not linear and has no rule is refused when it is called. Two things cannot be seen from here:
     autograd functions written in Python, which ``AutogradDeconvnet`` refuses, and masks made from detached maps.
 
-    Args:
-        rule: One of the three.
-
     Raises:
         ValueError: For another rule; inside, under the first two: for another activation (GELU, sigmoid, softmax, …),
             a product of two maps, a normalisation by the maps' own statistics, a scripted module.
 
-    Source: Zeiler & Fergus (2014), Sec. 2.1, rectification and filtering. That the normalisation is
-    skipped is our reading.
+    Source: Zeiler & Fergus (2014), Sec. 2.1; that the normalisation is skipped is our reading.
     """
     check_rule(rule)
     if rule == "gradient":
@@ -111,20 +103,20 @@ class _RuleMode(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         plain = name.strip("_")
-        high = _rectifies(plain, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
+        rest = {key: value for key, value in kwargs.items() if key != "input"}
+        high = _rectifies(plain, *args[1:], **rest)
         if high is not None:
             maps = kwargs.get("input", args[0] if args else None)
-            in_place = _in_place(name) or kwargs.get("inplace", False)
-            rest = {key: value for key, value in kwargs.items() if key != "input"}
+            in_place = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace", False)
             return _Rectified.apply(maps, lambda x: func(x, *args[1:], **rest), in_place, self.rule == "guided", high)
         if func is contrast_norm or plain == "local_response_norm":
             return self._normalise(func, *args, **kwargs)
         if plain in _COMPARISONS:
             raise ValueError(refusal(f"a mask made from the maps ({plain})", self.rule))
-        before = {node for each in inputs for node in (each.grad_fn, each._base.grad_fn if each._is_view() else None)}
-        factors = sum(1 for each in inputs if not each.is_leaf or not isinstance(each, nn.Parameter))
+        before = {node for maps in inputs for node in (maps.grad_fn, maps._base.grad_fn if maps._is_view() else None)}
+        factors = sum(1 for maps in inputs if not maps.is_leaf or not isinstance(maps, nn.Parameter))
         output = func(*args, **kwargs)
-        after = [each.grad_fn for each in _graded([output, *inputs])]
+        after = [maps.grad_fn for maps in _graded([output, *inputs])]
         check_graph([node for node in after if node not in before], before, self.rule, plain, factors)
         return output
 
@@ -188,10 +180,6 @@ def _rectifies(name: str, *args: Any, **kwargs: Any) -> float | None:
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__")
 
 
 def _graded(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -25,23 +25,14 @@ OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an em
 
 @dataclass(frozen=True)
 class Winners:
-    """Some winners of one layer, as pictures.
-
-    Attributes:
-        layer: Name of the layer.
-        rows: Row of each in the layer's table, ``(P,)``.
-        ranks: Its column there, 0 the strongest, ``(P,)``.
-        patches: What the unit saw, uint8 ``(P, 3, h, w)``; grey where the box overhangs the image.
-        projections: Float ``(P, 3, h, w)``.
-        boxes: Where that is, ``(P, 4)`` half-open ``(x0, y0, x1, y1)``, pixels; the image where a unit sees more.
-    """
+    """Winners of one layer, as pictures."""
 
     layer: str
-    rows: Tensor
-    ranks: Tensor
-    patches: Tensor
-    projections: Tensor
-    boxes: Tensor
+    rows: Tensor  # row of each in the layer's table, (P,)
+    ranks: Tensor  # its column there, 0 the strongest, (P,)
+    patches: Tensor  # what the unit saw, uint8 (P, 3, h, w); grey where the box overhangs the image
+    projections: Tensor  # float (P, 3, h, w)
+    boxes: Tensor  # (P, 4) half-open (x0, y0, x1, y1), pixels; the whole image where a unit sees more
 
     def tiles(self) -> tuple[Tensor, Tensor]:
         """Projections as uint8 tiles, each on its own scale, 0 mid grey; and the magnitudes that are black or white."""
@@ -98,14 +89,10 @@ def project_winners(
 
 
 class TopActivationsHook:
-    """Hooks on a network's feature maps that let every batch compete; ``close`` takes them off.
+    """Hooks on a network's feature maps that let every batch compete; ``close`` removes them.
 
-    Compiled code runs as ordinary code meanwhile: what was compiled before does not call the hooks.
-
-    Args:
-        network: The network that runs.
-        layers: Whose maps compete; a layer whose output is no feature maps is passed over.
-        k: Winners of each map.
+    Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over. Before each
+    batch ``indices`` must be set to its images' numbers; ``top`` holds the ``k`` winners of each map.
     """
 
     def __init__(self, network: Network, layers: Sequence[str], k: int) -> None:
@@ -149,11 +136,7 @@ class TopActivationsHook:
 def top_images(
     network: Network, batches: Iterable[Sequence[Tensor]], layers: Sequence[str], k: int
 ) -> dict[str, TopTable]:
-    """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``; nothing else is kept.
-
-    Raises:
-        ValueError: If none of the layers has feature maps.
-    """
+    """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``; nothing else is kept."""
     hook = TopActivationsHook(network, layers, k)
     try:
         with evaluating(network), torch.inference_mode():
@@ -167,11 +150,7 @@ def top_images(
 
 
 def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str, ...]:
-    """The layers named, or those with maps: all but the dense ones at the top.
-
-    Raises:
-        ValueError: If there is no such layer, or none is named.
-    """
+    """The layers named, or those with maps: all but the dense ones at the top."""
     if layers is not None:
         if not layers:
             raise ValueError(f"layers names no layer; the layers are {', '.join(network.layers)}")
@@ -183,10 +162,7 @@ def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str
 
 @torch.no_grad()
 def check_projectable(
-    network: Network,
-    layers: Sequence[str] | None,
-    image: Tensor,
-    unpooling: Unpooling = "sum",
+    network: Network, layers: Sequence[str] | None, image: Tensor, unpooling: Unpooling = "sum"
 ) -> tuple[str, ...]:
     """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
 

@@ -16,18 +16,11 @@ DASHED = (0, (4, 3))
 def canvas(
     width: int, height: int, title: str, legend: str, *, margin: int, mark: str = ""
 ) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
-    """Make a white picture with title and legend above room for ``width`` x ``height``.
+    """Make a white picture with title and legend above room for ``width`` x ``height`` pixels.
 
-    Args:
-        width: Pixels needed below; the picture is wider where title or legend need more.
-        height: Pixels needed below.
-        title: First line.
-        legend: Second line.
-        margin: Pixels left of the text, and at least as many right of it.
-        mark: What a red bar means; follows the legend.
-
-    Returns:
-        The picture, its drawing surface, and the row where the room begins.
+    It is wider where title or legend need more. ``margin`` is left of the text, and at least as much right of it;
+    ``mark`` follows the legend and says what a red bar means. Returns the picture, its drawing surface, and the row
+    where the room begins.
     """
     scale = min(2.5, max(1.0, width / 1600))  # large sheets are looked at from further away
     heading, small = ImageFont.load_default(14 * scale), ImageFont.load_default(12 * scale)

@@ -30,11 +30,7 @@ def correspondence_sheet(
             of that part's sizes.
         title: Written above.
 
-    Returns:
-        A picture: a red mark is the part's Delta, a dot that of a random mask, a bar their middle 95 %.
-
-    Raises:
-        ValueError: If the shapes do not fit the parts, or there is no layer.
+    A red mark is the part's Delta, a dot that of a random mask, a bar their middle 95 %.
 
     Source: Zeiler & Fergus (2014), Fig. 8 (the sheet) and Table 1 (the numbers); the dots are ours.
     """
@@ -47,9 +43,8 @@ def correspondence_sheet(
     tiles = enlarge(pictures.flatten(0, 1), at_least=140)
     tiles = to_pil(grid(tiles, len(names), GAP, EDGE))
     chart = _chart(names[1:-1], deltas, width=max(tiles.width, 900, 300 * len(deltas)))
-    legend = (
-        f"{len(pictures)} images as the network sees them: a part hidden, or a random place of the first part's size"
-    )
+    described = "a part hidden, or a random place of the first part's size"
+    legend = f"{len(pictures)} images as the network sees them: {described}"
     width = max(tiles.width, chart.width) + 2 * MARGIN
     figure, draw, top = canvas(width, LINE + tiles.height + chart.height + MARGIN, title, legend, margin=MARGIN)
     font = ImageFont.load_default(15)

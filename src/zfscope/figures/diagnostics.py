@@ -24,21 +24,12 @@ NEARLY, ALIVE = "#f0a0a8", "#e4e4e4"
 def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
     """Draw what ails one network, or in two side by side.
 
-    Args:
-        networks: One or more; each gets a column.
-
-    Returns:
-        A picture, from above: the first layer's filters on one scale; the projections of the second layer's strongest
-        activations, each on its own scale; the share of each first filter's energy in low, middle and high frequencies,
-        filters sorted by the low one; dead maps by layer.
-
-    Raises:
-        ValueError: If there is no network.
+    From above, a column for each network: the first layer's filters on one scale; the projections of the second layer's
+    strongest activations, each on its own scale; the share of each first filter's energy in low, middle and high
+    frequencies, filters sorted by the low one; dead maps by layer.
 
     Source: Zeiler & Fergus (2014), Fig. 6 (b) to (e); the bars are ours.
     """
-    if not networks:
-        raise ValueError("networks holds none; give one Diagnosis or more")
     columns = [_parts(diagnosis) for diagnosis in networks]
     # Parts of one kind begin at one height, so that they can be compared.
     heights = [max(picture.height for _, picture in row) for row in zip(*columns, strict=True)]
@@ -65,17 +56,13 @@ def _parts(diagnosis: Diagnosis) -> list[tuple[str, Image.Image]]:
     else:
         size = "x".join(map(str, diagnosis.filters.shape[2:]))
         shown = diagnosis.filters if diagnosis.filters.shape[1] == 3 else diagnosis.filters.mean(1, keepdim=True)
-        filters = (
-            f"{diagnosis.first}: {len(shown)} filters, {size}, stride {diagnosis.stride}; black and white at "
-            f"{float(shown.abs().amax()):.3g}",
-            _tiles(to_tiles(shown), 44),
-        )
+        scale = f"black and white at {float(shown.abs().amax()):.3g}"
+        heading = f"{diagnosis.first}: {len(shown)} filters, {size}, stride {diagnosis.stride}; {scale}"
+        filters = heading, _tiles(to_tiles(shown), 44)
         medians = ", ".join(f"{band} {100 * getattr(diagnosis.frequencies, band).nanmedian():.0f} %" for band in BANDS)
         beyond = 100 * diagnosis.frequencies.beyond_stride.nanmedian()
-        bars = (
-            f"Energy of each filter; medians: {medians}; beyond what stride {diagnosis.stride} carries {beyond:.0f} %",
-            _frequency_bars(diagnosis),
-        )
+        heading = f"Energy of each filter; medians: {medians}; beyond what stride {diagnosis.stride} carries"
+        bars = f"{heading} {beyond:.0f} %", _frequency_bars(diagnosis)
     if diagnosis.second is None:
         projected = (textwrap.shorten(diagnosis.missing, 100, placeholder=" …"), _blank())
     else:

@@ -23,14 +23,9 @@ def ensemble_figure(
 ) -> Image.Image:
     """Draw a panel for each error: every subset of the members as a dot, the mean of each size as a line.
 
-    Args:
-        subsets: S of them, each the positions of its members.
-        errors: By name (``top1_error``, ``top1_error_ten_crops``, …), percent, ``(S,)``.
-        names: What to call the members.
-        title: Written above.
-
-    Returns:
-        A picture. Single members have their names beside them; a ring is the whole ensemble; dashed, the best member.
+    Errors are in percent by name (``top1_error``, ``top1_error_ten_crops``, …), ``(S,)`` for S subsets, each the
+    positions of its members. Single members have their ``names`` beside them; a ring is the whole ensemble; dashed, the
+    best member.
 
     Source: Zeiler & Fergus (2014), Table 2 has these numbers; all subsets and the drawing are ours.
     """
@@ -74,16 +69,8 @@ def _draw(
     height = -np.inf
     for number, value in sorted(singles.items(), key=lambda item: item[1]):
         height = max(value, height + least)
-        axes.text(
-            0.9,
-            height,
-            clipped(names[number], 12, end=True),
-            ha="right",
-            va="center",
-            fontsize=8,
-            color=GREY,
-            parse_math=False,
-        )
+        name = clipped(names[number], 12, end=True)
+        axes.text(0.9, height, name, ha="right", va="center", fontsize=8, color=GREY, parse_math=False)
     axes.set_ylim(low, max(high, height + least))
     open_axes(axes)
     axes.grid(axis="y", alpha=0.25)

@@ -38,12 +38,8 @@ def invariance_figure(
         names: What to call each of them, their true class.
         title: Written above.
 
-    Returns:
-        A picture; distances in one row share their scale. A colour for each image shown, the mean over all images
-        black, its standard deviation grey.
-
-    Raises:
-        ValueError: If there is nothing to draw, or images shown, names and examples differ in number.
+    Distances in one row of the picture share their scale. A colour for each image shown, the mean over all images
+    black, its standard deviation grey.
 
     Source: Zeiler & Fergus (2014), Fig. 5; mean and spread are ours.
     """

@@ -20,9 +20,6 @@ def ablations_figure(cells: Sequence[Cell]) -> Image.Image:
     Ours is the first line of the cell; its whisker is the standard deviation over seeds. A stand-in has another colour:
     only the order of its bars says something, not their length against the paper's.
 
-    Args:
-        cells: Of the ledger; those of other tables are left out.
-
     Source: Zeiler & Fergus (2014), Table 3; the picture is ours.
     """
     table = TABLES[2]

@@ -47,9 +47,6 @@ def occlusion_panel(
         coloured around the square's centre, a stride wide; where no centre comes, the image stays as it is. On each
         colour bar a mark stands at the value of the whole image.
 
-    Raises:
-        ValueError: If ``image`` is no picture.
-
     Source: Zeiler & Fergus (2014), Fig. 7. The square at the largest drop, the fixed scale of (d) and the marks are
     ours.
     """
@@ -70,17 +67,11 @@ def occlusion_panel(
     low, high = min(0.0, float(maps.activation.min())), max(float(maps.activation.max()), sensitivity.activation)
     activation, probability = _ramp(maps.activation, low, high), _ramp(maps.probability, 0, 1)
     strongest = f"map {maps.feature_map}"
+    square = _square(picture, height / image.shape[1], sensitivity)
+    scale = (low, high, sensitivity.activation)
     columns = [
-        (
-            f"(a) {sensitivity.size} px square, largest drop",
-            _square(picture, height / image.shape[1], sensitivity),
-            None,
-        ),
-        (
-            f"(b) {sensitivity.layer}, {strongest}: sum",
-            _overlay(grey, activation, cells),
-            (low, high, sensitivity.activation),
-        ),
+        (f"(a) {sensitivity.size} px square, largest drop", square, None),
+        (f"(b) {sensitivity.layer}, {strongest}: sum", _overlay(grey, activation, cells), scale),
         (f"(d) probability of {target}", _overlay(grey, probability, cells), (0, 1, sensitivity.probability)),
         ("(e) most probable class", _overlay(grey, colours[labels], cells), None),
     ]
@@ -92,9 +83,8 @@ def occlusion_panel(
 
     listed = max(small.getlength(text) for _, text in entries) + 20
     across = sum(max(drawn.width, 150) + GAP for _, drawn, _ in columns) + math.ceil(listed)
-    answer = (
-        "" if sensitivity.label == sensitivity.target else f", but most probable is {_name(classes, sensitivity.label)}"
-    )
+    differs = sensitivity.label != sensitivity.target
+    answer = f", but most probable is {_name(classes, sensitivity.label)}" if differs else ""
     legend = (
         f"unoccluded: {target} {sensitivity.probability:.2f}{answer};   stride {sensitivity.stride} px;   "
         "colours lie where the square's centre was;   | on a scale: unoccluded"
@@ -189,9 +179,8 @@ def _square(picture: np.ndarray, scale: float, sensitivity: Sensitivity) -> Imag
     """The picture with the square's outline where it takes most of the probability."""
     shown = Image.fromarray(picture)
     row, column = divmod(int(sensitivity.drop.nan_to_num(-math.inf).argmax()), sensitivity.drop.shape[1])
-    x, y, side = (
-        scale * pixels for pixels in (column * sensitivity.stride, row * sensitivity.stride, sensitivity.size)
-    )
+    corner = column * sensitivity.stride, row * sensitivity.stride
+    x, y, side = (scale * pixels for pixels in (*corner, sensitivity.size))
     left, top = round(x), round(y)
     right = max(left, min(round(x + side), shown.width) - 1)
     bottom = max(top, min(round(y + side), shown.height) - 1)

@@ -24,15 +24,8 @@ class Pair:
 def overlap_sheet(same: Sequence[Pair], others: Sequence[Pair], title: str, legend: str) -> Image.Image:
     """Draw pairs that count as copies of one image, then the most alike of those that do not.
 
-    Args:
-        same: Pairs that count, in the order in which they are drawn.
-        others: Pairs that do not.
-        title: First line.
-        legend: Second line.
-
-    Returns:
-        A picture: under each pair its correlation, how many times nearer its images are than others, and both names,
-        of which the end is kept where there is no room.
+    Under each pair stand its correlation, how many times nearer its images are than others, and both names, of which
+    the end is kept where there is no room.
     """
     groups = [("Counted as copies", same, "black"), ("Not counted, the most alike", others, RED)]
     step = 2 * TILE + GAP + ROOM, TILE + 3 * LINE + ROOM // 2

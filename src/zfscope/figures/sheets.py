@@ -16,29 +16,18 @@ DEAD_SHARE = 0.01  # a filter is called dead below this share of the median RMS
 SHEET_SIDE = 5900  # pixels; where hundreds of blocks can be laid out within it, they are
 
 
-def filter_sheet(weight: Tensor, rms: Tensor | None = None, title: str = "") -> Image.Image:
+def filter_sheet(weight: Tensor, title: str = "") -> Image.Image:
     """Draw first-layer filters, all on one scale, so that a dominating filter and dead ones are seen.
 
-    Args:
-        weight: Filters, shape ``(C, C_in, h, w)``: RGB where ``C_in`` is 3, else the mean over ``C_in`` in grey.
-        rms: RMS of each filter, shape ``(C,)``, written below it; by default computed.
-        title: Written above.
-
-    Returns:
-        A picture. The label of a dead filter (below 1 % of the median RMS) is red; a filter with NaN or infinity is
-        crossed out.
-
-    Raises:
-        ValueError: If ``weight`` is no set of filters or ``rms`` has another length.
+    Filters are ``(C, C_in, h, w)``: RGB where ``C_in`` is 3, else the mean over ``C_in`` in grey. Below each stands its
+    RMS, red for a dead filter (below 1 % of the median RMS); a filter with NaN or infinity is crossed out.
 
     Source: Zeiler & Fergus (2014), Fig. 6: first-layer filters without scaling each. RMS and marks are ours.
     """
     if weight.ndim != 4 or not weight.numel():
         raise ValueError(f"weight must be filters (C, C_in, h, w), at least one, but came with {tuple(weight.shape)}")
     weight = weight.detach().float().cpu()
-    rms = filter_rms(weight) if rms is None else rms.detach().float().cpu()
-    if rms.shape != weight.shape[:1]:
-        raise ValueError(f"rms must hold one value for each of {len(weight)} filters, but came with {tuple(rms.shape)}")
+    rms = filter_rms(weight)
     shown = weight if weight.shape[1] == 3 else weight.mean(dim=1, keepdim=True)
     broken = ~torch.isfinite(weight).flatten(1).all(dim=1)
     sound = shown[~broken]
@@ -82,17 +71,14 @@ def projection_sheet(
         values: The activations, shape ``(M, k)``; one that is not above 0 is no winner.
         title: Written above.
         tile: Longer side of a tile as shown, in pixels: larger tiles are reduced to it, smaller ones are enlarged
-            by the nearest whole number. Chosen where not given: about 96 pixels for 16 maps, 48 for hundreds.
-        columns: Blocks in a row; chosen where not given.
+            by the nearest whole number. Default: about 96 pixels for 16 maps, 48 for hundreds.
+        columns: Blocks in a row; default: as fit a sheet hardly wider than high.
 
     Returns:
         A picture with a block for each map: above, its number and its strongest activation; projections left, patches
-        right, row by row in ``ceil(sqrt(k))`` columns. A place without a winner is empty. A map whose strongest
-        activation is not above 0 is dead, and its block says so. Of all tiles the same outermost pixels are left away
-        where the projections have next to nothing: in a ResNet most of a receptive field.
-
-    Raises:
-        ValueError: If the shapes do not fit each other, the tiles are not uint8, or ``tile`` or ``columns`` is below 1.
+        right, row by row in ``ceil(sqrt(k))`` columns. A place without a winner is empty, a dead map says so. Of all
+        tiles the same outermost pixels are left out where the projections have next to nothing: in a ResNet most of a
+        receptive field.
 
     Source: Zeiler & Fergus (2014), Fig. 2: top 9 activations of a random subset of maps, projections left, patches
     right. Numbers, activations and what is said of dead maps are ours.
@@ -144,38 +130,27 @@ def projection_sheet(
 
 
 def evolution_sheet(
-    maps: Tensor,
-    epochs: list[int],
-    projections: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    *,
-    title: str = "",
-    tile: int | None = None,
+    maps: Tensor, epochs: list[int], projections: Tensor, values: Tensor, indices: Tensor, *, title: str = ""
 ) -> Image.Image:
     """Draw how the projection of each feature map's strongest activation changes over the epochs.
 
     Args:
         maps: Numbers of the feature maps, shape ``(M,)``: a row each.
-        epochs: The epochs looked at, counted from 1, length ``E``: a column each.
+        epochs: Counted from 1, length ``E``: a column each.
         projections: Projections of the strongest activations as tiles (a 0 is mid grey), uint8, ``(M, E, 3, h, w)``.
         values: The strongest activations, shape ``(M, E)``.
-        indices: The images they were found in, shape ``(M, E)``; -1 where there is none.
+        indices: Their images, shape ``(M, E)``; -1 where there is none.
         title: Written above.
-        tile: Longer side of a tile as shown, in pixels, as in ``projection_sheet``.
 
     Returns:
         A picture. A red bar before a tile marks a jump: the strongest image is another than at the epoch before (at
         the last one where the map was alive). Where the strongest activation is not above 0, NaN or missing, the map is
         dead, and the tile says so.
 
-    Raises:
-        ValueError: If the shapes do not fit each other, the tiles are not uint8, or ``tile`` is below 1.
-
     Source: Zeiler & Fergus (2014), Fig. 4: the strongest activation over all training examples, projected, at epochs 1,
     2, 5, 10, 20, 30, 40, 64; sudden jumps come from a change of the strongest image. The bars are ours.
     """
-    _check_sheet(maps, {"projections": projections}, {"values": values, "indices": indices}, tile)
+    _check_sheet(maps, {"projections": projections}, {"values": values, "indices": indices}, None)
     count, moments, _, height, width = projections.shape
     if len(epochs) != moments:
         raise ValueError(f"epochs must name the {moments} epochs of the projections, but names {len(epochs)}")
@@ -185,7 +160,7 @@ def evolution_sheet(
     height, width = projections.shape[3:]
     jumped, alive = jumps(indices.cpu(), alive).tolist(), alive.tolist()
 
-    height, width = _shown_size(height, width, tile or _tile_side(max(height, width), count * moments))
+    height, width = _shown_size(height, width, _tile_side(max(height, width), count * moments))
     large = width >= 72
     gap, room, bar = (10, 28, 4) if large else (8, 18, 4)  # between tiles, around all, width of a mark
     font = ImageFont.load_default(16 if large else 13)
@@ -251,9 +226,8 @@ def _empty_margin(projections: Tensor, shown: Tensor) -> int:
     for row, which in zip(projections, shown.cpu(), strict=True):
         if projections.shape[4] != side or not which.any():
             continue
-        magnitude = (
-            (row.detach().cpu()[which].float() - 127.5).abs().sub_(1).clamp_min_(0).sum(1)
-        )  # 127 and 128 are zero
+        # 127 and 128 are zero.
+        magnitude = (row.detach().cpu()[which].float() - 127.5).abs().sub_(1).clamp_min_(0).sum(1)
         strength += (magnitude / magnitude.sum((1, 2), keepdim=True).clamp_min(1)).sum(0)
         tiles += len(magnitude)
     share = torch.zeros(side).scatter_add_(0, rings.flatten(), strength.flatten()).cumsum(0) / max(1, tiles)

@@ -22,11 +22,8 @@ def transfer_figure(
 ) -> Image.Image:
     """Draw a curve for each way of learning: mean over folds, one standard deviation, every fold as a dot.
 
-    Args:
-        sizes: Training images per class, S of them, ascending.
-        accuracies: In percent by way (``pretrained``, ``scratch``), ``(S, folds)``; folds may differ in number.
-        chance: Accuracy of guessing, in percent.
-        title: Written above.
+    ``sizes`` are training images per class, ascending; ``accuracies`` percent by way (``pretrained``, ``scratch``),
+    ``(S, folds)``, whose folds may differ in number; ``chance`` is the accuracy of guessing, in percent.
 
     Source: Zeiler & Fergus (2014), Fig. 9; spread and dots are ours.
     """
@@ -56,16 +53,8 @@ def _curves(
         shifted = [place + (2 * number + 1 - len(accuracies)) * beside for place in places]
         mean, spread = scores.mean(1), scores.std(1, ddof=1) if scores.shape[1] > 1 else np.zeros(len(scores))
         folds = f"{scores.shape[1]} fold" + "s" * (scores.shape[1] > 1)
-        axis.errorbar(
-            shifted,
-            mean,
-            spread,
-            color=COLOURS[way],
-            marker="o",
-            capsize=4,
-            linewidth=2,
-            label=f"{NAMES[way]} ({folds})",
-        )
+        label = f"{NAMES[way]} ({folds})"
+        axis.errorbar(shifted, mean, spread, color=COLOURS[way], marker="o", capsize=4, linewidth=2, label=label)
         for place, row in zip(shifted, scores, strict=True):
             axis.plot([place] * len(row), row, ".", color=COLOURS[way], alpha=0.5, markersize=5)
     if chance is not None:

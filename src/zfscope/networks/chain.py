@@ -130,17 +130,10 @@ class ConvNet(Network):
         return rows
 
     def steps(self, layer: str) -> list[Step]:
-        """The filterings and poolings up to a layer's feature map; a dense layer sees whole maps.
-
-        Raises:
-            ValueError: If there is no such layer.
-        """
+        """The filterings and poolings up to a layer's feature map; a dense layer sees whole maps."""
         self.check_layer(layer)
-        steps = []
-        for step in self.all_steps():
-            if self.layers.index(step.layer) > self.layers.index(layer):
-                break
-            steps.append(step)
+        below = self.layers[: self.layers.index(layer) + 1]
+        steps = [step for step in self.all_steps() if step.layer in below]
         if isinstance(self.spec[layer], DenseLayer):
             steps.append(Step(layer, "conv", self._top_size(), 1))
         return steps
@@ -167,12 +160,7 @@ class ConvNet(Network):
             nn.init.zeros_(module.bias)
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
-        """Run the images once and keep feature maps, switches and logits (see ``Trace``).
-
-        Args:
-            images: Preprocessed images, ``(N, 3, H, W)``.
-            top: The last layer that is computed; default: all of them.
-        """
+        """Run the images ``(N, 3, H, W)`` up to the layer ``top``; keep feature maps, switches and logits."""
         self.check_images(images)
         top = self.layers[-1] if top is None else top
         trace = Trace(images)
@@ -217,9 +205,8 @@ def _conv_layer(name: str, spec: ConvLayer, channels: int, contrast: ContrastCon
             f"{name}.groups={spec.groups} must divide the {channels} maps below and the {spec.maps} maps of {name}"
         )
     layer = nn.Sequential()
-    layer.add_module(
-        "conv", nn.Conv2d(channels, spec.maps, spec.kernel_size, spec.stride, spec.padding, groups=spec.groups)
-    )
+    conv = nn.Conv2d(channels, spec.maps, spec.kernel_size, spec.stride, spec.padding, groups=spec.groups)
+    layer.add_module("conv", conv)
     layer.add_module("relu", nn.ReLU())
     norm = ContrastNorm(contrast.size, contrast.alpha, contrast.beta, contrast.k)
     if spec.norm == "before_pool":

@@ -29,9 +29,6 @@ def load_network(source: str | Path) -> Network:
         source: A run folder (its best checkpoint), ``RUN/last`` or ``RUN/epoch_010``, a ``.ckpt`` file,
             ``zoo/zfnet``, ``zoo/zfnetb`` or ``torchvision/alexnet`` (these need a network connection).
 
-    Returns:
-        The network in eval mode, with ``preprocessing`` and ``classes``.
-
     Raises:
         FileNotFoundError: If there is no such checkpoint, with the candidates.
         ValueError: If the file is damaged or is no checkpoint of this project.
@@ -49,18 +46,11 @@ def save_network(network: Network, config: Mapping[str, Any], path: str | Path) 
 
 
 def network_state(
-    network: Network,
-    config: Mapping[str, Any],
-    data: str | None = None,
-    identity: Mapping[str, Any] | None = None,
+    network: Network, config: Mapping[str, Any], data: str | None = None, identity: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All besides weights that a network is: how to build it, its images, its classes, its run.
+    """All besides weights that a network is: how to build it, its preprocessing, its classes, its run.
 
-    Args:
-        network: With ``classes`` and ``preprocessing``.
-        config: The config of its run, with the group ``model``.
-        data: Fingerprint of its training set.
-        identity: Of the training (see ``training.identity``), in plain containers.
+    ``data`` is the fingerprint of its training set, ``identity`` that of the training (see ``training.identity``).
     """
     return {
         "format": FORMAT,
@@ -95,11 +85,7 @@ def _state(source: str | Path) -> Mapping[str, Any]:
 
 
 def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> Network:
-    """Build the network of a checkpoint that was read from ``path``, with its weights.
-
-    Raises:
-        ValueError: If it is no checkpoint of this project, or its weights do not fit or are not finite.
-    """
+    """The network of a checkpoint read from ``path``; refused if it is none of ours or its weights are not whole."""
     state = checkpoint.get("zfscope")
     if not isinstance(state, Mapping) or "state_dict" not in checkpoint:
         raise ValueError(
@@ -108,11 +94,7 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
     version = state.get("format")
     if not isinstance(version, int) or version > FORMAT:
         raise ValueError(f"{path} has format {version}, newer than {FORMAT}; update this project to read it")
-    weights = {
-        name.removeprefix("network."): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith("network.")
-    }
+    weights = _weights_of(checkpoint["state_dict"])
     try:
         with torch.device("meta"):  # without memory first: a damaged size must not ask for terabytes
             sizeless = build_network(state["model"], state["num_classes"], state["image_size"])
@@ -129,12 +111,14 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
     return network
 
 
-def check_same_data(path: str | Path, fingerprint: str) -> None:
-    """Refuse to go on with other training images than a checkpoint has seen.
+def _weights_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's part of the state of a LightningModule."""
+    prefix = "network."
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 
-    Raises:
-        ValueError: If the training set changed since.
-    """
+
+def check_same_data(path: str | Path, fingerprint: str) -> None:
+    """Refuse to go on with other training images than a checkpoint has seen."""
     known = read_checkpoint(path).get("zfscope", {}).get("data")
     if known is not None and known != fingerprint:
         raise ValueError(f"the training images changed since {path} was written; start a new run with weights={path}")
@@ -143,13 +127,14 @@ def check_same_data(path: str | Path, fingerprint: str) -> None:
 def start_from(network: Network, source: str) -> list[str]:
     """Start a network from trained weights (``weights=`` of train.py); a classes' layer of another size stays fresh.
 
+    Preprocessing that came with the weights replaces the network's, since the filters were learned on such inputs.
+
     Args:
         network: To be filled in place.
         source: What ``load_network`` takes, or a file with a bare state dict of the right shapes.
 
     Returns:
-        Names of the parameters that kept their fresh start. Preprocessing that came with the weights replaces the
-        network's, since the filters were learned on such inputs.
+        Names of the parameters that kept their fresh start.
 
     Raises:
         ValueError: If any other weight is missing or has another shape.
@@ -162,10 +147,8 @@ def start_from(network: Network, source: str) -> list[str]:
         content = read_checkpoint(find_checkpoint(source))
         state = content.get("zfscope")
         weights = content.get("state_dict", content)
-        if isinstance(state, Mapping):  # ours: other parts of the LightningModule may stand beside the network
-            weights = {
-                name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")
-            }
+        if isinstance(state, Mapping):
+            weights = _weights_of(weights)
         if not all(isinstance(name, str) for name in weights):
             raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
         weights = rename_weights(weights, network)
@@ -179,7 +162,9 @@ def start_from(network: Network, source: str) -> list[str]:
         and isinstance(weights.get(name), Tensor)
         and weights[name].shape != own[name].shape
     ]
-    load_weights(network, {**weights, **{name: own[name] for name in fresh}}, source)
+    weights = {**weights, **{name: own[name] for name in fresh}}
+    check_weights(network, weights, source)
+    network.load_state_dict(weights)
     if preprocessing is not None:
         if preprocessing.crop != network.image_size:
             raise ValueError(
@@ -188,12 +173,6 @@ def start_from(network: Network, source: str) -> list[str]:
             )
         network.preprocessing = preprocessing
     return fresh
-
-
-def load_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Put weights into a network of the same names and shapes (see ``check_weights``)."""
-    check_weights(network, weights, path)
-    network.load_state_dict(dict(weights))
 
 
 def check_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
@@ -221,12 +200,7 @@ def check_weights(network: Network, weights: Mapping[str, Tensor], path: str | P
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The file that a run folder, ``RUN/last`` or a path means.
-
-    Raises:
-        ValueError: If it is a URL.
-        FileNotFoundError: If it is not there, with the runs or checkpoints that are.
-    """
+    """The file that a run folder, ``RUN/last`` or a path means; refused with the runs or checkpoints that are there."""
     if "://" in str(source):
         raise ValueError(f"checkpoint={source} is a URL; download the file first and give its path")
     path = Path(source)
@@ -242,10 +216,10 @@ def find_checkpoint(source: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     near = [path.parent / "checkpoints", path.parent]
-    found = [str(entry) for place in near if place.is_dir() for entry in sorted(place.iterdir())]
-    found = [entry for entry in found if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
-    there = f"; there are {', '.join(found[-5:])}" if found else ""
-    raise FileNotFoundError(f"no checkpoint at {path}{there}; give a run folder, a .ckpt file or RUN/last")
+    entries = [str(entry) for place in near if place.is_dir() for entry in sorted(place.iterdir())]
+    known = [entry for entry in entries if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
+    way_out = f"; there are {', '.join(known[-5:])}" if known else ""
+    raise FileNotFoundError(f"no checkpoint at {path}{way_out}; give a run folder, a .ckpt file or RUN/last")
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
@@ -257,11 +231,7 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint: checksums first, then tensors and plain containers only.
-
-    Raises:
-        ValueError: If it is damaged, or holds anything else.
-    """
+    """Read a checkpoint: checksums first, then tensors and plain containers only; anything else is refused."""
     try:
         with zipfile.ZipFile(path) as archive:
             # torch stores; what is packed could grow without bounds.

@@ -34,22 +34,17 @@ def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField
     """The receptive field of one unit of any network's layer, measured with NaN.
 
     NaN in the columns (or rows) from ``x`` on makes exactly those units NaN that see one of them; a binary search
-    over ``x`` finds a unit's edges. Two neighbours in the middle of the map are asked; where the image cuts off what
+    over ``x`` finds a unit's edges. Two neighbours in the middle of the map are probed; where the image cuts off what
     they see, the outermost ones, whose inner edges lie farthest from its border. Where height and width differ, the
     box covers both.
-
-    Args:
-        network: Any network.
-        layer: A name from its ``layers``.
-        image_size: Height and width of the images, in pixels.
 
     Returns:
         Size, stride and offset in pixels. Where a unit sees the whole image (after global pooling, in dense layers,
         with a field as large as the image) or units are not evenly spaced: the image as the box of every unit.
 
     Raises:
-        ValueError: If there is no such layer, it has no maps ``(N, C, h, w)`` or ``(N, C)``, or they
-            are NaN for an ordinary image.
+        ValueError: If there is no such layer, it has no maps ``(N, C, h, w)`` or ``(N, C)``, or an ordinary image
+            makes them NaN.
     """
     network.check_layer(layer)
     clean = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -80,12 +75,7 @@ def _probe_axis(
 ) -> ReceptiveField | None:
     """The field along one axis, 2 (rows) or 3 (columns); None where a unit sees all of it or units are uneven.
 
-    Args:
-        run: From images to the layer's maps.
-        clean: An image without NaN.
-        axis: Which.
-        units: How many there are along the axis.
-        known: Edges found along the other axis, which are tried first; those found here replace them.
+    ``known`` holds edges from the other axis, which are tried first; those measured here replace them.
     """
     image_size = clean.shape[axis]
 
@@ -115,7 +105,7 @@ def _probe_axis(
 def _edge(run: Callable[[Tensor], Tensor], clean: Tensor, axis: int, unit: int, first: bool, guess: int | None) -> int:
     """The first pixel (``first``), or the one after the last, that a unit in the middle of the other axis sees."""
     image_size = clean.shape[axis]
-    pixels = torch.arange(image_size, device=clean.device).view([-1 if each == axis else 1 for each in range(4)])
+    pixels = torch.arange(image_size, device=clean.device).view([-1 if axis == other else 1 for other in range(4)])
     low, high = 0, image_size
     around = [] if guess is None else [guess, guess + 1 if first else guess - 1]
     while high - low > 1:

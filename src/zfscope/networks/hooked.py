@@ -60,15 +60,8 @@ class HookedNetwork(Network):
         return _paths(self.body)[layer]
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
-        """Run the images once and keep the outputs of the named submodules; switches stay empty.
-
-        The whole network runs: which submodules come before ``top`` is not known.
-
-        Raises:
-            ValueError: If a layer is ambiguous: its submodule runs twice in one pass.
-        """
-        trace = Trace(images)
-        paths = _paths(self.body)
+        """Run the images once, through the whole network, and keep the outputs of the named submodules; no switches."""
+        trace, paths = Trace(images), _paths(self.body)
 
         def keep(layer: str, output: Any) -> Any:
             if layer in trace.maps:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Values in one block, per thread: small enough for a block's work arrays to stay in cache, where the speed comes from.
-_BLOCK_CPU = 2**19
+BLOCK_CPU = 2**19
 
-_BLOCK_GPU = 2**24  # bounds the extra memory instead
+BLOCK_GPU = 2**24  # bounds the extra memory instead
 
 
 def contrast_norm(maps: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> Tensor:
@@ -33,9 +33,6 @@ def contrast_norm(maps: Tensor, size: int = 5, alpha: float = 1e-4, beta: float 
         alpha: Weight of the window's mean square (not of its sum, as in cuda-convnet).
         beta: Exponent; 0.75 is the fast case.
         k: What keeps the divisor above zero.
-
-    Returns:
-        Normalised maps, shape ``(N, C, ...)``.
 
     Raises:
         ValueError: If ``maps`` has no axis of maps or a constant is out of its range.
@@ -74,17 +71,11 @@ class ContrastNorm(nn.Module):
 
 
 def last_windows(switches: Tensor, size: int) -> Tensor:
-    """Tell which pooling windows are the last, in row-major order, to point at their maximum.
+    """Which pooling windows are the last, in row-major order, to point at their maximum; bool ``(N, C, h, w)``.
 
     Where 3x3 windows overlap at stride 2, about half of them share a maximum with another. Unpooling that overwrites
-    keeps the value of the last one.
-
-    Args:
-        switches: Flat index ``row * size + column`` of each window's maximum, ``(N, C, h, w)``.
-        size: Height and width of the map below the pool.
-
-    Returns:
-        bool, ``(N, C, h, w)``.
+    keeps the value of the last one. ``switches`` holds the flat index ``row * size + column`` of each window's maximum,
+    ``(N, C, h, w)``; ``size`` is the height and width of the map below the pool.
     """
     flat = switches.flatten(2)
     order = torch.arange(flat.shape[2], device=flat.device).expand_as(flat)
@@ -93,13 +84,9 @@ def last_windows(switches: Tensor, size: int) -> Tensor:
 
 
 def filter_rms(weight: Tensor) -> Tensor:
-    """Root mean square of each filter's weights.
+    """Root mean square of each filter's weights ``(C, ...)``: ``(C,)``, NaN where a filter holds one.
 
-    Args:
-        weight: Filters, shape ``(C, ...)``, such as ``conv.weight`` ``(C, C_in, k, k)``.
-
-    Returns:
-        RMS, shape ``(C,)``; NaN where a filter holds one. float32 for half-precision weights.
+    Half-precision weights give float32.
 
     Source: Zeiler & Fergus (2014), Sec. 3. Taking it over all ``k * k * C_in`` weights of a filter is our reading.
     """
@@ -110,14 +97,11 @@ def filter_rms(weight: Tensor) -> Tensor:
 
 
 def renormalise_filters_(weight: Tensor, radius: float) -> int:
-    """Rescale, in place, each filter whose RMS exceeds ``radius`` to an RMS of ``radius``.
+    """Rescale, in place, each filter whose RMS exceeds ``radius`` to an RMS of ``radius``; returns how many there were.
 
     Args:
         weight: Filters, shape ``(C, ...)``. A filter that holds NaN keeps it: trouble stays visible.
         radius: Largest RMS allowed, above 0, in the units of the weights.
-
-    Returns:
-        How many filters were rescaled.
 
     Raises:
         ValueError: If ``radius`` is not a finite number above 0.
@@ -142,11 +126,8 @@ def rescale_filters_(weight: Tensor, radius: float) -> Tensor:
 
 def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
     """Find the conv layers of any model by name: ``conv1`` where that is said once, else the module's path."""
-    paths = {
-        path.replace("_orig_mod.", ""): module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
+    named = ((path.replace("_orig_mod.", ""), module) for path, module in model.named_modules())
+    paths = {path: module for path, module in named if isinstance(module, nn.Conv2d)}
     short = {path: next((part for part in path.split(".") if re.fullmatch(r"conv\d\w*", part)), path) for path in paths}
     taken = Counter(short.values())
     return {short[path] if taken[short[path]] == 1 else path: module for path, module in paths.items()}
@@ -209,7 +190,7 @@ def _blocks(size: int, *tensors: Tensor) -> tuple[zip, list[Tensor]]:
     """Cut tensors of one layout into blocks ``(rows, C, inner)``; make three work arrays, ``size - 1`` maps longer."""
     rows = [_rows(tensor) for tensor in tensors]
     count, channels, inner = rows[0].shape
-    values = _BLOCK_CPU * torch.get_num_threads() if rows[0].device.type == "cpu" else _BLOCK_GPU
+    values = BLOCK_CPU * torch.get_num_threads() if rows[0].device.type == "cpu" else BLOCK_GPU
     step = max(1, min(count, values // max(1, channels * inner)))
     work = [
         torch.zeros(step, channels + size - 1, inner, dtype=_precision(tensors[0]), device=tensors[0].device)

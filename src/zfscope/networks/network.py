@@ -40,17 +40,12 @@ class Trace:
 class Network(nn.Module):
     """A classifier with named layers that tools can look into.
 
-    Attributes:
-        layers: The names, in order.
-        classes: The classes' names, if known.
-        preprocessing: How its images are prepared, if known.
-        num_classes: Number of classes; None if that is not known.
-        image_size: Height and width of the input, in pixels; None if that is not known.
-        has_switches: Whether its traces record the switches of the pools.
+    ``classes`` (their names), ``preprocessing``, ``num_classes`` and ``image_size`` (height and width of the input,
+    pixels) are None where they are not known.
     """
 
-    layers: tuple[str, ...]
-    has_switches = False
+    layers: tuple[str, ...]  # the names, from the pixels up
+    has_switches = False  # whether traces record the switches of the pools
 
     def __init__(self, num_classes: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
@@ -62,20 +57,11 @@ class Network(nn.Module):
         self.preprocessing: Preprocessing | None = None
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
-        """Run the images once and keep what looking needs.
-
-        Args:
-            images: Preprocessed images, ``(N, 3, H, W)``.
-            top: The highest layer that is needed; a chain stops there, any other network runs whole.
-        """
+        """Run the images ``(N, 3, H, W)`` once and keep what looking needs, in a chain up to the layer ``top`` only."""
         raise NotImplementedError
 
     def map_module(self, layer: str) -> nn.Module:
-        """The submodule whose output is the layer's feature map; ``forward`` calls it once.
-
-        Raises:
-            ValueError: If there is no such layer.
-        """
+        """The submodule whose output is the layer's feature map; ``forward`` calls it once."""
         raise NotImplementedError
 
     def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
@@ -87,15 +73,7 @@ class Network(nn.Module):
         return self.receptive_field(layer, image_size)
 
     def features(self, images: Tensor, layer: str) -> Tensor:
-        """The feature maps of one layer, as in ``Trace.maps``.
-
-        Args:
-            images: Preprocessed images, ``(N, 3, H, W)``.
-            layer: A name from ``layers``.
-
-        Raises:
-            ValueError: If there is no such layer.
-        """
+        """The feature maps of one layer for preprocessed images ``(N, 3, H, W)``, as in ``Trace.maps``."""
         self.check_layer(layer)
         return self.trace(images, top=layer).maps[layer]
 
@@ -184,14 +162,7 @@ def watching(modules: Mapping[str, nn.Module], watch: Callable[[str, Any], Any])
 
 
 def run_to(network: Network, images: Tensor, layer: str) -> Any:
-    """The output of a layer's module as ``forward`` makes it, and nothing above it.
-
-    Where a module runs several times in a pass, the first time counts.
-
-    Args:
-        network: Any network.
-        images: Network inputs, ``(N, 3, H, W)``.
-        layer: A name from its ``layers``.
+    """The output of a layer's module as ``forward`` makes it, and nothing above it; of several runs the first counts.
 
     Raises:
         ValueError: If there is no such layer, or its module never runs.

@@ -19,13 +19,10 @@ from torchvision.transforms import functional as F
 class Preprocessing:
     """How a network wants its images.
 
-    Attributes:
-        resize: Side of the square canvas, in pixels: the short side is resized to it, the middle kept.
-        crop: Side of the network's input, in pixels, cut from the canvas.
-        mean: What is subtracted, in grey levels 0-255: per pixel, ``(3, resize, resize)``, or per
-            channel, ``(3, 1, 1)``.
-        scale: What the differences are multiplied by, ``(3, 1, 1)``: 1 is the paper's (values within
-            about ±128).
+    resize: Side of the square canvas, in pixels: the short side is resized to it, the middle kept.
+    crop: Side of the network's input, in pixels, cut from the canvas.
+    mean: What is subtracted, grey levels 0-255: per pixel ``(3, resize, resize)`` or per channel ``(3, 1, 1)``.
+    scale: What the differences are multiplied by, ``(3, 1, 1)``: 1 is the paper's (values within about ±128).
     """
 
     resize: int
@@ -52,14 +49,7 @@ class Preprocessing:
         return centre_crop(self.normalise(self.canvas(image)), self.crop)
 
     def canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """The image on its square canvas, ``(3, resize, resize)`` uint8.
-
-        Args:
-            image: A PIL image, a uint8 array ``(H, W, 3)`` or a uint8 tensor ``(3, H, W)``.
-
-        Raises:
-            TypeError: If it is none of these.
-        """
+        """An image on its square canvas, ``(3, resize, resize)`` uint8; for kinds of images see ``as_pil``."""
         return pil_to_tensor(square(as_pil(image), self.resize))
 
     def normalise(self, canvas: Tensor) -> Tensor:
@@ -82,7 +72,7 @@ class Preprocessing:
 
 
 def as_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """An RGB PIL image from one of the three kinds that ``Preprocessing.canvas`` takes."""
+    """An RGB PIL image from a PIL image, a uint8 array ``(H, W, 3)`` or a uint8 tensor ``(3, H, W)``."""
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
@@ -120,14 +110,9 @@ def centre_crop(images: Tensor, side: int) -> Tensor:
 
 
 def ten_crops(canvases: Tensor, side: int) -> list[Tensor]:
-    """Four corners and the centre of each image, and their mirror images.
+    """Four corners and the centre of canvases ``(N, 3, H, W)``, then their mirror images: ten ``(N, 3, side, side)``.
 
-    Args:
-        canvases: Normalised images, ``(N, 3, H, W)``.
-        side: Side of a crop, in pixels.
-
-    Returns:
-        Ten of ``(N, 3, side, side)``, in the order of ``torchvision.transforms.TenCrop``; the fifth is the centre.
+    The order is that of ``torchvision.transforms.TenCrop``: the fifth is the centre.
 
     Source: Zeiler & Fergus (2014), Sec. 3.
     """

@@ -20,19 +20,13 @@ from zfscope.networks.build import build_network
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
-from zfscope.networks.spec import ConvLayer
 from zfscope.schema import nearest
 
-NUM_CLASSES = 1000
-
-IMAGE_SIZE = 224
-
-RESIZE = 256
+NUM_CLASSES, IMAGE_SIZE, RESIZE = 1000, 224, 256
 
 # Grey levels 0-255 of red, green and blue. Source: torchvision's ImageClassification preset (mean 0.485, 0.456, 0.406,
 # standard deviation 0.229, 0.224, 0.225 on 0-1); pytorchcv's ImageNet recipe has the same, and 256 px as 224 / 0.875.
 MEAN = (123.675, 116.28, 103.53)
-
 STD = (58.395, 57.12, 57.375)
 
 
@@ -77,25 +71,17 @@ def is_zoo_name(source: str | Path) -> bool:
 
 
 def zoo_config(name: str) -> dict[str, Any]:
-    """The ``model`` group of the network that public weights belong to, as ``checkpoints.save_network`` keeps it.
-
-    Args:
-        name: One of ``ZOO``.
-
-    Raises:
-        ValueError: For any other name.
-    """
+    """The ``model`` group of the network that the public weights ``name``, one of ``ZOO``, belong to."""
     if name not in ZOO:
         raise ValueError(f"there are no public weights {name!r}; {nearest(name, list(ZOO))}")
     return copy.deepcopy(ZOO[name])
 
 
-def open_zoo(name: str, *, pretrained: bool = True) -> ConvNet:
+def open_zoo(name: str) -> ConvNet:
     """Public ImageNet weights in our network; they are downloaded once and kept by the package they come from.
 
     Args:
         name: One of ``ZOO``: ``zoo/zfnet``, ``zoo/zfnetb``, ``torchvision/alexnet``, ``torchvision/vgg11`` … ``vgg19``.
-        pretrained: False leaves fresh weights from torch's generator and needs no network connection.
 
     Returns:
         The network in eval mode: 224 px, 1,000 classes, in the order of their sorted wnids.
@@ -105,12 +91,9 @@ def open_zoo(name: str, *, pretrained: bool = True) -> ConvNet:
         FileNotFoundError: If pytorchcv is not installed.
         ConnectionError: If the weights could not be downloaded.
     """
-    config = zoo_config(name)
-    if pretrained:
-        download = _pytorchcv_weights if name.startswith("zoo/") else _torchvision_weights
-        network = _filled(_unfilled(config, NUM_CLASSES, IMAGE_SIZE), download(name), name)
-    else:
-        network = build_network(config, NUM_CLASSES, IMAGE_SIZE)
+    zoo_config(name)  # refuses a name that is none
+    download = _pytorchcv_weights if name.startswith("zoo/") else _torchvision_weights
+    network = filled(name, download(name))
     network.preprocessing = imagenet_preprocessing()
     return network.eval()
 
@@ -121,53 +104,31 @@ def imagenet_preprocessing() -> Preprocessing:
     return Preprocessing(RESIZE, IMAGE_SIZE, mean, 1 / std)
 
 
-def convert_pytorchcv(model: nn.Module, num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE) -> ConvNet:
-    """ZFNet (a) or (b) of pytorchcv as our network, with a copy of its weights.
-
-    Args:
-        model: ``pytorchcv.models.zfnet.zfnet()`` or ``zfnetb()``.
-        num_classes: Units of its last layer.
-        image_size: Height and width of its input, in pixels: one that leaves 6x6 cells, as its first dense layer wants.
-
-    Returns:
-        A network with the model's dtype, device and mode (training or eval).
-
-    Raises:
-        ValueError: If it is no such model, or has other sizes.
-    """
-    return _convert(model, "zoo/", num_classes, image_size)
-
-
-def convert_torchvision(model: nn.Module, num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE) -> ConvNet:
-    """AlexNet, or a VGG without batch norm, of torchvision as our network, with a copy of its weights.
-
-    Args:
-        model: ``torchvision.models.alexnet()``, ``vgg11()``, ``vgg13()``, ``vgg16()`` or ``vgg19()``.
-        num_classes: Units of its last layer.
-        image_size: Height and width of the input, in pixels: one at which its adaptive average pool is the identity.
-
-    Returns:
-        A network with the model's dtype, device and mode (training or eval).
-
-    Raises:
-        ValueError: If it is no such model, or has other sizes.
-    """
-    return _convert(model, "torchvision/", num_classes, image_size)
+def filled(
+    name: str, weights: Mapping[str, Tensor], num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE
+) -> ConvNet:
+    """The network that the public weights ``name`` belong to, with a copy of them; refused if they do not fit it."""
+    network = _unfilled(name, num_classes, image_size)
+    weights = rename_weights(weights, network)
+    for own, tensor in network.state_dict().items():
+        shape = tuple(weights[own].shape) if own in weights else None
+        if shape != tuple(tensor.shape):
+            actual = f"have shape {shape}" if shape else "are missing"
+            raise ValueError(
+                f"these are no weights of {name}: those for {own} {actual}, expected {tuple(tensor.shape)}"
+            )
+    copies = {own: weights[own].detach().clone() for own in network.state_dict()}
+    network.load_state_dict(copies, assign=True)
+    return network
 
 
 def check_fits(network: Network, name: str) -> None:
     """Refuse a network that would compute something else with public weights than the one they were trained in.
 
-    Dropout, the number of classes and what follows from the size of the image may differ.
-
-    Args:
-        network: What is to start from these weights.
-        name: One of ``ZOO``.
-
-    Raises:
-        ValueError: For the first layer that differs, with the overrides of a network that fits.
+    Dropout, the number of classes and what follows from the size of the image may differ. The message names the first
+    layer that differs and the overrides of a network that fits.
     """
-    trained = _unfilled(zoo_config(name), NUM_CLASSES, IMAGE_SIZE).spec
+    trained = _unfilled(name).spec
     spec = network.spec if isinstance(network, ConvNet) else {}
     for layer in [*trained, *spec]:
         chains = (spec, trained)
@@ -183,12 +144,7 @@ def check_fits(network: Network, name: str) -> None:
 def rename_weights(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Weights with pytorchcv's or torchvision's names under those of our network, by their order from the pixels up.
 
-    Args:
-        weights: A state dict. One whose names are not like theirs, or whose number does not fit, comes back as it is.
-        network: The network that is to take them.
-
-    Returns:
-        The same tensors by new names.
+    A state dict whose names are not like theirs, or whose number does not fit, comes back as it is.
     """
     own = list(network.state_dict())
     foreign = all(name.startswith(("features.", "classifier.", "output.")) for name in weights)
@@ -207,32 +163,10 @@ def _overrides(name: str) -> str:
     return f"model={own} {order} model.input_scale=unit model.filter_rms=null"
 
 
-def _convert(model: nn.Module, zoo: str, num_classes: int, image_size: int) -> ConvNet:
-    maps = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-    names = [name for name in ZOO if name.startswith(zoo)]
-    for name in names:
-        network = _unfilled(ZOO[name], num_classes, image_size)
-        if maps == [layer.maps for layer in network.spec.values() if isinstance(layer, ConvLayer)]:
-            return _filled(network, model.state_dict(), name).train(model.training)
-    raise ValueError(f"a {type(model).__name__} with {maps} maps is none of {', '.join(names)}")
-
-
-def _unfilled(config: Mapping[str, Any], num_classes: int, image_size: int) -> ConvNet:
+def _unfilled(name: str, num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE) -> ConvNet:
     """The network without memory for its weights, which would be drawn only to be replaced."""
     with torch.device("meta"):
-        return build_network(config, num_classes, image_size)
-
-
-def _filled(network: ConvNet, weights: Mapping[str, Tensor], name: str) -> ConvNet:
-    weights = rename_weights(weights, network)
-    for own, tensor in network.state_dict().items():
-        shape = tuple(weights[own].shape) if own in weights else None
-        if shape != tuple(tensor.shape):
-            found = f"have shape {shape}" if shape else "are missing"
-            raise ValueError(f"these are no weights of {name}: those for {own} {found}, expected {tuple(tensor.shape)}")
-    copies = {own: weights[own].detach().clone() for own in network.state_dict()}
-    network.load_state_dict(copies, assign=True)
-    return network
+        return build_network(zoo_config(name), num_classes, image_size)
 
 
 def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
@@ -254,15 +188,11 @@ def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    entry = _torchvision_entry(name)
+    entry = torchvision.models.get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
     try:
         return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # likewise
         raise _no_weights(name, entry.url, "", Path(torch.hub.get_dir(), "checkpoints"), error) from error
-
-
-def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
-    return torchvision.models.get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
 
 
 def _no_weights(name: str, url: str, how: str, folder: Path, error: Exception) -> ConnectionError:

@@ -1,5 +1,13 @@
 """Occlusion maps. Source: Zeiler & Fergus (2014), Sec. 4.2, Fig. 7."""
 
-from zfscope.occlusion.maps import Occlusion, occlude
+from typing import Any
 
 __all__ = ["Occlusion", "occlude"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from zfscope.occlusion import maps
+
+    return getattr(maps, name)

@@ -16,23 +16,16 @@ from zfscope.networks.spec import ConvLayer
 from zfscope.occlusion.passes import FullPasses, _is_whole
 from zfscope.occlusion.windows import WindowedPasses
 
-_WHOLE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
+FULL_PASS_SHARE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
 
 
 class Occlusion(NamedTuple):
-    """What ``occlude`` finds: row ``r`` and column ``c`` belong to the square at ``(r * stride, c * stride)``.
+    """What ``occlude`` measures: row ``r`` and column ``c`` belong to the square at ``(r * stride, c * stride)``."""
 
-    Attributes:
-        probability: Of the target class, ``(R, C)``, 0-1.
-        label: The most probable class, ``(R, C)`` int64.
-        activation: The activations of the feature map, summed over it, ``(R, C)``.
-        feature_map: Which map of the layer that is.
-    """
-
-    probability: Tensor
-    label: Tensor
-    activation: Tensor
-    feature_map: int
+    probability: Tensor  # of the target class, (R, C), 0-1
+    label: Tensor  # the most probable class, (R, C) int64
+    activation: Tensor  # the activations of the feature map, summed over it, (R, C)
+    feature_map: int  # which map of the layer that is
 
 
 @torch.no_grad()
@@ -62,8 +55,6 @@ def occlude(
         layer: Whose feature map is watched; a name from ``network.layers``.
         feature_map: Which one; default: the one with the largest sum in the unoccluded image.
 
-    Returns:
-        Probability, label and activation by position, on the CPU, and the feature map.
 
     Raises:
         ValueError: For a square larger than the image, a step below 1, an unknown layer, class or map.
@@ -80,16 +71,16 @@ def occlude(
     with evaluating(network):
         chain = isinstance(network, ConvNet) and isinstance(network.spec[network.layers[0]], ConvLayer)
         passes = WindowedPasses(network, image, fill, size, layer) if chain else None
-        if passes is None or passes.share(starts) > _WHOLE:
+        if passes is None or passes.share(starts) > FULL_PASS_SHARE:
             passes = FullPasses(network, image, fill, size, layer)
         feature_map = passes.watch(target, feature_map)
         parts = []
         for where, logits, activation in passes.run(starts):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             probability = F.softmax(logits, dim=1)[:, target]
-            parts.append([each.cpu() for each in (where, probability, logits.argmax(1), activation)])
-    where, *found = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Occlusion(*(each[where.argsort()].view(shape) for each in found), feature_map)
+            parts.append([part.cpu() for part in (where, probability, logits.argmax(1), activation)])
+    where, *values = (torch.cat(batches) for batches in zip(*parts, strict=True))
+    return Occlusion(*(value[where.argsort()].view(shape) for value in values), feature_map)
 
 
 def _check_square(network: Network, image: Tensor, size: int, stride: int, layer: str) -> None:

@@ -8,31 +8,23 @@ from torch import Tensor
 
 from zfscope.networks.network import Network, Trace, watching
 
-_BYTES = 2**26  # of the largest maps in one batch of full passes, and of the top maps that are held
+PASS_BYTES = 2**26  # of the largest maps in one batch of full passes, and of the top maps that are held
 
-Found = Iterator[
-    tuple[Tensor, Tensor, Tensor]
-]  # flat positions (P,), their logits (P, classes), their activations (P,)
+# Flat positions (P,), their logits (P, classes), their activations (P,).
+OcclusionBatches = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 def logits_of(trace: Trace) -> Tensor:
-    """The logits of a trace, ``(N, classes)``.
-
-    Raises:
-        ValueError: If the network gives something else.
-    """
+    """The logits of a trace, ``(N, classes)``; refused where a network gives something else."""
     if not isinstance(trace.logits, Tensor) or trace.logits.ndim != 2:
         raise ValueError("occlusion needs a network that gives logits (N, classes) for images (N, 3, H, W)")
     return trace.logits
 
 
 class Passes:
-    """What the two ways of going through the positions share; ``run`` yields what each of them finds.
+    """What both ways of going through the positions share; ``run`` yields the logits and activations of each.
 
-    Attributes:
-        sums: Of the watched layer's maps in the unoccluded image, ``(1, C)``.
-        classes: How many there are.
-        feature_map: That is watched.
+    ``sums`` are those of the watched layer's maps in the unoccluded image, ``(1, C)``.
     """
 
     def __init__(self, network: Network, image: Tensor, fill: Tensor, size: int, layer: str) -> None:
@@ -41,12 +33,9 @@ class Passes:
 
     def watch(self, target: int, feature_map: int | None) -> int:
         """Choose the feature map that is watched; refuse a class or a map that is not there."""
-        maps = f"the maps of {self.layer}"
-        asked = [
-            ("target", target, "the classes", self.classes),
-            ("feature_map", feature_map, maps, self.sums.shape[1]),
-        ]
-        for name, number, what, count in asked:
+        limits = [("target", target, "the classes", self.classes)]
+        limits.append(("feature_map", feature_map, f"the maps of {self.layer}", self.sums.shape[1]))
+        for name, number, what, count in limits:
             if number is None:
                 continue
             if not _is_whole(number) or not 0 <= number < count:
@@ -69,11 +58,11 @@ class FullPasses(Passes):
         with watching(dict(network.named_modules()), measure):
             logits, self.sums = self._pass(image[None])
         self.classes = logits.shape[1]
-        self.batch_size = max(1, min(64, _BYTES // (max(largest) * image.element_size())))
+        self.batch_size = max(1, min(64, PASS_BYTES // (max(largest) * image.element_size())))
 
-    def run(self, starts: Sequence[range]) -> Found:
-        """Yield what is found, batch by batch."""
-        squares = torch.cartesian_prod(*(torch.tensor(each) for each in starts)).view(-1, 2)
+    def run(self, starts: Sequence[range]) -> OcclusionBatches:
+        """Yield logits and activations, batch by batch."""
+        squares = torch.cartesian_prod(*(torch.tensor(axis) for axis in starts)).view(-1, 2)
         for where in torch.arange(len(squares)).split(self.batch_size):
             images = self.image.repeat(len(where), 1, 1, 1)
             for image, (row, column) in zip(images, squares[where].tolist(), strict=True):

@@ -8,27 +8,18 @@ from torch.nn import functional as F
 
 
 def spans(length: int, size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """First pixel of the square at each position along one side, and the pixel after its last, clipped to the image.
+    """First pixel of the square at each position along a side, and the pixel after its last, clipped to the image.
 
-    Args:
-        length: Of the side, pixels.
-        size: Of the square, pixels.
-        stride: Between two positions, pixels.
+    ``length`` of the side, ``size`` of the square and ``stride`` between positions are pixels.
     """
     first = torch.arange(math.ceil((length - size) / stride) + 1) * stride
     return first.clamp_max(length), (first + size).clamp_max(length)
 
 
 def hidden(mask: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """How much of an object the square hides at each position, and how much of the image.
+    """How much of an object the square hides at each position, and how much of the image: pixels, ``(R, C)`` each.
 
-    Args:
-        mask: Where the object is, ``(H, W)`` bool.
-        size: Of the square, pixels.
-        stride: Between two positions, pixels.
-
-    Returns:
-        Pixels of the object, and pixels in all, ``(R, C)`` each.
+    ``mask`` says where the object is, ``(H, W)`` bool.
     """
     (top, bottom), (left, right) = (spans(length, size, stride) for length in mask.shape)
     sums = F.pad(mask.long().cumsum(0).cumsum(1), (1, 0, 1, 0))  # sums[y, x]: what lies above y and left of x

@@ -18,27 +18,16 @@ from zfscope.occlusion.passes import logits_of
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """An image's occlusion maps, and what the network says of the image as it is.
+    """An image's occlusion maps, and what the network says of the image as it is."""
 
-    Attributes:
-        occlusion: By position of the square.
-        target: The class whose probability it holds.
-        probability: Of that class for the whole image, 0-1.
-        label: The most probable class of the whole image.
-        activation: The feature map's sum for the whole image.
-        layer: Whose map it is.
-        size: Side of the square, pixels.
-        stride: Between two positions, pixels.
-    """
-
-    occlusion: Occlusion
-    target: int
-    probability: float
-    label: int
-    activation: float
-    layer: str
-    size: int
-    stride: int
+    occlusion: Occlusion  # by position of the square
+    target: int  # the class whose probability it holds
+    probability: float  # of that class for the whole image, 0-1
+    label: int  # the most probable class of the whole image
+    activation: float  # the feature map's sum for the whole image
+    layer: str  # whose map it is
+    size: int  # side of the square, pixels
+    stride: int  # between two positions, pixels
 
     @property
     def drop(self) -> Tensor:
@@ -96,16 +85,6 @@ def look(
 
 
 def projected(network: Network, image: Tensor, layer: str, number: int) -> Tensor:
-    """A feature map's strongest activation in an image, projected: a uint8 tile ``(3, H, W)``, 0 mid grey.
-
-    Args:
-        network: Any network, on the device to compute on.
-        image: A network input, ``(3, H, W)``.
-        layer: Name from ``network.layers``.
-        number: Of the feature map.
-
-    Raises:
-        ValueError: If the network cannot be projected.
-    """
+    """The strongest activation of a layer's map ``number``, projected: a uint8 tile ``(3, H, W)``, 0 mid grey."""
     canvas = project(network, network.as_input(image[None]), layer, [number])
     return to_tiles(canvas, limit=contrast_limits(canvas))[0]

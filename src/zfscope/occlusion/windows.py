@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.spec import ConvLayer
-from zfscope.occlusion.passes import _BYTES, Found, Passes
+from zfscope.occlusion.passes import PASS_BYTES, OcclusionBatches, Passes
 
 # Bytes of the largest windows of a tile, the positions that go up together: more share a call, fewer stay in a cache
 # and share what the border cuts off.
-_TILE = 2**23
+TILE_BYTES = 2**23
 
-_DENSE = 256  # top maps that go through the dense layers together, whose weights are read once for all of them
+DENSE_BATCH = 256  # top maps that go through the dense layers together, whose weights are read once for all of them
 
 
 @dataclass(frozen=True)
@@ -31,49 +31,29 @@ class _Span:
     """One axis of the windows of one layer, for a run of squares that lie whole cells apart at every layer.
 
     Origins are those of the run's first square, in cells; windows may overhang the map where another one's does not.
-
-    Attributes:
-        below: Cells of the change that comes from below.
-        padding: What the change is padded with, so that its filtering covers all that it reaches.
-        skip: Cells to leave out at the start of that filtering.
-        inner: Its cells that are used.
-        offset: Where these begin in the window that is unpooled yet.
-        low: Where that window begins, in the conv's map.
-        cells: How many it has.
-        step: Pixels from one cell of the conv's map to the next.
-        out_low: Where the window of the layer's output begins.
-        out_cells: How many cells it has.
-        out_step: Pixels from one to the next.
     """
 
-    below: int
-    padding: int
-    skip: int
-    inner: int
-    offset: int
-    low: int
-    cells: int
-    step: int
-    out_low: int
-    out_cells: int
-    out_step: int
+    below: int  # cells of the change that comes from below
+    padding: int  # what the change is padded with, so that its filtering covers all that it reaches
+    skip: int  # cells to leave out at the start of that filtering
+    inner: int  # its cells that are used
+    offset: int  # where these begin in the window that is unpooled yet
+    low: int  # where that window begins, in the conv's map
+    cells: int  # how many it has
+    step: int  # pixels from one cell of the conv's map to the next
+    out_low: int  # where the window of the layer's output begins
+    out_cells: int  # how many cells it has
+    out_step: int  # pixels from one to the next
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Some positions along one axis and the windows that they change.
+    """Some positions along one axis and the windows that they change."""
 
-    Attributes:
-        numbers: Which positions.
-        starts: Their first pixels.
-        pixels: Where the first square begins, and how many of its pixels lie in the image.
-        spans: By layer, as far as the change comes: a stride that is larger than its kernel can pass it by.
-    """
-
-    numbers: list[int]
-    starts: list[int]
-    pixels: tuple[int, int]
-    spans: list[_Span]
+    numbers: list[int]  # which positions
+    starts: list[int]  # their first pixels
+    pixels: tuple[int, int]  # where the first square begins, and how many of its pixels lie in the image
+    spans: list[_Span]  # by layer, as far as the change comes: a stride that is larger than its kernel can pass it by
 
     def cells(self, low: int, count: int, step: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The cells ``(positions, count)`` of windows that begin at ``low`` for the first; and which lie in the map."""
@@ -94,7 +74,7 @@ class CachedLayer:
         parts = dict(getattr(network, name).named_children())
         pool, norm = parts.get("pool"), parts.get("norm")
         before = self.spec.norm == "before_pool" and pool is not None
-        self._to_maps = [each for each in (norm if before else None, pool) if each is not None]
+        self._to_maps = [part for part in (norm if before else None, pool) if part is not None]
         self._above = [] if before or norm is None else [norm]
         self.conv = parts["conv"]
         self.weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
@@ -102,7 +82,7 @@ class CachedLayer:
         self.plain = top or not (self._to_maps or self._above)
         self.pool = None if self.plain else self.spec.pool
 
-    def see(self, below: Tensor) -> tuple[Tensor, Tensor]:
+    def record(self, below: Tensor) -> tuple[Tensor, Tensor]:
         """Keep of the unoccluded image what its changes need; give feature maps and output, ``(1, C, h, w)``."""
         filtered = self.conv(below)
         feature_maps = self.to_maps(filtered.relu())
@@ -140,7 +120,7 @@ class WindowedPasses(Passes):
         self.watched: Tensor | None = None
         for name in convs:
             self.layers[name] = self.top = CachedLayer(network, name, top=name == convs[-1])
-            feature_maps, below = self.top.see(below)
+            feature_maps, below = self.top.record(below)
             if name == layer:
                 self.watched = feature_maps[0]
         self.top_rows = self.top.filtered.relu()
@@ -159,31 +139,31 @@ class WindowedPasses(Passes):
     def share(self, starts: Sequence[range]) -> float:
         """Multiply-adds of the conv layers' windows as a share of those of full passes."""
         windows = whole = 0
-        runs = [self._runs(each) for each in starts]
+        runs = [self._runs(axis) for axis in starts]
         for number, old in enumerate(self.layers.values()):
-            reached = [[run for run in each if len(run.spans) > number] for each in runs]
-            cells = [sum(len(run.starts) * run.spans[number].below for run in each) for each in reached]
-            each = old.weight.numel()
-            windows += each * math.prod(cells) / old.spec.stride**2
-            whole += each * old.side**2 * math.prod(len(axis) for axis in starts)
+            reached = [[run for run in axis if len(run.spans) > number] for axis in runs]
+            cells = [sum(len(run.starts) * run.spans[number].below for run in axis) for axis in reached]
+            values = old.weight.numel()
+            windows += values * math.prod(cells) / old.spec.stride**2
+            whole += values * old.side**2 * math.prod(len(axis) for axis in starts)
         return windows / whole
 
-    def run(self, starts: Sequence[range]) -> Found:
-        """Yield what is found, some tiles at a time."""
-        rows, columns = (self._runs(each) for each in starts)
+    def run(self, starts: Sequence[range]) -> OcclusionBatches:
+        """Yield logits and activations, some tiles at a time."""
+        rows, columns = (self._runs(axis) for axis in starts)
         held: list[tuple[Tensor, Tensor, Tensor]] = []
         for row in rows:
             for column in columns:
                 where = torch.tensor([i * len(starts[1]) + j for i in row.numbers for j in column.numbers])
                 held.append((where, *self._tile(row, column)))
-                if sum(len(each) for each, _, _ in held) >= self.held:
+                if sum(len(where) for where, _, _ in held) >= self.held:
                     yield self._finish(held)
                     held = []
         if held:
             yield self._finish(held)
 
     def _finish(self, held: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        where, tops, activation = (torch.cat(each) for each in zip(*held, strict=True))
+        where, tops, activation = (torch.cat(parts) for parts in zip(*held, strict=True))
         logits, units = self._dense(tops)
         return where, logits, units[:, self.feature_map] if self.layer in self.dense else activation
 
@@ -252,8 +232,8 @@ class WindowedPasses(Passes):
         windows = [span.cells**2 * len(old.weight) for old, span in zip(self.layers.values(), spans)]  # noqa: B905
         tops = self.top_rows.numel()
         item = self.top_rows.element_size()
-        positions = _TILE // (max(windows + [tops]) * item)
-        return max(1, math.isqrt(positions)), max(1, min(_DENSE, _BYTES // (tops * item)))
+        positions = TILE_BYTES // (max(windows + [tops]) * item)
+        return max(1, math.isqrt(positions)), max(1, min(DENSE_BATCH, PASS_BYTES // (tops * item)))
 
     def _runs(self, starts: range) -> list[_Run]:
         """Cut one axis of positions into runs whose windows are alike: of one phase of the chain's stride."""
@@ -266,8 +246,8 @@ class WindowedPasses(Passes):
         for numbers in alike.values():
             pieces = math.ceil(len(numbers) / self.tile)
             for piece in range(pieces):
-                some = numbers[piece * len(numbers) // pieces : (piece + 1) * len(numbers) // pieces]
-                runs.append(self._run_of(some, [starts[number] for number in some]))
+                piece_numbers = numbers[piece * len(numbers) // pieces : (piece + 1) * len(numbers) // pieces]
+                runs.append(self._run_of(piece_numbers, [starts[number] for number in piece_numbers]))
         return runs
 
     def _run_of(self, numbers: list[int], starts: list[int]) -> _Run:

@@ -27,32 +27,22 @@ BLOCK = 4096  # columns of a block
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """The features of N images at one layer, float32, in a file.
+    """The features of N images at one layer, float32, in a file."""
 
-    Attributes:
-        path: Blocks of columns one behind the other, each ``(N, width)``; the last one may be narrower.
-        count: Number of images N.
-        width: Number of features D.
-    """
-
-    path: Path
-    count: int
-    width: int
+    path: Path  # blocks of columns one behind the other, each ``(N, width)``; the last one may be narrower
+    count: int  # number of images N
+    width: int  # number of features D
 
     def rows(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The features of some images, ``(len(indices), D)``."""
         indices = torch.as_tensor(indices).numpy()
-        found = np.empty((len(indices), self.width), dtype=np.float32)
+        features = np.empty((len(indices), self.width), dtype=np.float32)
         for first, block in self._mapped():
-            found[:, first : first + block.shape[1]] = block[indices]
-        return torch.from_numpy(found)
+            features[:, first : first + block.shape[1]] = block[indices]
+        return torch.from_numpy(features)
 
     def gram(self, memory: float) -> Tensor:
-        """Inner products of all pairs of images, ``(N, N)`` float32.
-
-        Args:
-            memory: Bytes that may be used besides the result itself, at least a few rows of it.
-        """
+        """Inner products of all pairs of images, ``(N, N)`` float32, within about ``memory`` bytes besides."""
         most = max(1, int(memory / 4 / max(self.count, 1)))  # columns, or rows of the result, that fit
         columns, rows = max(1, most // 2), max(1, most // 2)
         products = torch.zeros(self.count, self.count)
@@ -87,12 +77,6 @@ def extract(
         cache: Folder for the files, 4 bytes a feature.
         device: Where to compute.
 
-    Returns:
-        A table for each layer.
-
-    Raises:
-        ValueError: For a layer that is not there.
-        OSError: If the features do not fit on the disk.
     """
     for layer in layers:
         network.check_layer(layer)
@@ -101,7 +85,7 @@ def extract(
     tables = {layer: _known(path) for layer, path in targets.items()}
     missing = [layer for layer, table in tables.items() if table is None]
     if missing:
-        tables |= _write(network.to(device), batches, {layer: targets[layer] for layer in missing}, device)
+        tables |= write_tables(network.to(device), batches, {layer: targets[layer] for layer in missing}, device)
     return {layer: tables[layer] for layer in layers}
 
 
@@ -156,11 +140,11 @@ def _known(path: Path) -> FeatureTable | None:
 
 
 @torch.inference_mode()
-def _write(
+def write_tables(
     network: Network,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     targets: Mapping[str, Path],
-    device: torch.device | str,
+    device: torch.device,
 ) -> dict[str, FeatureTable]:
     """Compute and write beside the targets, then rename; the number of images and features stands beside each."""
     count = len(batches.dataset)  # a DataLoader's

@@ -35,17 +35,11 @@ MOST_STEPS = 500
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear classifier: call it on features ``(M, D)`` for scores ``(M, classes)``.
+    """A linear classifier: call it on features ``(M, D)`` for scores ``(M, classes)``."""
 
-    Attributes:
-        weight: ``(classes, D)``.
-        bias: ``(classes,)``.
-        C: What it was fitted with.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    C: float
+    weight: Tensor  # ``(classes, D)``
+    bias: Tensor  # ``(classes,)``
+    C: float  # what it was fitted with
 
     def __call__(self, features: Tensor) -> Tensor:
         """Scores, ``(M, classes)``."""

@@ -36,22 +36,14 @@ _BATCH, BLOCK_ROWS = 256, 1024  # images that are decoded, and compared, at a ti
 
 @dataclass(frozen=True)
 class Overlap:
-    """The closest pairs of two sets, up to three for each image; sorted, the most alike first.
+    """The closest pairs of two sets, up to three for each image; sorted, the most alike first."""
 
-    Attributes:
-        pairs: Positions in the first and in the second set, ``(P, 2)`` int64.
-        correlation: Of each pair, ``(P,)`` float32, -1 to 1.
-        nearer: How many times nearer (in 1 - correlation) each pair is than either image is to its fourth most alike,
-            ``(P,)`` float32, 1 or more.
-        same: Whether a pair counts as copies of one image, ``(P,)`` bool.
-        blank: Number of images of one grey in each set; they correlate with nothing.
-    """
-
-    pairs: np.ndarray
-    correlation: np.ndarray
+    pairs: np.ndarray  # positions in the first and in the second set, (P, 2) int64
+    correlation: np.ndarray  # of each pair, (P,) float32, -1 to 1
+    # How many times nearer (in 1 - correlation) each pair is than either image is to its fourth most alike, (P,), >= 1
     nearer: np.ndarray
-    same: np.ndarray
-    blank: tuple[int, int]
+    same: np.ndarray  # whether a pair counts as copies of one image, (P,) bool
+    blank: tuple[int, int]  # number of images of one grey in each set; they correlate with nothing
 
 
 def find_overlap(
@@ -98,30 +90,22 @@ def find_overlap(
         shape = (len(held), description_size())
         # From the disk all descriptions come anew for each block, so that blocks must be large then.
         rows = BLOCK_ROWS if fits else max(BLOCK_ROWS, int(room / 4 / (4 * description_size())))
-        others = (
-            np.empty(shape, np.float32)
-            if fits
-            else np.memmap(Path(folder, "descriptions"), np.float32, mode="w+", shape=shape)
-        )
+        file = Path(folder, "descriptions")
+        others = np.empty(shape, np.float32) if fits else np.memmap(file, np.float32, mode="w+", shape=shape)
         start = 0
         for block in _descriptions(held, "Images of the smaller set", num_workers, BLOCK_ROWS):
             others[start : start + len(block)] = block.numpy()
             start += len(block)
         blocks = _descriptions(streamed, "Images of the larger set", num_workers, rows)
         columns = max(BLOCK_ROWS // 4, int(room / 4 / (3 * 4 * BLOCK_ROWS)))
-        found = correlate(
+        overlap = correlate(
             blocks, others, threshold=threshold, margin=margin, mirrored=mirrored, columns=columns, device=device
         )
     if held is second:
-        return found
-    order = np.lexsort((found.pairs[:, 0], found.pairs[:, 1], -found.correlation))
-    return Overlap(
-        found.pairs[order][:, ::-1],
-        found.correlation[order],
-        found.nearer[order],
-        found.same[order],
-        found.blank[::-1],
-    )
+        return overlap
+    order = np.lexsort((overlap.pairs[:, 0], overlap.pairs[:, 1], -overlap.correlation))
+    parts = (overlap.correlation[order], overlap.nearer[order], overlap.same[order])
+    return Overlap(overlap.pairs[order][:, ::-1], *parts, overlap.blank[::-1])
 
 
 def correlate(
@@ -136,14 +120,9 @@ def correlate(
 ) -> Overlap:
     """Compare described images, block by block, with others; the size of blocks changes nothing.
 
-    Args:
-        blocks: Descriptions of the first set, in order, each ``(B, D)`` float32 (see ``describe``).
-        others: Those of the second set, ``(M, D)`` float32, in memory or memory-mapped.
-        threshold: As in ``find_overlap``.
-        margin: As in ``find_overlap``.
-        mirrored: As in ``find_overlap``.
-        columns: Others that are compared at a time.
-        device: Where the products are computed.
+    ``blocks`` holds descriptions of the first set, each ``(B, D)`` float32 (see ``describe``), ``others`` those
+    of the second, ``(M, D)`` float32, in memory or memory-mapped, of which ``columns`` are compared at a time.
+    ``threshold``, ``margin`` and ``mirrored`` as in ``find_overlap``.
     """
     flips = _flips().to(device)
     nearest_others = torch.zeros(len(others), RANK)  # how alike the fourth is; where there are fewer, not at all
@@ -191,11 +170,8 @@ def describe(thumbnails: Tensor) -> Tensor:
     The filter raises amplitudes in proportion to frequency, which evens out a photograph's spectrum, and lets them
     fall beyond ``CUTOFF``. It works on the discrete cosine transform, where no border is seen.
 
-    Args:
-        thumbnails: Grey levels, ``(N, 32, 32)``.
-
-    Returns:
-        ``(N, D)`` float32, of unit length; 0 for an image that differs by less than half a grey level from one grey.
+    ``thumbnails`` are grey levels ``(N, 32, 32)``, descriptions ``(N, D)`` float32 of unit length; 0 for an image that
+    differs by less than half a grey level from one grey.
 
     Source: the paper correlates; the filter f exp(-(f / f0)^4) is that of Olshausen & Field (1997), its f0 ours.
     """

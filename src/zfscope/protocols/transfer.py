@@ -28,15 +28,10 @@ LEAST_STEPS = 500  # of training from scratch: a few epochs of a few images woul
 
 @dataclass(frozen=True)
 class Target:
-    """The data set that is learned: all images that folds are drawn from.
-
-    Attributes:
-        images: All of them.
-        held_out: ``(N,)`` bool, those that the data set keeps for testing; None where it knows no such part.
-    """
+    """The data set that is learned: all images that folds are drawn from."""
 
     images: ImageSet
-    held_out: np.ndarray | None
+    held_out: np.ndarray | None  # (N,) bool, those kept for testing; None where the data set knows no such part
 
     @classmethod
     def of(cls, splits: Splits) -> Self:
@@ -62,15 +57,11 @@ def draw_fold(target: Target, per_class: int, most_test: int | None, *, fold: in
     A fold's images of a class are shuffled once: the first train and the last test, so that with more training images
     those of fewer stay among them.
 
-    Args:
-        target: Images with one label each.
-        per_class: Training images of each class.
-        most_test: Test images of each class, at most; None takes all that are left.
-        fold: Number of the fold.
-        seed: With ``fold`` it fixes the result, on every machine.
+    Images have one label each. ``fold`` and ``seed`` fix the result on every machine; ``most_test=None`` takes all that
+    are left.
 
     Raises:
-        ValueError: Naming a class that has fewer images than asked for, and one to test.
+        ValueError: Naming the classes that have fewer images than needed.
     """
     random = np.random.RandomState(np.random.SeedSequence((seed, fold)).generate_state(4))
     train, test, short, held_out = [], [], [], target.held_out
@@ -97,15 +88,10 @@ def used_by(folds: Iterable[Fold]) -> np.ndarray:
     return np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.test)]))
 
 
-def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A control: the same labels, dealt out anew."""
-    return labels[np.random.RandomState(seed).permutation(len(labels))]
-
-
 def labels_of(target: Target, fold: Fold, seed: int, shuffle: bool) -> np.ndarray:
-    """The labels that a fold trains on: its own, or as a control the same dealt out anew."""
+    """The labels that a fold trains on: its own, or as a control the same in a random order."""
     labels = target.images.labels[fold.train]
-    return shuffled(labels, seed_of(fold, seed)) if shuffle else labels
+    return labels[np.random.RandomState(seed_of(fold, seed)).permutation(len(labels))] if shuffle else labels
 
 
 def seed_of(fold: Fold, seed: int) -> int:
@@ -125,12 +111,13 @@ def train_from_scratch(
     filter_rms: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Network:
-    """Train a fresh network on few images: the loss and optimiser of ``optim``, the rate down half a cosine to 0.
+    """Train a fresh network in place on few images; returned in eval mode.
 
-    The paper lowers the rate when validation error stops falling, but all images of a fold are needed to train.
+    Loss and optimiser are those of ``optim``; the rate goes down half a cosine to 0. The paper lowers the rate when
+    validation error stops falling, but all images of a fold are needed to train.
 
     Args:
-        network: With fresh weights; trained in place.
+        network: With fresh weights.
         loader: Makes the loader of random views for a sampler of ``(epoch, index)``.
         count: Number of training images.
         optim: Rate, momentum, decay, smoothing; its schedule is not used.
@@ -139,9 +126,6 @@ def train_from_scratch(
         seed: Of the order of images and of dropout.
         filter_rms: Radius to which filters are set back after each update; None: they are not.
         device: Where to train.
-
-    Returns:
-        The network, in eval mode.
     """
     network = network.to(device, memory_format=torch.channels_last).train()
     optimizer = optimizer_of(network.parameters(), optim)

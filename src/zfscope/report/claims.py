@@ -35,51 +35,31 @@ HOLDS, DOES_NOT, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "no
 
 @dataclass(frozen=True)
 class Measure:
-    """One way to measure a claim.
+    """One way to measure a claim."""
 
-    Attributes:
-        name: What is subtracted from what.
-        unit: Of the effect.
-        samples: Yields the effect in runs.
-    """
-
-    name: str
-    unit: str
-    samples: Samples
+    name: str  # what is subtracted from what
+    unit: str  # of the effect
+    samples: Samples  # yields the effect in runs
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper claims.
+    """What the paper claims."""
 
-    Attributes:
-        statement: The claim.
-        paper: Its evidence there.
-        measured: What exactly we measured.
-        caveat: What else could bring the effect about, and what we know of it.
-        measures: The first decides.
-    """
-
-    statement: str
-    paper: str
-    measured: str
-    caveat: str
-    measures: tuple[Measure, ...]
+    statement: str  # the claim
+    paper: str  # its evidence there
+    measured: str  # what exactly we measured
+    caveat: str  # what else could bring the effect about, and what we know of it
+    measures: tuple[Measure, ...]  # the first decides
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim as measured.
+    """A claim as measured."""
 
-    Attributes:
-        claim: The claim.
-        verdict: ``holds``, ``does not hold``, ``undecided`` or ``not run``.
-        results: For each measure, a line for each condition.
-    """
-
-    claim: Claim
-    verdict: str
-    results: tuple[tuple[Measure, tuple[Line, ...]], ...]
+    claim: Claim  # the claim
+    verdict: str  # ``holds``, ``does not hold``, ``undecided`` or ``not run``
+    results: tuple[tuple[Measure, tuple[Line, ...]], ...]  # for each measure, a line for each condition
 
 
 def measure(runs: Sequence[Run]) -> list[Finding]:

@@ -34,35 +34,20 @@ PHRASES = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One number of one run.
+    """One number of one run."""
 
-    Attributes:
-        value: The number.
-        condition: Under which it was measured, without the seed; as text.
-        key: Numbers with one key are averaged.
-        facts: What the key stands for, by dotted key.
-        seed: Of the network's training; of an ensemble those of its members.
-        folder: Of the run; several where the number is a difference of runs.
-        stand_in: Whether data or network are not, or not known to be, the paper's.
-        part: Which images, and how, where a run has several: ``test, ten crops``.
-        spread: Standard deviation of what the run itself averaged over.
-        over: What that was: ``5 folds``.
-        interval: 95 % interval of the run itself, if it has one.
-        how: How the interval was computed: ``t over 5 folds``.
-    """
-
-    value: float
-    condition: str
-    key: str
-    facts: Mapping[str, Any]
-    seed: int | str | None
-    folder: str
-    stand_in: bool
-    part: str = ""
-    spread: float | None = None
-    over: str = ""
-    interval: tuple[float, float] | None = None
-    how: str = ""
+    value: float  # the number
+    condition: str  # under which it was measured, without the seed; as text
+    key: str  # numbers with one key are averaged
+    facts: Mapping[str, Any]  # what the key stands for, by dotted key
+    seed: int | str | None  # of the network's training; of an ensemble those of its members
+    folder: str  # of the run; several where the number is a difference of runs
+    stand_in: bool  # whether data or network are not, or not known to be, the paper's
+    part: str = ""  # which images, and how, where a run has several: ``test, ten crops``
+    spread: float | None = None  # standard deviation of what the run itself averaged over
+    over: str = ""  # what that was: ``5 folds``
+    interval: tuple[float, float] | None = None  # 95 % interval of the run itself, if it has one
+    how: str = ""  # how the interval was computed: ``t over 5 folds``
 
 
 def sample_of(

@@ -27,56 +27,32 @@ Place = tuple[int, str, str]
 
 @dataclass(frozen=True)
 class Line:
-    """The mean of samples under one condition.
+    """The mean of samples under one condition."""
 
-    Attributes:
-        value: Mean over seeds; runs of one seed count together as one.
-        spread: Standard deviation (n - 1) over seeds; of a single one its own.
-        over: What the spread is over.
-        interval: 95 %, Student's t over seeds; of a single one its own.
-        how: How the interval was computed.
-        n: Number of seeds.
-        seeds: Which.
-        condition: As text.
-        part: Which images, and how.
-        stand_in: Whether data or network are not the paper's.
-        runs: Folders.
-    """
-
-    value: float
-    spread: float | None
-    over: str
-    interval: tuple[float, float] | None
-    how: str
-    n: int
-    seeds: tuple[int | str | None, ...]
-    condition: str
-    part: str
-    stand_in: bool
-    runs: tuple[str, ...]
+    value: float  # mean over seeds; runs of one seed count together as one
+    spread: float | None  # standard deviation (n - 1) over seeds; of a single one its own
+    over: str  # what the spread is over
+    interval: tuple[float, float] | None  # 95 %, Student's t over seeds; of a single one its own
+    how: str  # how the interval was computed
+    n: int  # number of seeds
+    seeds: tuple[int | str | None, ...]  # which
+    condition: str  # as text
+    part: str  # which images, and how
+    stand_in: bool  # whether data or network are not the paper's
+    runs: tuple[str, ...]  # folders
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in a table: the paper's number and ours.
+    """A place in a table: the paper's number and ours."""
 
-    Attributes:
-        table: Number of the table.
-        row: Key of the row.
-        column: Key of the column.
-        paper: The paper's number; None where only we have one (parameters).
-        paper_spread: Its ``+-``.
-        own: Whether it is the paper's own result; others are references, which are not run.
-        ours: A line for each condition, those on the paper's own data first.
-    """
-
-    table: int
-    row: str
-    column: str
-    paper: float | None
-    paper_spread: float | None
-    own: bool
-    ours: tuple[Line, ...]
+    table: int  # number of the table
+    row: str  # key of the row
+    column: str  # key of the column
+    paper: float | None  # the paper's number; None where only we have one (parameters)
+    paper_spread: float | None  # its ``+-``
+    own: bool  # whether it is the paper's own result; others are references, which are not run
+    ours: tuple[Line, ...]  # A line for each condition, those on the paper's own data first
 
 
 def fill(runs: Sequence[Run]) -> list[Cell]:

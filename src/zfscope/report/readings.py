@@ -19,19 +19,12 @@ TRAINING = "training"
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """One network that a run trained or looked at.
+    """One network that a run trained or looked at."""
 
-    Attributes:
-        digest: Identity of its training; None where it was not recorded.
-        facts: What the digest is of, by dotted key.
-        seed: Of its training.
-        checkpoint: ``best``, ``last`` or ``epoch_010``.
-    """
-
-    digest: str | None
-    facts: Mapping[str, Any]
-    seed: Any
-    checkpoint: str
+    digest: str | None  # identity of its training; None where it was not recorded
+    facts: Mapping[str, Any]  # what the digest is of, by dotted key
+    seed: Any  # of its training
+    checkpoint: str  # ``best``, ``last`` or ``epoch_010``
 
     @classmethod
     def read(cls, identity: Any, seed: Any, checkpoint: Any) -> Self:
@@ -50,19 +43,12 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left.
+    """What one run left."""
 
-    Attributes:
-        folder: Where, in one line of text.
-        kind: ``training``, or the name of the analysis.
-        metrics: As in ``results.json``.
-        conditions: As in ``results.json``.
-    """
-
-    folder: str
-    kind: str
-    metrics: Mapping[str, Any]
-    conditions: Mapping[str, Any]
+    folder: str  # where, in one line of text
+    kind: str  # ``training``, or the name of the analysis
+    metrics: Mapping[str, Any]  # as in ``results.json``
+    conditions: Mapping[str, Any]  # as in ``results.json``
 
     def metric(self, name: str) -> Mapping[str, Any]:
         """A metric whose value is a finite number; empty if there is none."""

@@ -46,12 +46,6 @@ def open_elpv(config: DataConfig) -> Splits:
     Both splits are stratified by probability and kind of cell. Images are reduced to ``config.resize`` pixels by area
     averaging; ``config.split_seed`` says which of the 1,968 validate.
 
-    Returns:
-        Splits of `ElpvImages`.
-
-    Raises:
-        FileNotFoundError: If the package ``elpv-dataset`` is not installed: how to install it.
-        ValueError: If ``config.resize`` is not 8 to 300 px.
     """
     size = config.resize
     if not 8 <= size <= 300:

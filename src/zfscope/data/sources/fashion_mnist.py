@@ -28,10 +28,6 @@ def open_fashion_mnist(config: DataConfig) -> Splits:
     """Open Fashion-MNIST from its four files ``*-ubyte``, or ``*-ubyte.gz``.
 
     ``config.root`` holds ``FashionMNIST/raw``, as torchvision lays it out and may fetch it, or the files themselves.
-
-    Raises:
-        FileNotFoundError: If it is not there: where it looked and how to get it.
-        ValueError: If a file is damaged.
     """
     root = Path(config.root).expanduser()
     folder = find_folder(

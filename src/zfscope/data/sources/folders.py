@@ -75,11 +75,8 @@ def open_folder(config: DataConfig) -> Splits:
 def open_caltech(config: DataConfig) -> Splits:
     """Open Caltech-101 (9,144 images, 101 classes and clutter) or Caltech-256 (30,607 images, 256 classes and clutter).
 
-    ``Faces`` and ``Faces_easy`` are both among the 101. There is no official split: one is carved out per class. The
-    three parts are plain `FileImages`, so that the paper's splits (so many training images per class) can be drawn
-    from them anew.
-
     ``config.root`` holds ``101_ObjectCategories`` or ``256_ObjectCategories``, itself or in the folder of its archive.
+    ``Faces`` and ``Faces_easy`` are both among the 101. There is no official split: one is carved out per class.
 
     Raises:
         FileNotFoundError: If it is not there: where it looked and how to get it.
@@ -106,18 +103,10 @@ def find_folder(
     fetch: Callable[[], object] | None = None,
     holds: Callable[[Path], bool] = Path.is_dir,
 ) -> Path:
-    """The first folder that holds a data set.
+    """The first folder of ``candidates`` that ``holds`` the data set.
 
-    Args:
-        candidates: Folders to look at, in this order.
-        what: The data set, for messages.
-        how: How to get it when it is not there, for messages.
-        fetch: Downloads it; called only when no candidate holds it.
-        holds: Whether a folder holds it.
-
-    Raises:
-        FileNotFoundError: If no candidate holds it: where it looked and how to get it.
-        OSError: If the download fails.
+    ``fetch`` downloads it; it is called only when no candidate holds it. ``what`` and ``how`` (to get it) are for
+    messages.
     """
     for attempt in (None, fetch):
         if attempt:
@@ -135,13 +124,7 @@ def find_folder(
 def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive: bool = True) -> FileImages:
     """All images of the class folders in ``folder``; classes and files in the order of their names.
 
-    Args:
-        folder: Holds one folder per class.
-        leave_out: Class folders to pass over.
-        recursive: Whether folders inside a class folder belong to the class.
-
-    Raises:
-        ValueError: As for `open_folder`.
+    Folders inside a class folder belong to the class if ``recursive``. Refusals as for `open_folder`.
     """
     junk: list[str] = []
     above = (_identity(folder),)

@@ -34,13 +34,7 @@ IMAGES_WORTH_PROCESSES = 600  # images; fewer are drawn sooner than processes st
 
 
 class Phantom(ArrayImages):
-    """The drawn images of one split, with the ground truth of each.
-
-    Args:
-        images: ``(N, 128, 128, 3)`` uint8, in the order of `draw`'s index.
-        seed: The seed they were drawn with.
-        split: ``train``, ``val`` or ``test``.
-    """
+    """The drawn images ``(N, 128, 128, 3)`` of one split, in the order of `draw`'s index, with their ground truth."""
 
     def __init__(self, images: np.ndarray, seed: int, split: str):
         super().__init__(images, np.arange(len(images)) % len(CLASSES), CLASSES, f"phantom/{split}")
@@ -62,14 +56,7 @@ def open_phantom(cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] =
     Args:
         cache: Folder for the drawn images, 540 MB; made if missing.
         seed: 0 or more; another seed gives other images of the same kind.
-        sizes: Numbers of training, validation and test images.
-
-    Returns:
-        The three splits, classes balanced to within one image.
-
-    Raises:
-        ValueError: If ``seed`` or ``sizes`` is out of range.
-        OSError: If the cache cannot be written.
+        sizes: Numbers of training, validation and test images; classes are balanced to within one image.
     """
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes of the phantom must be three numbers of images, 1 or more each, not {tuple(sizes)}")

@@ -17,37 +17,18 @@ _FINE = 3  # shapes are drawn at three times the size, then averaged
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and all that is known about it.
+    """One image and all that is known about it."""
 
-    Attributes:
-        image: ``(128, 128, 3)`` uint8, RGB.
-        label: Position in `CLASSES`.
-        mask: ``(128, 128)`` bool, true for each pixel in which any of the object is seen.
-        parts: Box of each part by name, half-open ``(x0, y0, x1, y1)`` in pixels: the smallest that holds the whole
-            part, also where other parts or an occluder lie in front, clipped to the image. ``right_eye`` is the
-            animal's own right eye, on the left of an upright image.
-    """
-
-    image: np.ndarray
-    label: int
-    mask: np.ndarray
+    image: np.ndarray  # (128, 128, 3) uint8, RGB
+    label: int  # position in `CLASSES`
+    mask: np.ndarray  # (128, 128) bool, true for each pixel in which any of the object is seen
+    # Box of each part by name, half-open (x0, y0, x1, y1) in pixels: the smallest that holds the whole part, also where
+    # others lie in front, clipped to the image. `right_eye` is the animal's own, on the left of an upright image.
     parts: dict[str, tuple[int, int, int, int]]
 
 
 def draw(seed: int, split: str, index: int) -> Sample:
-    """Draw one image of the phantom, a pure function of its arguments.
-
-    Args:
-        seed: 0 or more.
-        split: ``train``, ``val`` or ``test``.
-        index: 0 or more; image ``index`` shows class ``index % 10``.
-
-    Returns:
-        The image with its ground truth.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
+    """Draw image ``index`` of a split of the phantom, which shows class ``index % 10``; a pure function."""
     check_seed(seed)
     if split not in SPLITS:
         raise ValueError(f"no split {split!r} of the phantom; the splits are {', '.join(SPLITS)}")
@@ -62,7 +43,7 @@ def draw(seed: int, split: str, index: int) -> Sample:
     radius = random.uniform(25, 53)
     parts = turned(BUILDERS[CLASSES[label]](random), random.normal(0, 0.22), random)
     parts = _placed_inside(parts, radius, random)
-    canvas.begin_object()
+    canvas.ink = 255
     boxes = {name: canvas.add(part) for name, part in parts.items()}
     occlude(canvas, random, parts)
     image, mask = canvas.finish()
@@ -75,15 +56,7 @@ class _Canvas:
         self._pen = ImageDraw.Draw(self._image)
         self._mask = Image.new("L", self._image.size)
         self._mask_pen = ImageDraw.Draw(self._mask)
-        self._ink = 0
-
-    def begin_object(self) -> None:
-        """What is added from now on belongs to the object."""
-        self._ink = 255
-
-    def begin_occluders(self) -> None:
-        """What is added from now on hides the object."""
-        self._ink = 0
+        self.ink = 0  # of the mask: 255 while what is added belongs to the object
 
     def add(self, part: Part) -> tuple[int, int, int, int]:
         """Draw a part given in pixels, and return its half-open box in pixels, clipped to the image."""
@@ -93,7 +66,7 @@ class _Canvas:
             corners = np.rint(points * _FINE).astype(int)
             corner_list = corners.ravel().tolist()
             self._pen.polygon(corner_list, fill=colour)
-            self._mask_pen.polygon(corner_list, fill=self._ink)
+            self._mask_pen.polygon(corner_list, fill=self.ink)
             low.append(corners.min(axis=0))
             high.append(corners.max(axis=0))
         x0, y0 = (np.min(low, axis=0) // _FINE).clip(0, SIZE).tolist()
@@ -134,7 +107,7 @@ def _scatter(canvas: _Canvas, random: np.random.Generator) -> None:
 
 def occlude(canvas: _Canvas, random: np.random.Generator, parts: dict[str, Part]) -> None:
     """Draw a few single small parts of any classes over the object."""
-    canvas.begin_occluders()
+    canvas.ink = 0
     corners = np.concatenate([points for part in parts.values() for points, _ in part])
     low, high = corners.min(axis=0), corners.max(axis=0)
     for _ in range(random.integers(0, 5)):

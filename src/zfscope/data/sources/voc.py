@@ -29,13 +29,7 @@ def open_voc(root: str | Path, download: bool = False) -> Splits:
     objects are marked difficult (0 in the files ``ImageSets/Main/<class>_<part>.txt``, which the official evaluation
     ignores). There is no test set.
 
-    Args:
-        root: Folder with ``VOCdevkit/VOC2012``, ``VOC2012``, or this folder itself.
-        download: Whether torchvision may fetch it when it is not there.
-
-    Raises:
-        FileNotFoundError: If it or one of its lists is not there: where it looked and how to get it.
-        ValueError: If a list is damaged or names other images than the list before it.
+    ``root`` holds ``VOCdevkit/VOC2012`` or ``VOC2012``, or is this folder itself; torchvision may ``download`` it.
     """
     root, name = Path(root).expanduser(), "VOC2012"
     folder = find_folder(
