@@ -25,11 +25,7 @@ def readable_dataset(loader: Any) -> Any | None:
 
 
 def validation_loader(trainer: Trainer) -> Any:
-    """The first validation loader; its data set is read by index.
-
-    Raises:
-        ValueError: If that cannot be done.
-    """
+    """The first validation loader; its data set is read by index, and refused where it cannot be."""
     loader = first_loader(trainer.val_dataloaders)
     if readable_dataset(loader) is None:
         raise ValueError(
@@ -39,11 +35,7 @@ def validation_loader(trainer: Trainer) -> Any:
 
 
 def image_of(item: Any) -> Tensor:
-    """The image or images of an item or batch: its first part, or all of it.
-
-    Raises:
-        ValueError: If that is no tensor.
-    """
+    """The image or images of an item or batch: its first part, or all of it; refused if that is no tensor."""
     image = item[0] if isinstance(item, list | tuple) and len(item) else item
     if not hasattr(image, "__array__"):
         raise ValueError(
@@ -73,13 +65,7 @@ def order_of(loader: Any) -> list[list[int]] | None:
 def indices_of(order: Sequence[Sequence[int]] | None, batch: Any, batch_idx: int) -> Tensor:
     """Index in the data set of each image of a batch.
 
-    Args:
-        order: The indices of each batch, as ``order_of`` gives them; None where the batch's third part says them.
-        batch: ``(images, ...)`` or images alone, as the loader gives them.
-        batch_idx: Which batch of the loader it is.
-
-    Raises:
-        ValueError: If neither tells them.
+    ``order`` holds the indices of each batch, as ``order_of`` gives them; None where the batch's third part says them.
     """
     images = image_of(batch)
     if order is not None and len(order[batch_idx]) == len(images):

@@ -28,6 +28,7 @@ class FeatureEvolution(Callback):
     it is. Checkpoints hold the strips, so that a resumed run continues them.
 
     Args:
+    Args:
         layers: Layers to look into; default: the conv layers of a zfscope network, the stages of a timm model, up to
             five conv layers of any other module.
         maps: Feature maps shown of each layer, a fixed random subset.
@@ -116,9 +117,8 @@ class FeatureEvolution(Callback):
         for layer, moment in self._observe(epoch, self._inputs, self._indices).items():
             earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
             strip = self.strips[layer] = join([*earlier, moment])
-            sheet = evolution_sheet(
-                strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=f"{layer}, epoch {epoch}"
-            )
+            title = f"{layer}, epoch {epoch}"
+            sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
             show(trainer, f"feature_evolution/{layer}", sheet)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

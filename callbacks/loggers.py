@@ -3,14 +3,17 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from zfscope.runs import code_version
+from zfscope.console import console
+from zfscope.runs import code_version, run_id
+from zfscope.schema import flatten
 
 KINDS = ("wandb", "csv", "tensorboard", "none")
 PER_STEP = ("train/loss",)  # everything else has the epoch as its axis
@@ -40,15 +43,15 @@ def build_logger(
     Args:
         kind: ``wandb``, ``csv``, ``tensorboard`` or ``none``.
         run_folder: Everything is written below it.
-        name: The run's name in W&B.
+        name: The run's name in W&B; as are ``tags``, ``project`` and ``entity`` (user or team).
         group: Runs of one sweep share it.
-        tags: Of the run in W&B.
+        tags: See ``name``.
         config: What the run was started with; nested groups become dotted keys. Secrets are redacted, and the git
             commit of this code is added.
         mode: ``offline`` or ``online`` (W&B). Without a key or a server an online run warns and goes on offline.
-        project: In W&B.
+        project: See ``name``.
         run_id: In W&B; the same one continues a run. A ``wandb agent`` gives its own.
-        entity: User or team in W&B.
+        entity: See ``name``.
         log_model: True or ``all``: checkpoints become artifacts (W&B, online).
 
     Returns:
@@ -81,13 +84,7 @@ def build_logger(
 
 
 def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None], pictures: Mapping[str, Path]) -> None:
-    """Log the result of an analysis: its metrics as one row, its pictures to loggers that take images.
-
-    Args:
-        logger: What ``build_logger`` returned.
-        metrics: By name; those that are None are left out.
-        pictures: Files by name.
-    """
+    """Log an analysis: its metrics (None is left out) as one row, its pictures to loggers that take images."""
     if not logger:
         return
     logger.log_metrics({name: float(value) for name, value in metrics.items() if value is not None}, step=0)
@@ -102,15 +99,30 @@ def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None]
     logger.save()
 
 
+@contextmanager
+def run_logger(options: Mapping[str, Any], folder: Path, **about: Any) -> Iterator[Logger | bool]:
+    """The logger of the run in a folder, closed at the end; W&B shows a run that raised as failed.
+
+    ``options`` are those of ``conf/logger``; ``about`` goes to ``build_logger``.
+    """
+    kind = options["name"]
+    where = {name: options[name] for name in ("mode", "project", "entity", "log_model")}
+    logger = build_logger(kind, folder, run_id=run_id(folder), **where, **about)
+    code = 1
+    try:
+        yield logger
+        code = 0
+    finally:
+        command = finish(logger, code)
+        if command:
+            console.print(command, soft_wrap=True, markup=False)
+
+
 def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
     """Close the logger of a run, in a ``finally``, so that the next run of the process is its own.
 
-    Args:
-        logger: What ``build_logger`` returned.
-        exit_code: 0 if the run went well; W&B shows it as finished, else as failed.
-
-    Returns:
-        The command that sends an offline W&B run to the server, else None.
+    W&B shows the run as finished where ``exit_code`` is 0, else as failed. Returns the command that sends an offline
+    W&B run to the server, else None.
     """
     if not isinstance(logger, WandbLogger) or rank_zero_only.rank != 0:
         return None
@@ -123,23 +135,12 @@ def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
     return f"wandb sync {shlex.quote(str(folder))}" if offline else None
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested groups into dotted keys: ``{"model": {"conv1": None}}`` into ``{"model.conv1": None}``."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     """Replace values whose key speaks of a secret, or that hold the value of such an environment variable."""
-    held = _secrets_held()
+    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
     return {
         key: REDACTED
-        if value is not None and (SECRET.search(key) or any(secret in str(value) for secret in held))
+        if value is not None and (SECRET.search(key) or any(secret in str(value) for secret in secrets))
         else value
         for key, value in config.items()
     }
@@ -149,11 +150,6 @@ def _redact_tag(tag: str) -> str:
     """Redact the value of a ``key=value`` tag."""
     key, equals, value = tag.partition("=")
     return f"{key}={redact({key: value})[key]}" if equals else tag
-
-
-def _secrets_held() -> list[str]:
-    """List the secrets that ``${oc.env:...}`` could have put into a config; very short ones would match by chance."""
-    return [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
 
 
 def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[str, Any]) -> WandbLogger:

@@ -24,13 +24,8 @@ def show(trainer: Trainer, key: str, picture: Image.Image) -> Path | None:
 
     A file that cannot be written or a logger that fails is told in a warning; the training goes on.
 
-    Args:
-        trainer: Its ``default_root_dir`` is the run folder. Only global rank 0 writes.
-        key: Panel, such as ``projections/conv5``.
-        picture: For instance of ``zfscope.figures``.
-
-    Returns:
-        The file, or None if it was not written.
+    The trainer's ``default_root_dir`` is the run folder, ``key`` the panel, such as ``projections/conv5``. Only global
+    rank 0 writes. Returns the file, or None if it was not written.
     """
     if not trainer.is_global_zero:
         return None

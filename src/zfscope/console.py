@@ -18,13 +18,7 @@ def progress(iterable: Iterable[Item], description: str, total: float | None = N
 
 
 def network_table(rows: Iterable[Sequence[str]], parameters: int, image_size: int) -> Table:
-    """Each layer with its map sizes, receptive field and parameters; Source: Zeiler & Fergus (2014), Fig. 3.
-
-    Args:
-        rows: What ``Network.summary`` returns.
-        parameters: Of the whole network.
-        image_size: Height and width of its input, in pixels.
-    """
+    """Each layer with its map sizes, receptive field and parameters (``Network.summary``), as in the paper's Fig. 3."""
     title = f"{parameters:,} parameters, input {image_size}x{image_size} px"
     headings = ("filters", "map sizes", "receptive field / stride, px", "parameters")
     return _table(title, rows, "layer", **dict.fromkeys(headings, "right"))
@@ -42,11 +36,7 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str) -> Table
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a job: what sets it apart, error, map sizes, parameters, minutes, state with its cause.
-
-    Args:
-        jobs: The ``results.json`` of each job, empty where a job left none.
-    """
+    """One row a job (its ``results.json``): what sets it apart, error, sizes, parameters, minutes, state and cause."""
     overrides = [job.get("conditions", {}).get("overrides", []) for job in jobs]
     shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
     rows = []

@@ -175,9 +175,6 @@ def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
 
     Returns:
         NaN, NaN if all projections are zero.
-
-    Raises:
-        ValueError: If shapes or the period are not as above.
     """
     count, _, height, width = projections.shape
     if corners.shape != (count, 2):

@@ -60,18 +60,13 @@ def predict(
     *,
     crops: bool = True,
     device: torch.device | str = "cpu",
-    total: int | None = None,
 ) -> Predictions:
     """Class probabilities with the centre crop and, in the same pass, averaged over ten.
 
-    Args:
-        network: Is put into eval mode.
-        batches: ``(canvases (N, 3, resize, resize), labels, positions)`` of normalised canvases.
-        crops: Whether to add ten crops.
-        device: Where to compute.
-        total: Number of batches, for the progress bar.
+    The network is put into eval mode on ``device``. Batches are ``(canvases (N, 3, resize, resize), labels,
+    positions)`` of normalised canvases; ``crops`` adds ten crops.
     """
-    return _predict([network], batches, lambda canvases: [(canvases.to(device), [0])], crops, device, total)[0]
+    return _predict([network], batches, lambda canvases: [(canvases.to(device), [0])], crops, device)[0]
 
 
 def predict_members(
@@ -80,7 +75,6 @@ def predict_members(
     *,
     crops: bool = True,
     device: torch.device | str = "cpu",
-    total: int | None = None,
 ) -> list[Predictions]:
     """What ``predict`` gives for each of several networks, in one pass over images that are read once.
 
@@ -100,7 +94,7 @@ def predict_members(
             preprocessing = networks[group[0]].preprocessing
             yield preprocessing.normalise(canvases[preprocessing.resize].to(device).permute(0, 3, 1, 2)), group
 
-    return _predict(networks, batches, prepared, crops, device, total)
+    return _predict(networks, batches, prepared, crops, device)
 
 
 def average(members: Sequence[Predictions]) -> Predictions:
@@ -128,14 +122,8 @@ def subset_errors(
 ) -> dict[str, np.ndarray]:
     """The error of each subset of an ensemble's members, from what the members predicted.
 
-    Args:
-        members: Probabilities of each member, ``(N, classes)``.
-        labels: ``(N,)`` int64, or ``(N, classes)`` of 0 and 1.
-        chosen: S subsets, each the positions of its members.
-
-    Returns:
-        Percent, ``(S,)``: ``top1_error`` and, from six classes up, ``top5_error``; for several labels per image
-        ``mean_average_precision``.
+    ``members`` are the probabilities of each, ``(N, classes)``, ``chosen`` S subsets, each the positions of its
+    members. Percent, ``(S,)``, by name as in ``error_table`` (without F1).
     """
     if labels.ndim == 2:
         tables = [error_table(_mean([members[number] for number in subset]), labels) for subset in chosen]
@@ -241,14 +229,13 @@ def _predict(
     prepared: Callable[[Any], Iterable[tuple[Tensor, list[int]]]],
     crops: bool,
     device: torch.device | str,
-    total: int | None,
 ) -> list[Predictions]:
     """``prepared`` normalises a batch's canvases, and says of each result which networks see it."""
     networks = [network.to(device).eval() for network in networks]
     kinds = ("centre", "ten_crops") if crops else ("centre",)
     parts: list[dict[str, list[Tensor]]] = [{kind: [] for kind in kinds} for _ in networks]
     labels, positions = [], []
-    for batch, label, position in progress(batches, "Evaluating", total):
+    for batch, label, position in progress(batches, "Evaluating"):
         for canvases, numbers in prepared(batch):
             side = networks[numbers[0]].image_size
             views = ten_crops(canvases, side) if crops else [centre_crop(canvases, side)]

@@ -129,11 +129,7 @@ def observe(
 
 
 def join(parts: Sequence[Evolution]) -> Evolution:
-    """One layer's evolution from parts of it, in the order of their epochs.
-
-    Raises:
-        ValueError: If there are none, they share an epoch, or their maps or sizes of tiles differ.
-    """
+    """One layer's evolution from parts of it, in the order of their epochs."""
     parts = sorted((part for part in parts if part.epochs), key=lambda part: part.epochs)
     epochs = [epoch for part in parts for epoch in part.epochs]
     if not parts or epochs != sorted(set(epochs)):
@@ -177,9 +173,6 @@ def agreement(maps: Tensor, final: Tensor) -> float:
     Both are ``(N, C, h, w)`` or ``(N, C)``, of the same images. A map that is constant at the end does not count; one
     that is constant now agrees by 0. NaN if all are constant at the end.
 
-    Raises:
-        ValueError: If the shapes differ.
-
     Source: ours; the paper shows pictures.
     """
     if maps.shape != final.shape:
@@ -219,11 +212,7 @@ def settled_epoch(epochs: Sequence[int], agreements: Sequence[float], level: flo
 
 @torch.no_grad()
 def feature_maps(network: Network, images: Tensor, layers: Sequence[str]) -> Mapping[str, Tensor]:
-    """Feature maps of layers in eval mode; a layer whose output is no ``(N, C, h, w)`` or ``(N, C)`` is left out.
-
-    Raises:
-        ValueError: If there is no such layer.
-    """
+    """Feature maps of layers in eval mode; a layer whose output is no ``(N, C, h, w)`` or ``(N, C)`` is left out."""
     for layer in layers:
         network.check_layer(layer)
     images = network.as_input(images)

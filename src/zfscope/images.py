@@ -35,11 +35,8 @@ def to_tiles(values: Tensor, limit: float | Tensor | None = None) -> Tensor:
 def contrast_limits(values: Tensor, share: float = 0.995) -> Tensor:
     """The magnitude, ``(N,)``, that all but a few of a tile's values stay below; 0 where a tile is all zero.
 
-    A projection has a few strong pixels and many weak ones: scaled by its largest it is nearly all grey.
-
-    Args:
-        values: ``(N, C, H, W)``.
-        share: Of the values that are not 0; the rest, at most a tenth of all magnitude, is shown black or white.
+    A projection has a few strong pixels and many weak ones: scaled by its largest it is nearly all grey. ``share`` is
+    of the values ``(N, C, H, W)`` that are not 0; the rest, at most a tenth of all magnitude, is black or white.
     """
     flat = values.detach().float().flatten(1).abs().cpu()
     beyond = ((1 - share) * (flat > 0).sum(1)).long()  # how many values lie above the limit
@@ -69,19 +66,10 @@ def cross_out(tiles: Tensor, which: Tensor) -> Tensor:
 
 
 def grid(tiles: Tensor, columns: int, pad: int | tuple[int, int] = 2, background: int = 255) -> Tensor:
-    """Lay out tiles row by row.
+    """Lay out uint8 tiles ``(N, C, H, W)`` row by row.
 
-    Args:
-        tiles: uint8, shape ``(N, C, H, W)``.
-        columns: Tiles in a row, at least 1.
-        pad: Pixels after each tile, ``(below, right)`` or the same for both, and once at the top and the left.
-        background: Grey value between the tiles, 0-255.
-
-    Returns:
-        One picture, uint8, shape ``(C, rows * (H + below) + below, columns * (W + right) + right)``.
-
-    Raises:
-        ValueError: If ``tiles`` has another shape or ``columns`` is below 1.
+    ``pad`` is the number of pixels after each tile, ``(below, right)`` or the same for both, and once above and left;
+    ``background`` the grey value there, 0-255. ``(C, rows * (H + below) + below, columns * (W + right) + right)``.
     """
     _check_tiles(tiles)
     if columns < 1:

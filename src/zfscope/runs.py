@@ -37,17 +37,10 @@ def write_results(
     state: str = "finished",
     cause: str | None = None,
 ) -> Path:
-    """Write ``results.json``.
+    """Write ``results.json``; returns its path.
 
-    Args:
-        folder: The run folder.
-        metrics: ``{"val/top1_error": {"value": 38.1, "unit": "%", "paper": 38.4}}``; errors in percent.
-        conditions: Under which they were measured.
-        state: ``finished`` or ``failed``.
-        cause: One line why a run failed.
-
-    Returns:
-        The file's path.
+    Metrics are ``{"val/top1_error": {"value": 38.1, "unit": "%", "paper": 38.4}}``, errors in percent; ``conditions``
+    say under which they were measured; ``state`` is ``finished`` or ``failed``, ``cause`` one line why.
     """
     content = {"metrics": metrics, "conditions": conditions, "state": state, "cause": cause}
     path = Path(folder) / RESULTS
@@ -57,11 +50,7 @@ def write_results(
 
 
 def read_results(folder: str | Path) -> dict[str, Any] | None:
-    """A run's ``results.json``, or None if it has none yet.
-
-    Raises:
-        ValueError: If the file is no JSON.
-    """
+    """A run's ``results.json``, or None if it has none yet."""
     path = Path(folder) / RESULTS
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -133,11 +122,7 @@ def run_id(folder: str | Path) -> str:
 
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Hold a run folder for this process alone.
-
-    Raises:
-        RunFolderLocked: If another process works in it.
-    """
+    """Hold a run folder for this process alone."""
     path = Path(folder) / ".lock"
     held = FileLock(path, timeout=0)
     try:

@@ -27,15 +27,9 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> Config:
-    """Read a composed config into its schema.
+    """Read a composed config, nested mappings of any kind, into a class of one of the rooms' ``spec.py``.
 
-    Args:
-        schema: A class of one of the rooms' ``spec.py``.
-        values: The composed config; mappings of any kind, nested.
-        group: Where the values stand in the whole config, for messages: ``data``.
-
-    Returns:
-        The typed, immutable config.
+    ``group`` says where the values stand in the whole config, for messages: ``data``.
 
     Raises:
         ValueError: For the first key that is unknown, of the wrong type or out of range: one line.
@@ -67,6 +61,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(item) for item in value]
     return value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key; an empty one leaves nothing."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def printable(path: str | os.PathLike) -> str:

@@ -121,7 +121,7 @@ def test_what_cannot_be_asked_is_refused_before_any_work(phantom, tmp_path):
 
     with pytest.raises(ValueError, match="no layer 'conv5'; the layers are 0, 2"):
         ask(tmp_path, "analysis.layers=[conv5]", data=other)
-    with pytest.raises(ValueError, match="analysis.layers names no layer"):
+    with pytest.raises(ValueError, match="layers names no layer"):
         ask(tmp_path, "analysis.layers=[]", data=other)
     with pytest.raises(ValueError, match="is not known; analysis.boxes=FILE.csv gives image,part,x0,y0,x1,y1"):
         ask(tmp_path, data=other)

@@ -14,7 +14,7 @@ from zfscope.console import progress
 from zfscope.correspondence import correspond, layers_to_compare, occluded, random_boxes
 from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
 from zfscope.data.sources.phantom import Phantom
-from zfscope.deconvnet.winners import as_pictures
+from zfscope.deconvnet.winners import as_pictures, layers_to_watch
 from zfscope.figures import correspondence_sheet
 from zfscope.report.paper import TABLES
 
@@ -40,17 +40,9 @@ def analyse(question: Question) -> Result:
     ``arrays.npz`` holds ``images (N,)``, ``parts (P,)``, ``boxes (P, N, 4)``, ``random_boxes (P, masks, N, 4)`` …, and
     for each layer ``<layer>/pairs (P, pairs)``, ``<layer>/changed (P,)``, ``<layer>/random (P, masks)`` … and
     ``<layer>/random_changed (P,)`` …; shares 0-1.
-
-    Raises:
-        ValueError: For an unknown layer, a CSV that does not fit, data without parts, or too few faces.
-        FileNotFoundError: If there is no such CSV.
     """
     options, network = question.options, question.network
-    layers = layers_to_compare(network) if options.layers is None else tuple(dict.fromkeys(options.layers))
-    for layer in layers:
-        network.check_layer(layer)
-    if not layers:
-        raise ValueError(f"analysis.layers names no layer; the layers are {', '.join(network.layers)}")
+    layers = layers_to_compare(network) if options.layers is None else layers_to_watch(network, options.layers)
     examples = _examples(question)
     # float64 is unknown to Apple's GPUs, and rounding must not make signs.
     network = network.to("cpu" if question.device.type == "mps" else question.device)
@@ -82,18 +74,14 @@ def analyse(question: Question) -> Result:
 
     hidden = [*examples.boxes.values(), masks[parts[0], "random"][0]]
     shown = [examples.inputs, *(occluded(examples.inputs, boxes) for boxes in hidden)]
-    sheet = correspondence_sheet(
-        torch.stack([as_pictures(network, inputs[:SHOWN]) for inputs in shown], dim=1),
-        parts,
-        {
-            layer: {
-                "part": torch.from_numpy(arrays[f"{layer}/pairs"]).mean(1),
-                **{kind: torch.from_numpy(arrays[f"{layer}/{kind}"]) for kind in CONTROLS},
-            }
-            for layer in layers
-        },
-        title=f"{Path(question.checkpoint).name}: do the same features change in all {len(examples.names)} images?",
-    )
+    deltas = {
+        layer: {kind: torch.from_numpy(arrays[f"{layer}/{kind}"]) for kind in CONTROLS}
+        | {"part": torch.from_numpy(arrays[f"{layer}/pairs"]).mean(1)}
+        for layer in layers
+    }
+    pictures = torch.stack([as_pictures(network, inputs[:SHOWN]) for inputs in shown], dim=1)
+    title = f"{Path(question.checkpoint).name}: do the same features change in all {len(examples.names)} images?"
+    sheet = correspondence_sheet(pictures, parts, deltas, title=title)
     return Result(_metrics(parts, layers, arrays, examples), arrays, {"correspondence": sheet})
 
 

@@ -13,12 +13,7 @@ from zfscope.activations import TopTable
 from zfscope.analyses.question import Metric, Question, Result, percent, reader
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
-from zfscope.deconvnet.winners import (
-    TopActivationsHook,
-    check_projectable,
-    project_winners,
-    random_subset,
-)
+from zfscope.deconvnet.winners import TopActivationsHook, check_projectable, project_winners, random_subset
 from zfscope.diagnostics import (
     Diagnosis,
     MapWatch,
@@ -44,10 +39,6 @@ def analyse(question: Question) -> Result:
     With ``analysis.other`` the same of that checkpoint, under ``other/…``, on the same images, each network with its
     own preprocessing. ``arrays.npz`` holds ``ranges/<layer> (2, C)``, ``frequencies/<band> (C,)``, ``maps (M,)`` and
     ``tiles (M, 3, h, w)``.
-
-    Raises:
-        ValueError: If the data set has no such part.
-        FileNotFoundError: If there is no such checkpoint.
     """
     options, images = question.options, question.images
     networks = {"": (question.checkpoint, question.network)}
@@ -73,15 +64,8 @@ def analyse(question: Question) -> Result:
 def diagnose(network: Network, name: str, loader: DataLoader, maps: int, seed: int) -> Diagnosis:
     """Look at one network in one pass over the images, and once more at those that won.
 
-    Args:
-        network: On the device to compute on.
-        name: What to call it.
-        loader: Batches ``(inputs, label, index)``; its data set is a ``Subset`` of data with these indices.
-        maps: Feature maps of the second layer that are projected, at most; a random subset.
-        seed: Of the subset.
-
-    Returns:
-        All that could be found; ``missing`` says why a network could not be projected.
+    ``loader`` gives batches ``(inputs, label, index)``; its data set is a ``Subset`` of data with these indices. At
+    most ``maps`` feature maps of the second layer, a random subset, are projected; ``missing`` says why none could be.
     """
     examples = loader.dataset.dataset
     parts: dict[str, Any] = {"missing": "there is no second layer with feature maps to project"}

@@ -54,10 +54,6 @@ def analyse(question: Question) -> Result:
 
     ``arrays.npz`` holds ``probabilities (members, N, classes)`` of ten crops, or of the centre crop where they were not
     asked for, ``labels`` and the members' names.
-
-    Raises:
-        ValueError: If ``analysis.members`` is another number, the data set has no such part, or its classes are not
-            those of the members.
     """
     options, members = question.options, question.members
     sources, names = member_sources(question.checkpoint), [member.name for member in members]
@@ -79,9 +75,7 @@ def analyse(question: Question) -> Result:
         num_workers=question.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
-    predictions = predict_members(
-        networks, batches, crops=options.ten_crops, device=question.device, total=len(batches)
-    )
+    predictions = predict_members(networks, batches, crops=options.ten_crops, device=question.device)
 
     drawn = [subset for size in range(1, len(members) + 1) for subset in subsets(len(members), size)]
     groups = _groups(members)

@@ -8,13 +8,9 @@ from zfscope.evaluation import check_classes, error_metrics, predict
 
 
 def analyse(question: Question) -> Result:
-    """Errors of one part of the data, in percent, by metric name (``test/top1_error`` …).
-
-    Raises:
-        ValueError: If the data set has no such part, or its classes are not the network's, in its order.
-    """
+    """Errors of one part of the data, in percent, by metric name (``test/top1_error`` …)."""
     options, network, images = question.options, question.network, question.images
     check_classes(network, images.classes)
     batches = question.data.canvases(images, options.batch_size)
-    predictions = predict(network, batches, crops=options.ten_crops, device=question.device, total=len(batches))
+    predictions = predict(network, batches, crops=options.ten_crops, device=question.device)
     return Result({name: percent(value) for name, value in error_metrics(predictions, question.part).items()})

@@ -6,6 +6,7 @@ Source: Zeiler & Fergus (2014), Fig. 4.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from zfscope.analyses.question import Question, Result, percent
 from zfscope.console import progress
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
-from zfscope.evolution import Evolution, Read, agreement, feature_maps, join, jumps, observe, settled_epoch
+from zfscope.evolution import Evolution, agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.figures import evolution_sheet
 from zfscope.networks.checkpoints import load_network
 from zfscope.networks.network import Network
@@ -31,9 +32,6 @@ def analyse(question: Question) -> Result:
     the last; ``<layer>/agreement (E,)`` in ``arrays.npz`` is the curve. A layer that hardly learns is settled from the
     start.
 
-    Raises:
-        ValueError: For a layer or a part of the data that is not there.
-        FileNotFoundError: If the run kept no checkpoints of single epochs.
     """
     options, images = question.options, question.images
     layers = layers_to_watch(question.network, options.layers)
@@ -73,14 +71,8 @@ def agreements(
 ) -> dict[str, list[float]]:
     """How far each layer's maps are at each epoch what they are at the last (see ``evolution.agreement``).
 
-    Args:
-        networks: One network at several epochs.
-        inputs: Network inputs ``(N, 3, H, W)``, on the networks' device.
-        layers: Names from ``network.layers``.
-        batch_size: Images that go forward together.
-
-    Returns:
-        By layer, a number for each epoch in ascending order; the last is 1, or NaN where all maps are constant.
+    By layer, a number for each epoch in ascending order; the last is 1, or NaN where all maps are constant. ``inputs``
+    are network inputs ``(N, 3, H, W)`` on the networks' device.
     """
 
     def maps_at(epoch: int) -> dict[str, Tensor]:
@@ -98,11 +90,7 @@ def agreements(
 
 
 class Epochs(Mapping[int, Network]):
-    """The networks that a run kept in ``epoch_NNN.ckpt``, by epoch; each is loaded when it is asked for.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
+    """The networks that a run kept in ``epoch_NNN.ckpt``, by epoch; each is loaded when it is needed."""
 
     def __init__(self, run: str | Path, device: torch.device) -> None:
         folder = Path(run) / "checkpoints"
@@ -124,37 +112,10 @@ class Epochs(Mapping[int, Network]):
         return len(self._paths)
 
 
-def evolve(
-    networks: Mapping[int, Network],
-    read: Read,
-    indices: Tensor,
-    layers: Sequence[str],
-    maps: int,
-    seed: int,
-    batch_size: int = 32,
-) -> dict[str, Evolution]:
-    """The evolution of each layer, as the callback ``FeatureEvolution`` finds it during training.
-
-    Args:
-        networks: One network at several epochs, counted from 1. Each is asked for once, so that a mapping may load
-            them when options.
-        read: Gives the network inputs ``(N, 3, H, W)`` of image indices.
-        indices: The images among which the strongest is sought, ``(N,)`` int64.
-        layers: Names from ``network.layers``.
-        maps: Feature maps of each layer, at most; a random subset.
-        seed: Of the subset.
-        batch_size: Images that go forward together.
-
-    Returns:
-        By layer.
-
-    Raises:
-        ValueError: If there is no network, image or layer, no such layer, or a layer has no feature maps.
-    """
+def evolve(networks: Mapping[int, Network], *question: Any, **options: Any) -> dict[str, Evolution]:
+    """The evolution of each layer over networks by epoch, each of which is loaded once; the rest as for ``observe``."""
     if not networks:
         raise ValueError("there is no network to look into; give one for each epoch")
-    moments = [
-        observe(networks[epoch], epoch, read, indices, layers, maps, seed, batch_size)
-        for epoch in progress(sorted(networks), "Looking")
-    ]
+    epochs = progress(sorted(networks), "Looking")
+    moments = [observe(networks[epoch], epoch, *question, **options) for epoch in epochs]
     return {layer: join([moment[layer] for moment in moments]) for layer in moments[0]}

@@ -29,10 +29,6 @@ def analyse(question: Question) -> Result:
     either way: the mean distance at each layer, the share of amounts at which the mean curve of the high layer lies
     below that of the low one (``curve_below``), the share of pairs of an image and an amount where it does
     (``images_below``), and the mean probability.
-
-    Raises:
-        ValueError: For an unknown layer, a part of the data that is not there, classes that are
-            not the network's, images with several labels.
     """
     options, network, images = question.options, question.network, question.images
     layers = low_and_high(network) if options.layers is None else options.layers

@@ -18,11 +18,7 @@ from zfscope.report.readings import read_runs
 
 
 def analyse(question: Question) -> Result:
-    """What is filled and what holds; ``ledger.md``, ``ledger.json``, ``ledger.html``.
-
-    Raises:
-        FileNotFoundError: If a folder of ``analysis.runs`` is not there, or holds no results.
-    """
+    """What is filled and what holds; ``ledger.md``, ``ledger.json``, ``ledger.html``."""
     runs, causes = read_runs(question.options.runs)
     cells, findings = fill(runs), measure(runs)
     picture = ablations_figure(cells)

@@ -38,10 +38,6 @@ def analyse(question: Question) -> Result:
     Metrics are the mean and largest drop of the target's probability, in percentage points, and how often another class
     is the most probable one; on the phantom those of ``drop_places`` too. Where only the user's own image is looked at,
     without data, the panel has no projections from other images.
-
-    Raises:
-        ValueError: For a layer, class, part or image that is not there, or a square that cannot be.
-        OSError: If the user's own image cannot be read.
     """
     options, network, own = question.options, question.network, question.image
     target = None if options.target is None else class_number(network, options.target)
@@ -98,11 +94,7 @@ def analyse(question: Question) -> Result:
 
 
 def class_number(network: Network, target: str) -> int:
-    """A class by its name, or else by its number.
-
-    Raises:
-        ValueError: If there is none; the message offers the nearest name.
-    """
+    """A class by its name, or else by its number; refused with the nearest name."""
     classes, count = network.classes or (), network.num_classes
     if target in classes:
         return classes.index(target)
@@ -123,11 +115,7 @@ def object_mask(images: Phantom, index: int, preprocessing: Preprocessing) -> Te
 
 
 def drop_places(maps: Sensitivity, mask: Tensor) -> tuple[float, float, bool, float]:
-    """How the drop in probability lies to the object.
-
-    Args:
-        maps: Occlusion maps of an image.
-        mask: Where its object is, ``(H, W)`` bool.
+    """How the drop in probability lies to the object, whose ``mask`` is ``(H, W)`` bool.
 
     Returns:
         Mean drop with the square on the object, each position weighted by the share of its square that is object; mean
@@ -150,7 +138,7 @@ def drop_places(maps: Sensitivity, mask: Tensor) -> tuple[float, float, bool, fl
 
 
 def _chosen(images: ImageSet, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
-    """The images asked for, or a random subset."""
+    """The images that ``indices`` names, or a random subset."""
     if indices is None:
         return random_subset(len(images), count, seed).tolist()
     for index in indices:

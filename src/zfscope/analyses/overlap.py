@@ -32,10 +32,6 @@ def analyse(question: Question) -> Result:
     ``pairs.csv`` has a line for each pair that counts. ``arrays.npz`` holds all pairs that were kept, the most alike
     first: ``pairs (P, 2)`` positions in the joined parts of each set, ``correlation (P,)``, ``nearer (P,)``,
     ``same (P,)`` bool.
-
-    Raises:
-        ValueError: If the other data set is not named, is the first one with no parts left to compare, or has not the
-            parts asked for; as for opening a data set.
     """
     options, data = question.options, question.data
     named = {name: value for name, value in options.other.items() if value is not None}
@@ -101,11 +97,7 @@ def analyse(question: Question) -> Result:
 
 
 def joined(splits: Splits, parts: Sequence[str]) -> ImageSet:
-    """Some parts of a data set, one behind the other.
-
-    Raises:
-        ValueError: If the data set has no such part, or none is named.
-    """
+    """Some parts of a data set, one behind the other."""
     missing = [name for name in parts if name not in splits.parts]
     if missing or not parts:
         raise ValueError(

@@ -25,9 +25,6 @@ def analyse(question: Question) -> Result:
     Accuracies are means over folds of the mean accuracy per class, in percent; C is chosen for each fold, layer and
     classifier on a part of the fold's training images, features are centred and scaled by training images alone.
     ``arrays.npz`` holds ``layers (L,)`` and, by classifier, ``(L, folds)``.
-
-    Raises:
-        ValueError: For a layer that is not there, images with several labels, fewer images in a class than asked for.
     """
     options, network, data = question.options, question.network, question.data
     layers = options.layers or layers_to_probe(network)

@@ -49,9 +49,6 @@ def analyse(question: Question) -> Result:
     is ``(uint8 - 127.5) / 127.5 * scale``; beyond ``scale`` it is cut off. Of an activation that is not above 0 patch
     and projection are grey, box and scale 0.
 
-    Raises:
-        ValueError: For a layer or a part of the data that is not there, a dense layer, a network that cannot be
-            projected.
     """
     options, network, images = question.options, question.network, question.images
     for layer in layers_to_watch(network, options.layers):
@@ -70,9 +67,8 @@ def analyse(question: Question) -> Result:
     arrays = Arrays(question.folder / "projections.tmp", shown, maps)
     try:
         read = reader(examples)
-        for winners in project_winners(
-            network, shown, maps, read, batch_size=options.batch_size, unpooling=options.unpooling
-        ):
+        ways = {"batch_size": options.batch_size, "unpooling": options.unpooling}
+        for winners in project_winners(network, shown, maps, read, **ways):
             arrays.put(winners)
         if network.has_switches and options.controls:
             correlations = controls(network, shown, maps, read, options)
@@ -136,13 +132,7 @@ def controls(
 
 
 class Arrays:
-    """What ``arrays.npz`` will hold, filled in any order without being held in memory.
-
-    Args:
-        scratch: A folder for it meanwhile.
-        tables: Of the layers.
-        maps: The feature map of each row, by layer.
-    """
+    """What ``arrays.npz`` will hold, filled in any order without being held in memory; ``scratch`` holds it by then."""
 
     def __init__(self, scratch: Path, tables: Mapping[str, TopTable], maps: Mapping[str, Tensor]) -> None:
         self.tables, self.maps = tables, maps

@@ -26,37 +26,21 @@ Metric = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """What an analysis is asked.
+    """What an analysis is asked."""
 
-    Attributes:
-        options: Of this analysis, checked.
-        device: To compute on.
-        folder: The run folder, for arrays that do not fit in memory.
-        checkpoint: As typed.
-        network: In eval mode and on the device; None where several or none are asked about.
-        members: The networks of an ensemble.
-        run: The config of the training that made the network; empty for public weights.
-        data: The images; None where only ``image`` or a CSV is looked at.
-        image: A file of the user's own.
-    """
-
-    options: Analysis
-    device: torch.device
-    folder: Path
-    checkpoint: str | tuple[str, ...] | None = None
-    network: Network | None = None
-    members: Sequence[Member] = ()
-    run: Mapping[str, Any] = field(default_factory=dict)
-    data: ImageData | None = None
-    image: str | None = None
+    options: Analysis  # of this analysis, checked
+    device: torch.device  # to compute on
+    folder: Path  # the run folder, for arrays that do not fit in memory
+    checkpoint: str | tuple[str, ...] | None = None  # as typed
+    network: Network | None = None  # in eval mode and on the device; None for several, or none
+    members: Sequence[Member] = ()  # the networks of an ensemble
+    run: Mapping[str, Any] = field(default_factory=dict)  # config of the network's training; empty for public weights
+    data: ImageData | None = None  # the images; None where only ``image`` or a CSV is looked at
+    image: str | None = None  # a file of the user's own
 
     @property
     def images(self) -> ImageSet:
-        """The part of the data that ``analysis.part`` names; where it names none the test images, else validation.
-
-        Raises:
-            ValueError: If the data set has no such part.
-        """
+        """The part of the data that ``analysis.part`` names; where it names none the test images, else validation."""
         return getattr(self.data.splits, self.part)
 
     @property
@@ -92,17 +76,14 @@ class Writable(Protocol):
 class Result:
     """What an analysis answers.
 
-    Attributes:
-        metrics: By name ``{"value": …, "unit": …}``, with ``paper``, ``spread`` and ``interval`` where there are any.
-        arrays: What ``arrays.npz`` will hold.
-        figures: By path below ``figures/`` without ending: a picture, or what draws it when it is saved.
-        files: Further files by name: tables and pages.
+    Metrics are ``{"value": …, "unit": …}`` by name, with ``paper``, ``spread`` and ``interval`` where there are any;
+    figures, by path below ``figures/`` without ending, a picture or what draws it when it is saved.
     """
 
     metrics: Mapping[str, Metric]
-    arrays: Mapping[str, np.ndarray] | Writable | None = None
+    arrays: Mapping[str, np.ndarray] | Writable | None = None  # what ``arrays.npz`` will hold
     figures: Mapping[str, Image.Image | Callable[[], Image.Image]] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # further files by name: tables and pages
 
 
 def reader(examples: Examples) -> Callable[[Sequence[int]], Tensor]:

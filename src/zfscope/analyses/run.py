@@ -6,12 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zfscope.analyses.members import open_members
 from zfscope.analyses.question import Question, Result
 from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.callbacks.loggers import build_logger, finish, log_result
+from zfscope.callbacks.loggers import log_result, run_logger
 from zfscope.console import console, results_table
 from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
@@ -20,7 +18,7 @@ from zfscope.networks.checkpoints import load_network, run_config, run_identity
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.paper import numbers_of
-from zfscope.runs import environment, replacing, run_id, write_arrays, write_results
+from zfscope.runs import environment, replacing, write_arrays, write_results
 from zfscope.schema import check
 
 # What makes a data set smaller than its name says.
@@ -28,12 +26,7 @@ SUBSET_KEYS = ("classes", "cells", "exclude")
 
 
 def analyze(config: AnalyzeConfig, folder: Path) -> None:
-    """Load what is asked about and its data, run the analysis; save, log and print its result.
-
-    Args:
-        config: Of the analysis.
-        folder: The run folder, which is locked meanwhile.
-    """
+    """Load what is asked about and its data, run the analysis; save, log and print its result in the run folder."""
     question = ask(config, folder)
     conditions = conditions_of(config, question)
     result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
@@ -67,12 +60,8 @@ def ask(config: AnalyzeConfig, folder: Path) -> Question:
 def find_data(config: AnalyzeConfig, known: Mapping[str, Any], preprocessing: Preprocessing | None) -> ImageData | None:
     """The data of the checkpoint's run, changed by the command line; or with ``data=NAME`` that data set.
 
-    Canvas and crop are the network's. With the user's own images None where there is no data.
-
-    Args:
-        config: Of the analysis.
-        known: The data config of the checkpoint's run.
-        preprocessing: Of the network.
+    Canvas and crop are the network's. With the user's own images None where there is no data. ``known`` is the data
+    config of the checkpoint's run.
     """
     own = config.image or getattr(config.analysis, "boxes", None)
     values = typed = {name: value for name, value in config.data.items() if value is not None}
@@ -101,8 +90,8 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     checkpoint = config.checkpoint
     values = options.model_dump(mode="json")
     own = ("images", "indices") if config.image else ()  # they choose among the data's images
-    asked = {name: value for name, value in values.items() if name not in (*options.irrelevant, *own)}
-    defaults = {name: field.get_default() for name, field in type(options).model_fields.items()}
+    numbers = [name for name in values if name not in options.irrelevant and name not in own]
+    changed = options.model_dump(exclude_defaults=True)
     files = {"image": config.image, "boxes": values.get("boxes"), "exclude": data and data.config.exclude}
     conditions = {
         "checkpoint": checkpoint if checkpoint is None or isinstance(checkpoint, str) else list(checkpoint),
@@ -121,8 +110,8 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
         }
         if run
         else None,
-        "question": asked,
-        "unusual": [name for name in asked if values[name] != _plain(defaults[name])],
+        "question": {name: values[name] for name in numbers},
+        "unusual": [name for name in numbers if name in changed],
         "environment": environment(str(question.device), "64-bit" if options.name == "correspondence" else "32-bit"),
     }
     if question.members:
@@ -190,27 +179,7 @@ def save(result: Result, folder: Path) -> dict[str, Path]:
 
 def log(config: AnalyzeConfig, folder: Path, metrics: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
     """One run of the logger for this analysis: its metrics as a summary, its pictures."""
-    options, name = config.logger, config.analysis.name
-    logger = build_logger(
-        options.name,
-        folder,
-        name=f"{name} {config.checkpoint or ''}".strip(),
-        tags=[name],
-        config=config.model_dump(),
-        mode=options.mode,
-        project=options.project,
-        run_id=run_id(folder),
-        entity=options.entity,
-    )
-    code = 1
-    try:
+    name = config.analysis.name
+    about = {"name": f"{name} {config.checkpoint or ''}".strip(), "tags": [name], "config": config.model_dump()}
+    with run_logger(config.logger.model_dump(), folder, **about) as logger:
         log_result(logger, {key: metric["value"] for key, metric in metrics.items()}, pictures)
-        code = 0
-    finally:
-        line = finish(logger, code)
-        if line:
-            console.print(line, soft_wrap=True, markup=False)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value.tolist() if isinstance(value, np.ndarray) else value

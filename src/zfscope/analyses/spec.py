@@ -8,56 +8,63 @@ from zfscope.networks.devices import DeviceName
 from zfscope.schema import Count, Positive, Strict
 from zfscope.training.spec import LoggerConfig
 
+Part = Literal["train", "val", "test"]
+Seed = Annotated[int, Field(ge=0)]
+
 
 class AnalysisOptions(Strict):
     """Options of an analysis."""
 
     # Those that change how it runs or what it draws, not the numbers.
-    irrelevant: ClassVar[tuple[str, ...]] = (
-        *("name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "seed", "runs"),
+    irrelevant: ClassVar[frozenset[str]] = frozenset(
+        ["name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "seed", "runs"]
     )
+
+
+class SampledOptions(AnalysisOptions):
+    """Options of an analysis that draws images, maps or masks at random."""
+
+    batch_size: Count = 32
+    seed: Seed = 0
 
 
 class EvaluateAnalysis(AnalysisOptions):
     """``analysis=evaluate``: error with the centre crop and with ten crops."""
 
     name: Literal["evaluate"] = "evaluate"
-    part: Literal["train", "val", "test"] | None = None
+    part: Part | None = None
     ten_crops: bool = True
     batch_size: Count = 64
 
 
-class ProjectionsAnalysis(AnalysisOptions):
+class ProjectionsAnalysis(SampledOptions):
     """``analysis=projections``: the top activations of all feature maps, projected."""
 
     name: Literal["projections"] = "projections"
-    part: Literal["train", "val", "test"] = "val"
+    part: Part = "val"
     layers: tuple[str, ...] | None = None
     maps: Count | None = None
     top: Count = 9
     unpooling: Literal["sum", "overwrite"] = "sum"
     controls: Annotated[int, Field(ge=0)] = 64
     batch_size: Count = 16
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
-class EvolutionAnalysis(AnalysisOptions):
+class EvolutionAnalysis(SampledOptions):
     """``analysis=evolution``: how projections change over the epochs that a run kept."""
 
     name: Literal["evolution"] = "evolution"
-    part: Literal["train", "val", "test"] = "train"
+    part: Part = "train"
     layers: tuple[str, ...] | None = None
     maps: Count = 6
     images: Count = 1000
-    batch_size: Count = 32
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
-class OcclusionAnalysis(AnalysisOptions):
+class OcclusionAnalysis(SampledOptions):
     """``analysis=occlusion``: what the network says while a grey square slides over an image (Fig. 7)."""
 
     name: Literal["occlusion"] = "occlusion"
-    part: Literal["train", "val", "test"] = "val"
+    part: Part = "val"
     images: Count = 6
     indices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     shown: Annotated[int, Field(ge=0)] = 12
@@ -67,20 +74,16 @@ class OcclusionAnalysis(AnalysisOptions):
     fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     layer: str | None = None
     top: Annotated[int, Field(ge=0)] = 9
-    batch_size: Count = 32
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
-class InvarianceAnalysis(AnalysisOptions):
+class InvarianceAnalysis(SampledOptions):
     """``analysis=invariance``: how far features move when an image is shifted, scaled or turned (Fig. 5)."""
 
     name: Literal["invariance"] = "invariance"
-    part: Literal["train", "val", "test"] = "val"
+    part: Part = "val"
     images: Annotated[int, Field(ge=2)] = 64
     shown: Annotated[int, Field(ge=1, le=10)] = 5
     layers: tuple[str, ...] | None = None
-    batch_size: Count = 32
-    seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("layers")
     @classmethod
@@ -90,43 +93,39 @@ class InvarianceAnalysis(AnalysisOptions):
         return layers
 
 
-class CorrespondenceAnalysis(AnalysisOptions):
+class CorrespondenceAnalysis(SampledOptions):
     """``analysis=correspondence``: does hiding one part change features alike in all images (Table 1, Fig. 8)."""
 
     name: Literal["correspondence"] = "correspondence"
     boxes: str | None = None
-    part: Literal["train", "val", "test"] = "test"
+    part: Part = "test"
     images: Annotated[int, Field(ge=2)] = 5
     layers: tuple[str, ...] | None = None
     masks: Count = 100
-    batch_size: Count = 32
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
-class DiagnosticsAnalysis(AnalysisOptions):
+class DiagnosticsAnalysis(SampledOptions):
     """``analysis=diagnostics``: dead maps, frequencies of filters, aliasing; two checkpoints side by side (Fig. 6)."""
 
     name: Literal["diagnostics"] = "diagnostics"
-    part: Literal["train", "val", "test"] = "val"
+    part: Part = "val"
     other: str | None = None
     images: Count | None = None
     maps: Count = 64
-    batch_size: Count = 32
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class EnsembleAnalysis(AnalysisOptions):
     """``analysis=ensemble``: softmax averaged over several networks and ten crops (Table 2)."""
 
     name: Literal["ensemble"] = "ensemble"
-    part: Literal["train", "val", "test"] | None = None
+    part: Part | None = None
     ten_crops: bool = True
     members: Count | None = None
     partial: bool = False
     batch_size: Count = 64
 
 
-class TransferAnalysis(AnalysisOptions):
+class TransferAnalysis(SampledOptions):
     """``analysis=transfer``: a new softmax on frozen features against training from scratch (Tables 4 to 6, Fig. 9)."""
 
     name: Literal["transfer"] = "transfer"
@@ -139,10 +138,9 @@ class TransferAnalysis(AnalysisOptions):
     scratch_folds: Count | None = None
     shuffle_labels: bool = False
     batch_size: Count = 64
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
-class ProbesAnalysis(AnalysisOptions):
+class ProbesAnalysis(SampledOptions):
     """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
 
     name: Literal["probes"] = "probes"
@@ -154,7 +152,6 @@ class ProbesAnalysis(AnalysisOptions):
     shuffle_labels: bool = False
     memory_gb: Positive = 2.0
     batch_size: Count = 64
-    seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("classifiers")
     @classmethod
@@ -169,7 +166,7 @@ class OverlapAnalysis(AnalysisOptions):
 
     name: Literal["overlap"] = "overlap"
     other: dict[str, Any]
-    parts: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    parts: tuple[Part, ...] = ("train",)
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
     mirrored: bool = False

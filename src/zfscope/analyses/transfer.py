@@ -57,9 +57,6 @@ def analyse(question: Question) -> Result:
     labels (PASCAL VOC) there is one fold, all training images, and ``<way>/average_precision/<class>``.
 
     ``arrays.npz`` holds ``images_per_class (S,)``, ``pretrained (S, folds)`` and ``scratch (S, folds)``, 0-100.
-
-    Raises:
-        ValueError: For a layer that is not there, or fewer images in a class than asked for.
     """
     options, data_name = question.options, question.data.config.name
     layer = options.layer or low_and_high(question.network)[1]
@@ -151,7 +148,7 @@ def from_scratch(question: Question, target: Target) -> Way:
             device=question.device,
         )
         batches = data.centre_crops(target.images.subset(fold.test), options.batch_size)
-        return predict(fresh, batches, crops=False, device=question.device, total=len(batches)).probabilities["centre"]
+        return predict(fresh, batches, crops=False, device=question.device).probabilities["centre"]
 
     return learn
 

@@ -23,7 +23,6 @@ Unpooling = Literal["sum", "overwrite"]
 
 # The largest windows of one chunk of projections, in bytes: with its work arrays it shall stay in a CPU's cache.
 CHUNK_CPU, CHUNK_GPU = 2**25, 2**28
-
 _FEW_CHANNELS = 4  # up to here a strided filtering goes down by phases, measured three times faster on a CPU
 
 

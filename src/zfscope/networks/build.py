@@ -22,9 +22,6 @@ def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, ima
         num_classes: Number of classes.
         image_size: Height and width of the network's input, in pixels.
 
-    Returns:
-        A network in training mode.
-
     Raises:
         ValueError: For an unknown key, an impossible value or a kernel larger than its map.
     """
@@ -42,11 +39,6 @@ def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
     VGG's layers are ``conv1_1``, ``conv1_2``, … by block. torchvision's adaptive average pool is the
     identity at 224 px and is left out; its dropout stands before a layer, ours after the one below.
 
-    Args:
-        name: ``alexnet``, ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19``.
-
-    Raises:
-        ValueError: For any other name.
     """
     names = ["alexnet", "vgg11", "vgg13", "vgg16", "vgg19"]
     if name not in names:

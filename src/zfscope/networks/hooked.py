@@ -75,11 +75,7 @@ class HookedNetwork(Network):
         return trace
 
     def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
-        """The receptive field of one unit of a layer, measured once for each size of image.
-
-        Raises:
-            ValueError: If there is no such layer, or the size of the image is neither given nor known.
-        """
+        """The receptive field of one unit of a layer, measured once for each size of image."""
         image_size = image_size or self.image_size
         if image_size is None:
             raise ValueError("the receptive field depends on the size of the image: give image_size, in pixels")
@@ -109,9 +105,6 @@ class TimmNetwork(HookedNetwork):
         num_classes: Number of classes.
         image_size: Height and width of the input, in pixels.
         layers: Names of submodules to look into; default: timm's stages and the classifier.
-
-    Raises:
-        ValueError: If timm has no such model, or the model no such submodule.
     """
 
     def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
@@ -142,9 +135,6 @@ def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Networ
     Args:
         module: Whatever takes images ``(N, 3, H, W)``; it stays as it is.
         layers: Names of the layers that the caller will look into. For a Network they are only checked.
-
-    Raises:
-        ValueError: If there is no such layer.
     """
     module = getattr(module, "_orig_mod", module)
     inner = getattr(module, "network", None)

@@ -15,7 +15,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Values in one block, per thread: small enough for a block's work arrays to stay in cache, where the speed comes from.
 BLOCK_CPU = 2**19
-
 BLOCK_GPU = 2**24  # bounds the extra memory instead
 
 

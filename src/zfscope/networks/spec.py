@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from zfscope.schema import Count, NotNegative, Positive, Share, Strict
 
 CONV_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
-
 DENSE_LAYERS = ("fc6", "fc7", "fc8")
 
 

@@ -57,9 +57,6 @@ def look(
         fill: Value inside the square, in network inputs: 0 is the mean grey.
         layer: Whose strongest map is followed; default: the last layer with maps (conv5).
 
-    Raises:
-        ValueError: For what ``occlude`` refuses, or if no layer is named and none has maps.
-
     Source: Zeiler & Fergus (2014), Fig. 7; the paper gives neither size nor stride.
     """
     if layer is not None:

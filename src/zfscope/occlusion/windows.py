@@ -22,7 +22,6 @@ from zfscope.occlusion.passes import PASS_BYTES, OcclusionBatches, Passes
 # Bytes of the largest windows of a tile, the positions that go up together: more share a call, fewer stay in a cache
 # and share what the border cuts off.
 TILE_BYTES = 2**23
-
 DENSE_BATCH = 256  # top maps that go through the dense layers together, whose weights are read once for all of them
 
 

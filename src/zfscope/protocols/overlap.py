@@ -24,13 +24,9 @@ from zfscope.console import progress
 from zfscope.data.imageset import ArrayImages, ImageSet
 
 SIDE = 32  # pixels of a thumbnail
-
 CUTOFF = 16.0  # half waves across the thumbnail; finer detail is what resizing and recompression change
-
 RANK = 4  # of the image that a copy must stand out from: three copies of an image may be in a set
-
 EXACT = 4e-4  # 1 - correlation of any two copies that are the same but for rounding, however many there are
-
 _BATCH, BLOCK_ROWS = 256, 1024  # images that are decoded, and compared, at a time
 
 

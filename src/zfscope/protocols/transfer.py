@@ -59,9 +59,6 @@ def draw_fold(target: Target, per_class: int, most_test: int | None, *, fold: in
 
     Images have one label each. ``fold`` and ``seed`` fix the result on every machine; ``most_test=None`` takes all that
     are left.
-
-    Raises:
-        ValueError: Naming the classes that have fewer images than needed.
     """
     random = np.random.RandomState(np.random.SeedSequence((seed, fold)).generate_state(4))
     train, test, short, held_out = [], [], [], target.held_out

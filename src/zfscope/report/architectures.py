@@ -10,21 +10,18 @@ from typing import Any
 
 import yaml
 
+from zfscope.schema import flatten
+
 NETWORKS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("networks.yaml").read_text("utf-8"))
 
 PUBLIC = {"zoo/zfnet": "zfnet", "zoo/zfnetb": "zfnet_wide"}
-
 IMAGENET = {"name": "imagenet", "resize": 256, "crop": 224, "classes": None}  # Sec. 3
 
 
 def row_of(facts: Mapping[str, Any]) -> str | None:
     """The row of Table 3 that a network is: its architecture, start and constants, trained on all of ImageNet.
 
-    Args:
-        facts: Of its training's identity, by dotted key.
-
-    Returns:
-        The row's key; None for any other network, images or start, or where only some of the images were learned.
+    ``facts`` are those of its training's identity, by dotted key. None for any other network, images or start.
     """
     if set(facts) == {"weights"}:  # public ones, as they are
         return PUBLIC.get(facts["weights"])
@@ -34,11 +31,3 @@ def row_of(facts: Mapping[str, Any]) -> str | None:
         return None
     network = {key: value for key, value in facts.items() if key.startswith("model.") and key != "model.name"}
     return next((row for row, layers in NETWORKS.items() if network == flatten({"model": layers})), None)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key; an empty one leaves nothing."""
-    facts: dict[str, Any] = {}
-    for key, value in values.items():
-        facts |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return facts

@@ -38,8 +38,8 @@ class Measure:
     """One way to measure a claim."""
 
     name: str  # what is subtracted from what
-    unit: str  # of the effect
     samples: Samples  # yields the effect in runs
+    unit: str = "% points"  # of the effect
 
 
 @dataclass(frozen=True)
@@ -89,95 +89,78 @@ def overall(effects: Sequence[Line]) -> str:
     return verdicts.pop() if len(verdicts) == 1 else UNDECIDED
 
 
-POINTS, DISTANCE = "% points", "of the distance to another image"
+DISTANCE = "of the distance to another image"
 
 MEASURES = {
     "convergence": (
         Measure(
             "epoch at which conv5 settles, minus conv1's",
-            "epochs",
             difference("evolution", "conv5/settled", "conv1/settled"),
+            "epochs",
         ),
         Measure(
             "lack of agreement, mean over training, conv5 minus conv1",
-            POINTS,
             difference("evolution", "conv5/unsettled", "conv1/unsettled"),
         ),
     ),
     "invariance": tuple(
-        Measure(f"{kind}, conv1 minus fc7", DISTANCE, difference("invariance", f"{kind}/conv1", f"{kind}/fc7"))
+        Measure(f"{kind}, conv1 minus fc7", difference("invariance", f"{kind}/conv1", f"{kind}/fc7"), DISTANCE)
         for kind in ("translation", "scale", "rotation")
     ),
     "occlusion": (
         Measure(
             "largest drop on the object, minus chance",
-            POINTS,
             difference("occlusion", "largest_drop_in_mask", "largest_drop_in_mask_by_chance"),
         ),
         Measure(
-            "images whose drop is larger on the object than beside it, minus 50",
-            POINTS,
-            in_each_run("occlusion", above_half),
+            "images whose drop is larger on the object than beside it, minus 50", in_each_run("occlusion", above_half)
         ),
     ),
     "correspondence": (
-        Measure("random masks minus parts, conv5", POINTS, part_consistency("conv5", "random")),
-        Measure("random masks minus parts, fc7", POINTS, part_consistency("fc7", "random")),
-        Measure(
-            "masks at one place minus parts, conv5",
-            POINTS,
-            part_consistency("conv5", "same_place"),
-        ),
-        Measure("masks at one place minus parts, fc7", POINTS, part_consistency("fc7", "same_place")),
+        Measure("random masks minus parts, conv5", part_consistency("conv5", "random")),
+        Measure("random masks minus parts, fc7", part_consistency("fc7", "random")),
+        Measure("masks at one place minus parts, conv5", part_consistency("conv5", "same_place")),
+        Measure("masks at one place minus parts, fc7", part_consistency("fc7", "same_place")),
     ),
     "probes": (
-        Measure("SVM, fc7 minus conv1", POINTS, difference("probes", "svm/fc7/accuracy", "svm/conv1/accuracy")),
-        Measure("SVM, conv5 minus conv1", POINTS, difference("probes", "svm/conv5/accuracy", "svm/conv1/accuracy")),
-        Measure("SVM, fc7 minus conv5", POINTS, difference("probes", "svm/fc7/accuracy", "svm/conv5/accuracy")),
+        Measure("SVM, fc7 minus conv1", difference("probes", "svm/fc7/accuracy", "svm/conv1/accuracy")),
+        Measure("SVM, conv5 minus conv1", difference("probes", "svm/conv5/accuracy", "svm/conv1/accuracy")),
+        Measure("SVM, fc7 minus conv5", difference("probes", "svm/fc7/accuracy", "svm/conv5/accuracy")),
     ),
     "dead_features": (
-        Measure("dead maps of all conv layers, 11x11/4 minus 7x7/2", POINTS, between_stems(dead_share(r"conv\d"))),
-        Measure("dead maps of conv1, 11x11/4 minus 7x7/2", POINTS, between_stems(dead_share("conv1"))),
+        Measure("dead maps of all conv layers, 11x11/4 minus 7x7/2", between_stems(dead_share(r"conv\d"))),
+        Measure("dead maps of conv1, 11x11/4 minus 7x7/2", between_stems(dead_share("conv1"))),
     ),
     "aliasing": (
-        Measure(
-            "energy beyond the stride, of white noise's, 11x11/4 minus 7x7/2", POINTS, between_stems(share_of_noise)
-        ),
+        Measure("energy beyond the stride, of white noise's, 11x11/4 minus 7x7/2", between_stems(share_of_noise)),
         Measure(
             "energy beyond the stride, 11x11/4 minus 7x7/2",
-            POINTS,
             between_stems(lambda run: run.value("conv1/energy_beyond_stride")),
         ),
-        Measure(
-            "energy of middle frequencies, 7x7/2 minus 11x11/4",
-            POINTS,
-            between_stems(minus_middle_energy),
-        ),
+        Measure("energy of middle frequencies, 7x7/2 minus 11x11/4", between_stems(minus_middle_energy)),
     ),
     "renormalisation": (
         Measure(
             "largest over median filter RMS, without minus with",
-            "times the median",
             between_twins(
                 r"model\.filter_rms",
                 lambda facts: "minuend" if facts.get("model.filter_rms") is None else "subtrahend",
                 lambda run: run.value("conv1/filter_dominance"),
             ),
+            "times the median",
         ),
     ),
     "pretraining": (
-        Measure("pretrained minus scratch, mean over sizes", POINTS, pretraining_gain(slice(None))),
-        Measure("the same, fewest images per class", POINTS, pretraining_gain(slice(1))),
-        Measure("the same, most images per class", POINTS, pretraining_gain(slice(-1, None))),
+        Measure("pretrained minus scratch, mean over sizes", pretraining_gain(slice(None))),
+        Measure("the same, fewest images per class", pretraining_gain(slice(1))),
+        Measure("the same, most images per class", pretraining_gain(slice(-1, None))),
         Measure(
             "PASCAL VOC, mean average precision",
-            POINTS,
             difference("transfer", "pretrained/mean_average_precision", "scratch/mean_average_precision"),
         ),
     ),
-    "ensemble": (Measure("best member minus ensemble", POINTS, in_each_run("ensemble", ensemble_gain)),),
+    "ensemble": (Measure("best member minus ensemble", in_each_run("ensemble", ensemble_gain)),),
 }
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
-
 CLAIMS = tuple(Claim(**TEXTS[name], measures=measures) for name, measures in MEASURES.items())

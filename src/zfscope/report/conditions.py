@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zfscope.report.architectures import NETWORKS, flatten, row_of
+from zfscope.report.architectures import NETWORKS, row_of
 from zfscope.report.readings import TRAINING, Run, folds_of, is_number, t_interval
-from zfscope.schema import printable
+from zfscope.schema import flatten, printable
 
 # Overrides that a training's text leaves out: where things are, what is drawn and logged; what it says anyway.
 IRRELEVANT_OVERRIDES = re.compile(
@@ -55,30 +55,17 @@ def sample_of(
 ) -> Sample:
     """A number of a run, with the run's condition.
 
-    Args:
-        run: Where it stands.
-        value: The number.
-        data: The paper's data set; None if it cannot be had.
-        rows: Rows of Table 3 whose networks the paper has this number of.
-        part: Which images it was measured on, and how, where the run has several: ``test, ten crops``.
-        more: Spread and interval, see ``Sample``.
+    ``data`` is the paper's data set, None if it cannot be had; ``rows`` of Table 3 are those whose networks the paper
+    has this number of; ``part`` says which images, and how, where the run has several: ``test, ten crops``.
     """
     text = _training_text(run) if run.kind == TRAINING else _analysis_text(run)
     if not run.identified:
         text += "; training identity not recorded"
     own = {row_of(network.facts) for network in run.networks} <= set(rows)
     own &= data is not None and run.conditions.get("data") == data and not _narrowed(run.conditions)
-    return Sample(
-        float(value),
-        printable(text),
-        f"{_key(run)} {part}",
-        facts_of(run),
-        _seed(run),
-        run.folder,
-        not (own and run.identified),
-        part,
-        **more,
-    )
+    stand_in = not (own and run.identified)
+    key, facts, seed = f"{_key(run)} {part}", facts_of(run), _seed(run)
+    return Sample(float(value), printable(text), key, facts, seed, run.folder, stand_in, part, **more)
 
 
 def facts_of(run: Run) -> dict[str, Any]:

@@ -36,10 +36,8 @@ def between_twins(
 ) -> Samples:
     """A difference between two networks that were trained alike, seed included, but for some facts.
 
-    Args:
-        varied: Pattern of the facts in which they differ.
-        sides: ``minuend`` or ``subtrahend``, by the facts of a network's training; None for any other network.
-        value: What is subtracted.
+    ``varied`` is a pattern of the facts in which they differ; ``sides`` says ``minuend`` or ``subtrahend`` by the facts
+    of a network's training, None for any other network; ``value`` is what is subtracted.
     """
 
     def samples(runs: Sequence[Run]) -> Iterator[Sample]:
@@ -54,9 +52,8 @@ def between_twins(
                 sample = _sample(subtrahend[0], fmean(map(value, minuend)) - fmean(map(value, subtrahend)))
                 facts = {f"other {name}": fact for name, fact in minuend[0].networks[0].facts.items()}
                 for run in (*minuend, *subtrahend):  # a sample by each run, so that all are named
-                    yield replace(
-                        sample, key=f"{sample.key} {digest}", facts={**sample.facts, **facts}, folder=run.folder
-                    )
+                    key = f"{sample.key} {digest}"
+                    yield replace(sample, key=key, facts={**sample.facts, **facts}, folder=run.folder)
 
     return samples
 

@@ -155,11 +155,8 @@ def _ensemble(run: Run) -> Iterator[tuple[Place, Sample]]:
             name = run.first(f"{prefix}top{k}_error_ten_crops", f"{prefix}top{k}_error")
             if name is None:
                 continue
-            more = {
-                "data": PAPERS_DATA[2],
-                "rows": ("zfnet", "zfnet_wide"),
-                "part": f"{nets}, {_part(f'{part}/{name}')}",
-            }
+            part_of = f"{nets}, {_part(f'{part}/{name}')}"
+            more = {"data": PAPERS_DATA[2], "rows": ("zfnet", "zfnet_wide"), "part": part_of}
             for column in (f"val_top{k}", *(["test_top5"] if k == 5 and part == "test" else [])):
                 yield (2, row, column), sample_of(run, run.value(name), **more)
 

@@ -20,7 +20,6 @@ from zfscope.report.paper import TABLES, Table
 from zfscope.report.readings import TRAINING, Run
 
 VERDICTS = {HOLDS: "✓", DOES_NOT: "✗", UNDECIDED: "?", NOT_RUN: "–"}
-
 COUNTED = {HOLDS: "found to hold", DOES_NOT: "found not to hold", UNDECIDED: "undecided", NOT_RUN: "not run"}
 
 
@@ -33,12 +32,8 @@ def pages(
 ) -> dict[str, str]:
     """The ledger's pages by file name, ``ledger.md`` and ``ledger.html``.
 
-    Args:
-        cells: Of all tables.
-        findings: Of all claims.
-        runs: All that were read.
-        causes: By folder, why a result was left out.
-        picture: Table 3 as bars, a PNG; the web page holds it, the Markdown shows ``figures/table3.png``.
+    ``causes`` says by folder why a result was left out. ``picture`` is Table 3 as bars, a PNG; the web page holds it,
+    the Markdown shows ``figures/table3.png``.
     """
     content = {
         "marks": VERDICTS,

@@ -4,7 +4,7 @@ Source: Zeiler & Fergus, Visualizing and Understanding Convolutional Networks (a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -16,27 +16,16 @@ Printed = float | tuple[float, float] | None  # a number, one with its spread, o
 
 @dataclass(frozen=True)
 class Table:
-    """One table as the paper lays it out.
+    """One table as the paper lays it out."""
 
-    Attributes:
-        number: 1 to 7.
-        title: What it is about.
-        unit: Of its numbers: ``%``, or ``0-1`` for shares.
-        columns: What each column is called, by key.
-        rows: What each row is called, by key.
-        numbers: By row key, a number for each column.
-        note: What one should know to read it.
-        others: Keys of rows and columns that hold other people's results.
-    """
-
-    number: int
-    title: str
-    unit: str
-    columns: Mapping[str, str]
-    rows: Mapping[str, str]
-    numbers: Mapping[str, Sequence[Printed]]
-    note: str = ""
-    others: frozenset[str] = field(default_factory=frozenset)
+    number: int  # 1 to 7
+    title: str  # what it is about
+    unit: str  # of its numbers: ``%``, or ``0-1`` for shares
+    columns: Mapping[str, str]  # what each column is called, by key
+    rows: Mapping[str, str]  # what each row is called, by key
+    numbers: Mapping[str, Sequence[Printed]]  # by row key, a number for each column
+    note: str = ""  # what one should know to read it
+    others: frozenset[str] = frozenset()  # keys of rows and columns that hold other people's results
 
     def value(self, row: str, column: str) -> float | None:
         """The number at a place; None where none stands."""
@@ -83,12 +72,8 @@ METRICS = {
 def numbers_of(row: str | Mapping[str, float] | None) -> dict[str, float]:
     """The paper's numbers for a training, by the metric that stands beside them.
 
-    Args:
-        row: Of Table 3, or a single network of Table 2: ``zfnet_fc2048``. None has no numbers; a config of an older
-            version holds the numbers themselves.
-
-    Raises:
-        ValueError: If there is no such row.
+    ``row`` is one of Table 3, or a single network of Table 2: ``zfnet_fc2048``. None has no numbers; a config of an
+    older version holds the numbers themselves.
     """
     if row is None or isinstance(row, Mapping):
         return dict(row or {})
@@ -103,7 +88,6 @@ def _by_size(table: Table) -> dict[str, dict[int, float]]:
 
 # By way of learning and training images per class; by class; by data set and training images per class.
 TABLE_4, TABLE_5 = _by_size(TABLES[3]), _by_size(TABLES[4])
-
 TABLE_6 = {name: TABLES[5].value(name, "pretrained") for name in TABLES[5].rows}
 
 TABLE_7 = {

@@ -33,12 +33,8 @@ class TrainedNetwork:
         facts = identity.get("facts") if known else None
         name = Path(str(checkpoint)).name.removesuffix(".ckpt")
         which = name if name == "last" or re.fullmatch(r"epoch_\d+", name) else "best"
-        return cls(
-            identity["digest"] if known and identity["digest"] else None,
-            facts if isinstance(facts, Mapping) else {},
-            seed,
-            which,
-        )
+        digest = identity["digest"] if known and identity["digest"] else None
+        return cls(digest, facts if isinstance(facts, Mapping) else {}, seed, which)
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,9 @@ class Run:
             return (TrainedNetwork.read(conditions.get("identity"), conditions.get("seed"), evaluated),)
         members = conditions.get("members")
         if isinstance(members, list) and members and all(isinstance(member, Mapping) for member in members):
+            read = TrainedNetwork.read
             return tuple(
-                TrainedNetwork.read(member.get("identity"), member.get("seed"), member.get("checkpoint"))
-                for member in members
+                read(member.get("identity"), member.get("seed"), member.get("checkpoint")) for member in members
             )
         source, identity = conditions.get("checkpoint"), self.trained.get("identity")
         if identity is None and isinstance(source, str) and source.startswith(("zoo/", "torchvision/")):
@@ -106,17 +102,11 @@ class Run:
 
 
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
-    """Read every ``results.json`` below some folders.
-
-    Args:
-        folders: Run folders, or folders of them.
+    """Read every ``results.json`` below run folders, or folders of them.
 
     Returns:
         The runs in the order of their folders, and by folder the cause where there is no result to use: a run that
         failed or was stopped, a file that is broken or tells nothing.
-
-    Raises:
-        FileNotFoundError: If a folder is not there, or there is no ``results.json`` in any of them.
     """
     folders = list(folders)
     paths: dict[str, Path] = {}
@@ -164,9 +154,8 @@ def is_number(value: Any) -> bool:
 
 def _run(folder: str, content: Any) -> Run:
     """Raises ValueError where there is nothing to use."""
-    if not isinstance(content, Mapping) or not all(
-        isinstance(content.get(key), Mapping) for key in ("metrics", "conditions")
-    ):
+    parts = [content.get(key) for key in ("metrics", "conditions")] if isinstance(content, Mapping) else [None]
+    if not all(isinstance(part, Mapping) for part in parts):
         raise ValueError(f"{RESULTS} holds no metrics and conditions; remove it and run again")
     conditions = content["conditions"]
     if content.get("state", "finished") != "finished":

@@ -22,16 +22,11 @@ from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
 
 
 class Classifier(lightning.LightningModule):
-    """A network that learns to tell classes apart.
+    """A network, with ``classes`` and ``preprocessing`` set, that learns to tell classes apart.
 
-    Args:
-        network: With ``classes`` and ``preprocessing`` set.
-        optim: Optimiser, schedule and loss.
-        seed: Of the run; dropout and mixup follow from it and the number of the batch.
-        config: Of the run, with the group ``model``; kept in every checkpoint.
-        data: Fingerprint of the training set, kept in every checkpoint.
-        identity: Of the training (``training_identity``), kept in every checkpoint.
-        multilabel: Labels are ``(N, classes)`` of 0 and 1.
+    Dropout and mixup follow from ``seed`` and the number of the batch. Every checkpoint holds ``config`` (of the run),
+    ``data`` (fingerprint of the training set) and ``identity`` (see ``training_identity``). With ``multilabel`` labels
+    are ``(N, classes)`` of 0 and 1.
     """
 
     def __init__(
@@ -131,14 +126,11 @@ class Classifier(lightning.LightningModule):
         """SGD or AdamW over all weights, and the schedule."""
         optimizer, schedule = optimizer_of(self.parameters(), self.optim), self.optim.schedule
         if isinstance(schedule, PlateauConfig):
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr
-            )
+            rates = schedule.factor, schedule.patience
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", *rates, min_lr=schedule.min_lr)
             every = self.trainer.check_val_every_n_epoch or 1
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor, "frequency": every},
-            }
+            scheduler = {"scheduler": plateau, "monitor": self.monitor, "frequency": every}
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
         if isinstance(schedule, CosineConfig):
             steps = self.trainer.estimated_stepping_batches
             if not np.isfinite(steps):

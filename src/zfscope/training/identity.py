@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from zfscope.networks.checkpoints import find_checkpoint, run_identity
-from zfscope.report.architectures import flatten
-from zfscope.schema import plain
+from zfscope.schema import flatten, plain
 
 IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download"})
 
@@ -98,9 +97,8 @@ def training_identity(
 
 def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in trainer.items() if not IRRELEVANT_TRAINER_KEYS.fullmatch(key)}
-    ranks = _device_count(values.pop("devices", 1), trainer.get("accelerator")) * int(
-        values.pop("num_nodes", None) or 1
-    )
+    devices, nodes = values.pop("devices", 1), int(values.pop("num_nodes", None) or 1)
+    ranks = _device_count(devices, trainer.get("accelerator")) * nodes
     if values.get("precision") is not None:
         values["precision"] = PRECISIONS.get(str(values["precision"]), str(values["precision"]))
     if str(values.get("strategy")).startswith("ddp"):  # what "auto" takes where there are several ranks

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
 from zfscope.callbacks import FilterRenorm
-from zfscope.callbacks.loggers import build_logger, finish
+from zfscope.callbacks.loggers import run_logger
 from zfscope.console import console, network_table, results_table
 from zfscope.data.datamodule import ImageData, open_data, workers_for
 from zfscope.data.splits import Splits
@@ -28,7 +28,7 @@ from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_network, read_checkpoint, start_from
 from zfscope.networks.devices import trainer_device
 from zfscope.report.paper import numbers_of
-from zfscope.runs import environment, lock, run_id, write_overrides, write_results
+from zfscope.runs import environment, lock, write_overrides, write_results
 from zfscope.schema import nearest
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
 from zfscope.training.classifier import Classifier
@@ -36,27 +36,16 @@ from zfscope.training.identity import training_identity
 from zfscope.training.progress import build_progress
 from zfscope.training.spec import TrainConfig
 
-RESERVED_TRAINER_KEYS = (
-    "callbacks",
-    "logger",
-    "plugins",
-    "default_root_dir",
-    "enable_progress_bar",
-    "enable_checkpointing",
+RESERVED_TRAINER_KEYS = frozenset(
+    ["callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing"]
 )
 
 
 def train(config: TrainConfig, folder: Path, overrides: Sequence[str] = (), group: str | None = None) -> float:
     """Build everything that the config names, fit, evaluate.
 
-    Args:
-        config: Of the run.
-        folder: The run folder, which is locked meanwhile.
-        overrides: What was typed, for the run's name and its results.
-        group: Runs of one sweep share it, in W&B.
-
-    Returns:
-        The best validation error in percent; NaN where none was measured.
+    ``overrides`` are what was typed, for the run's name and its results; runs of one sweep share a ``group`` in W&B.
+    Returns the best validation error in percent; NaN where none was measured.
     """
     with lock(folder) if rank_zero_only.rank == 0 else nullcontext():  # DDP's other ranks share its folder
         return _train(config, folder, overrides, group)
@@ -109,22 +98,12 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         plugins=[CheckpointFiles()],
         default_root_dir=folder,
     )
-    logger = build_logger(
-        config.logger.name if not trainer.fast_dev_run else "none",
-        folder,
-        name=config.name or run_name(overrides, config),
-        group=group,
-        tags=[*config.tags, *overrides],
-        config=config.model_dump(),
-        mode=config.logger.mode,
-        project=config.logger.project,
-        run_id=run_id(folder),
-        entity=config.logger.entity,
-        log_model=config.logger.log_model,
-    )
-    trainer.loggers = [logger] if logger else []
-    code, since = 1, time.monotonic()
-    try:
+    named = config.name or run_name(overrides, config)
+    options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
+    about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
+    with run_logger(options, folder, **about) as logger:
+        trainer.loggers = [logger] if logger else []
+        since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
         seconds = time.monotonic() - since
         metrics = final_metrics(config, folder, trainer, best, data, paper)
@@ -145,24 +124,13 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
             console.print(results_table(metrics, str(folder)))
             for logger_of_run in trainer.loggers:
                 logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
-        code = 0
-    finally:
-        line = finish(logger, code)
-        if line:
-            console.print(line, soft_wrap=True, markup=False)
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
 
 
 def identity_of(config: TrainConfig, splits: Splits, last: Path | None) -> dict[str, Any]:
-    """The identity of a training, with a leg for each time that it was resumed with other values.
+    """The identity of a training, with a leg for each time that it was resumed (from ``last``) with other values.
 
-    Args:
-        config: Of this leg.
-        splits: The images.
-        last: The checkpoint that the run goes on from; None of a new one.
-
-    Returns:
-        What ``training_identity`` returns and ``legs``: ``{"step": 600, "changed": {"optim.lr": [0.1, 0.01]}}`` each.
+    As ``training_identity`` returns it, with ``legs``: ``{"step": 600, "changed": {"optim.lr": [0.1, 0.01]}}`` each.
     """
     images = {"image_fingerprint": splits.train.fingerprint, "val_fingerprint": splits.val.fingerprint}
     identity = training_identity(config.model_dump(), **images)
@@ -201,7 +169,6 @@ def final_metrics(
             batches,
             crops=config.evaluate.ten_crops,
             device=trainer.strategy.root_device,
-            total=len(batches),
         )
         values.update(error_metrics(predictions, part))
     return {

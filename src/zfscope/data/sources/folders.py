@@ -23,7 +23,6 @@ from zfscope.data.splits import Splits, stratified_split
 from zfscope.schema import listed, printable
 
 _JUNK = frozenset({"__macosx", "__pycache__", "@eadir", "lost+found", "thumbs.db", "desktop.ini"})
-
 _VAL_NAMES = ("val", "valid", "validation")
 
 _CALTECH = {

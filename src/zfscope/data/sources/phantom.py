@@ -27,9 +27,7 @@ from zfscope.data.splits import Splits
 from zfscope.runs import replacing
 
 VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
-
 _CHUNK = 50  # images drawn by a worker at a time
-
 IMAGES_WORTH_PROCESSES = 600  # images; fewer are drawn sooner than processes start
 
 

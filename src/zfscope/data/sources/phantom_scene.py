@@ -9,9 +9,7 @@ from zfscope.data.sources.phantom_objects import BUILDERS, CLASSES
 from zfscope.data.sources.phantom_shapes import Part
 
 SIZE = 128
-
 SPLITS = ("train", "val", "test")
-
 _FINE = 3  # shapes are drawn at three times the size, then averaged
 
 
