@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader
 from zfscope import build_network
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import FileImages
-from zfscope.data.transforms import CanvasTransform
 from zfscope.evaluation import Canvases, predict, predict_members
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing, centre_crop, ten_crops
@@ -81,7 +80,7 @@ def together(networks: list[Network], images: FileImages, crops: bool, workers: 
 
 def apart(networks: list[Network], images: FileImages, crops: bool, workers: int) -> None:
     for network in networks:
-        examples = Examples(images, CanvasTransform(network.preprocessing), network.preprocessing.resize)
+        examples = Examples(images, network.preprocessing.normalised_canvas, network.preprocessing.resize)
         predict(network, DataLoader(examples, BATCH, num_workers=workers), crops=crops)
 
 

@@ -40,22 +40,11 @@ def build_logger(
 ) -> Logger | bool:
     """Make the logger of one run, apart from any other run of this process; close it with ``finish``.
 
-    Args:
-        kind: ``wandb``, ``csv``, ``tensorboard`` or ``none``.
-        run_folder: Everything is written below it.
-        name: The run's name in W&B; as are ``tags``, ``project`` and ``entity`` (user or team).
-        group: Runs of one sweep share it.
-        tags: See ``name``.
-        config: What the run was started with; nested groups become dotted keys. Secrets are redacted, and the git
-            commit of this code is added.
-        mode: ``offline`` or ``online`` (W&B). Without a key or a server an online run warns and goes on offline.
-        project: See ``name``.
-        run_id: In W&B; the same one continues a run. A ``wandb agent`` gives its own.
-        entity: See ``name``.
-        log_model: True or ``all``: checkpoints become artifacts (W&B, online).
-
-    Returns:
-        A Lightning logger, or False for ``none``: what ``Trainer(logger=...)`` takes.
+    ``kind`` is ``wandb``, ``csv``, ``tensorboard`` or ``none`` (False, as ``Trainer(logger=False)`` takes it);
+    everything is written below ``run_folder``. ``config`` is what the run was started with: nested groups become dotted
+    keys, secrets are redacted, and the git commit of this code is added. The rest is for W&B: ``mode`` is ``offline``
+    or ``online``, and without a key or a server an online run warns and goes on offline; the same ``run_id`` continues
+    a run, but a ``wandb agent`` gives its own; ``log_model`` (True or ``all``) makes checkpoints artifacts, online.
 
     Raises:
         ValueError: If ``kind`` or ``mode`` is unknown.

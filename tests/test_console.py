@@ -4,6 +4,7 @@ from rich.console import Console
 
 from zfscope.console import network_table, progress, results_table, sweep_table
 from zfscope.networks.build import build_network
+from zfscope.networks.network import count_parameters
 
 
 def printed(table, width=120):
@@ -61,9 +62,9 @@ def test_the_network_table_has_the_papers_sizes_and_fields():
     layer = {"maps": 4, "kernel_size": 7, "stride": 2, "padding": 1, "pool": {}}
     network = build_network({"name": "n", "conv1": layer, "fc6": {"units": 5}, "fc8": {}}, 3, 224)
 
-    text = printed(network_table(network.summary(), network.parameter_count, network.image_size))
+    text = printed(network_table(network.summary(), count_parameters(network), network.image_size))
 
-    assert "input 224x224 px" in text and f"{network.parameter_count:,} parameters" in text
+    assert "input 224x224 px" in text and f"{count_parameters(network):,} parameters" in text
     assert "110 -> 55" in text
     assert "7 / 2, pooled 11 / 4" in text
     assert f"{4 * 148:,}" in text

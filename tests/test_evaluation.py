@@ -10,7 +10,6 @@ from torchvision import transforms
 
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import ArrayImages, FileImages
-from zfscope.data.transforms import CanvasTransform
 from zfscope.evaluation import (
     Canvases,
     Predictions,
@@ -49,7 +48,7 @@ def images(count=11, height=26, width=31, classes=CLASSES, seed=0):
 def alone(member, examples, **options):
     """A network evaluated by itself, as ``analysis=evaluate`` does."""
     own = member.preprocessing
-    return predict(member, DataLoader(Examples(examples, CanvasTransform(own), own.resize), 4), **options)
+    return predict(member, DataLoader(Examples(examples, own.normalised_canvas, own.resize), 4), **options)
 
 
 def together(members, examples, **options):
@@ -116,7 +115,7 @@ def test_the_centre_crop_is_the_same_with_ten_crops_and_without():
 
 def test_predictions_come_in_the_order_of_the_data_set_whatever_the_loaders():
     member, examples = network(), images()
-    dataset = Examples(examples, CanvasTransform(member.preprocessing), 20)
+    dataset = Examples(examples, member.preprocessing.normalised_canvas, 20)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(3)).tolist()
 
     shuffled = predict(member, DataLoader(dataset, 4, sampler=order))

@@ -42,12 +42,9 @@ EXPERIMENTS = {"train": Path(CONF, "experiment"), "analyze": Path(CONF, "analyze
 RESPELT = {
     "train": {
         r"experiment=\S*ensemble_.*": "train.py -m experiment=table3_zfnet seed=0,1,2,3,4 hydra.sweep.dir=outputs/six, "
-        "then train.py experiment=table3_zfnet_wide seed=5 hydra.run.dir=outputs/six/5",
+        "then train.py experiment=table3_zfnet_wide seed=5 hydra.run.dir=outputs/six/5"
     },
-    "analyze": {
-        r"data\.name=(.*)": r"data=\1",
-        r"analysis\.other\.name=(.*)": r"data@analysis.other=\1",
-    },
+    "analyze": {r"data\.name=(.*)": r"data=\1", r"analysis\.other\.name=(.*)": r"data@analysis.other=\1"},
 }
 # For conf/analyze.yaml: where its second search path is, from any working directory.
 OmegaConf.register_new_resolver("conf", lambda: CONF, replace=True)
@@ -58,17 +55,9 @@ class Refused(BaseException):
 
 
 def run_command(name: str, main: Callable[[], Any]) -> int:
-    """Run ``train`` or ``analyze`` as typed.
+    """Run ``train`` or ``analyze`` as typed; ``main`` is what ``hydra.main`` decorates; each job calls ``run_job``.
 
-    Args:
-        name: Of the command and of its primary config.
-        main: The function that ``hydra.main`` decorates; each job of it calls ``run_job``.
-
-    Returns:
-        The exit code: 0, or 1 if a job of a sweep failed.
-
-    Raises:
-        SystemExit: With code 2 if the command was refused.
+    Returns the exit code: 0, or 1 if a job of a sweep failed; a refused command exits with 2.
     """
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = get_args_parser().parse_args()
@@ -123,11 +112,7 @@ def run_job(name: str, values: DictConfig) -> float:
 def prepare(name: str, arguments: argparse.Namespace) -> list[Path]:
     """Compose and check all that was typed, and fix the folders; Hydra then reads ``sys.argv`` as completed here.
 
-    Returns:
-        The folder of each job of a sweep; none if this is a single run.
-
-    Raises:
-        ValueError, HydraException: If anything cannot be: nothing has been written yet.
+    Returns the folder of each job of a sweep; none if this is a single run. Nothing is written before all is checked.
     """
     overrides = list(arguments.overrides)
     resuming = None

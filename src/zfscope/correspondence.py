@@ -39,15 +39,9 @@ class SignChanges:
 def sign_change(errors: Tensor) -> Tensor:
     """The normalised Hamming distance between the signs of each two images' changes.
 
-    Args:
-        errors: Features of the original minus those of the masked image, ``(…, N, D)``.
-
-    Returns:
-        Share of the ``D`` dimensions that differ, 0-1, for the pairs (0, 1), (0, 2), …, ``(…, N (N - 1) / 2)``; in
-        either order a pair has the same. ``sign(0) = 0`` differs from both signs.
-
-    Raises:
-        ValueError: If there are fewer than two images, no dimension, or values that are not finite.
+    ``errors`` are features of the original minus those of the masked image, ``(…, N, D)``, finite, of two images or
+    more. Share of the ``D`` dimensions that differ, 0-1, for the pairs (0, 1), (0, 2), …, ``(…, N (N - 1) / 2)``; in
+    either order a pair has the same. ``sign(0) = 0`` differs from both signs.
 
     Source: Zeiler & Fergus (2014), Sec. 4.3: Delta = sum over i != j of H(sign e_i, sign e_j). What the printed numbers
     are the mean and +- of, the paper does not say; we take mean and standard deviation over pairs.
@@ -98,18 +92,11 @@ def random_boxes(
     around: Tensor | None = None,
     together: bool = False,
 ) -> Tensor:
-    """Boxes of the same sizes at random places inside the images, ``(draws, N, 4)`` int64.
+    """Boxes of the same sizes as ``boxes (N, 4)`` at random places inside the images, ``(draws, N, 4)`` int64.
 
-    Args:
-        boxes: One for each image, inside it, ``(N, 4)``, pixels.
-        draws: Random boxes of each.
-        size: Height and width of the images, pixels.
-        generator: Of the places, on the CPU.
-        around: Boxes ``(N, 4)`` in which the middles shall lie, pushed inside the image; default: anywhere, uniformly.
-        together: Draw one place for all images; boxes of other sizes have theirs at the same share of their room.
-
-    Raises:
-        ValueError: If a box is larger than the images.
+    ``size`` is the height and width of the images in pixels. Places are uniform, or such that the middles lie in the
+    boxes ``around (N, 4)``, pushed inside the image. With ``together`` one place is drawn for all images; boxes of
+    other sizes have theirs at the same share of their room.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
     room = torch.tensor([size[1], size[0]]) - extent
@@ -127,28 +114,13 @@ def random_boxes(
 
 @torch.no_grad()
 def correspond(
-    network: Network,
-    images: Tensor,
-    boxes: Tensor,
-    layers: Sequence[str],
-    *,
-    fill: float = 0.0,
-    batch_size: int = 32,
+    network: Network, images: Tensor, boxes: Tensor, layers: Sequence[str], *, fill: float = 0.0, batch_size: int = 32
 ) -> dict[str, SignChanges]:
     """Mask images and compare how their features change; by layer, on the CPU.
 
-    Everything is computed in float64, so that what the mask cannot reach is told from what it changes a little.
-
-    Args:
-        network: Any network, on the device to compute on.
-        images: Network inputs, ``(N, 3, H, W)``, 2 or more.
-        boxes: Sets of masks, one for each image, ``(K, N, 4)``, pixels; see ``occluded``.
-        layers: Names from ``network.layers``.
-        fill: Value in the box; 0 is the mean grey.
-        batch_size: Images that go forward together.
-
-    Raises:
-        ValueError: If there is no such layer, it gives no tensor with a row for each image, or a box hides nothing.
+    Everything is computed in float64, so that what the mask cannot reach is told from what it changes a little. Images
+    are two or more network inputs ``(N, 3, H, W)``, boxes sets of masks ``(K, N, 4)``, one for each image (see
+    ``occluded``). Refused are a layer that gives no tensor with a row for each image, and a box that hides nothing.
     """
     for layer in layers:
         network.check_layer(layer)

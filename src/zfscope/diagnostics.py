@@ -112,17 +112,10 @@ NOISE = {"low": math.pi * LOW**2, "middle": math.pi * (HIGH**2 - LOW**2), "high"
 def filter_frequencies(weight: Tensor, stride: int | Sequence[int] = 1) -> FilterFrequencies:
     """Share of each filter's energy in low, middle and high spatial frequencies, and beyond its stride's.
 
-    The energy is that of the 2-D Fourier transform, summed over the channels below, of the filter padded with zeros to
-    96x96: a common grid, so that a band holds the same frequencies for 7x7 and 11x11 filters. The frequency of a wave
-    is counted along its direction, in cycles per input pixel. A stride of s keeps waves of up to ``1 / (2 s)`` cycles
-    along rows and along columns; those beyond alias.
-
-    Args:
-        weight: Filters, shape ``(C, C_in, h, w)``.
-        stride: Of the layer in input pixels, or by axis (rows, columns).
-
-    Raises:
-        ValueError: If ``weight`` is no set of filters or the stride is below 1.
+    The energy is that of the 2-D Fourier transform of filters ``(C, C_in, h, w)``, summed over the channels below and
+    padded with zeros to 96x96: a common grid, so that a band holds the same frequencies for 7x7 and 11x11 filters. The
+    frequency of a wave is counted along its direction, in cycles per input pixel. A stride (of the layer in input
+    pixels, or by axis) of s keeps waves of up to ``1 / (2 s)`` cycles along rows and along columns; those beyond alias.
 
     Source: Zeiler & Fergus (2014), Sec. 4.1, in words. Bands of 4 and 8 pixels a wave are ours.
     """
@@ -168,13 +161,8 @@ def grid_score(projections: Tensor, corners: Tensor, period: int) -> GridScore:
     closed form. A Hann window keeps edges of patches from counting. An even checkerboard is not seen here;
     ``beyond_stride`` of the filters tells of it. The measure is ours.
 
-    Args:
-        projections: ``(P, C, h, w)``, at least two periods high and wide.
-        corners: Left and upper pixel ``(x0, y0)`` of each, ``(P, 2)``; may be negative.
-        period: Of the grid, pixels, 2 or more.
-
-    Returns:
-        NaN, NaN if all projections are zero.
+    Projections are ``(P, C, h, w)``, at least two periods high and wide; ``corners`` the left and upper pixel
+    ``(x0, y0)`` of each, ``(P, 2)``. NaN, NaN if all projections are zero.
     """
     count, _, height, width = projections.shape
     if corners.shape != (count, 2):

@@ -65,22 +65,12 @@ def observe(
     seed: int,
     batch_size: int = 32,
 ) -> dict[str, Evolution]:
-    """The strongest activations of some feature maps over some images at one epoch, projected.
+    """Strongest activations of some feature maps over some images at one epoch, projected: one ``Evolution`` a layer.
 
-    The weights are taken as they are; nothing is drawn from the global random generators. One ``Evolution`` a layer.
-
-    Args:
-        network: As it is at that epoch, on the device to compute on.
-        epoch: Counted from 1.
-        read: Gives the network inputs ``(N, 3, H, W)`` of image indices.
-        indices: The images, ``(N,)`` int64; the same at all epochs.
-        layers: Names from ``network.layers``.
-        maps: Feature maps of each layer, at most; a random subset, the same at all epochs.
-        seed: Of the subset.
-        batch_size: Images that go forward together.
-
-    Raises:
-        ValueError: If there is no image, no layer, no such layer, or a layer has no feature maps.
+    The weights are taken as they are; nothing is drawn from the global random generators. ``read`` gives the network
+    inputs ``(N, 3, H, W)`` of image indices; the images, ``indices (N,)``, and the maps of each layer (a random subset
+    of at most ``maps`` by ``seed``) are the same at all epochs, which count from 1. Refused are no images, no layer,
+    and a layer without feature maps.
 
     Source: Zeiler & Fergus (2014), Fig. 4, there over all training examples. The subsets are our choice.
     """
@@ -154,9 +144,8 @@ def join(parts: Sequence[Evolution]) -> Evolution:
 def jumps(indices: Tensor, alive: Tensor | None = None) -> Tensor:
     """Where the strongest image is another than at the last epoch at which the map was alive, ``(M, E)`` bool.
 
-    Args:
-        indices: Images of the strongest activations, ``(M, E)``; -1 where there is none.
-        alive: Which maps are alive at which epoch, ``(M, E)``; default: wherever there is an image.
+    ``indices (M, E)`` are the images of the strongest activations, -1 where there is none; maps are ``alive`` where
+    there is an image and, if it says so, at that epoch, ``(M, E)``.
 
     Source: Zeiler & Fergus (2014), Fig. 4: sudden jumps come from a change of the strongest image.
     """
@@ -171,9 +160,7 @@ def agreement(maps: Tensor, final: Tensor) -> float:
     """How far feature maps are what they become: their correlation with the final ones, mean over maps, at most 1.
 
     Both are ``(N, C, h, w)`` or ``(N, C)``, of the same images. A map that is constant at the end does not count; one
-    that is constant now agrees by 0. NaN if all are constant at the end.
-
-    Source: ours; the paper shows pictures.
+    that is constant now agrees by 0. NaN if all are constant at the end. The measure is ours.
     """
     if maps.shape != final.shape:
         raise ValueError(
@@ -190,15 +177,9 @@ def agreement(maps: Tensor, final: Tensor) -> float:
 def settled_epoch(epochs: Sequence[int], agreements: Sequence[float], level: float = 0.9) -> float:
     """The epoch from which a layer stays what it becomes: its agreement is ``level`` or more from there on.
 
-    Between two epochs the agreement is taken as a straight line.
-
-    Args:
-        epochs: Ascending; the last is the one that the others were compared with.
-        agreements: One for each epoch, the last 1 (see ``agreement``).
-        level: Our choice: 0.9, four fifths of the variance.
-
-    Returns:
-        The first epoch if the agreement was never below; NaN if an agreement is NaN.
+    ``agreements`` are one for each of the ascending epochs, the last 1 (see ``agreement``); between two it is taken as
+    a straight line. ``level`` is our choice: 0.9, four fifths of the variance. The first epoch if the agreement was
+    never below; NaN if one is NaN.
     """
     below = [index for index, value in enumerate(agreements) if not value >= level]
     if not below:

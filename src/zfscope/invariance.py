@@ -66,9 +66,7 @@ def moved(images: Tensor, kind: str, amount: float, size: int | None = None) -> 
         amount: See ``kind``.
         size: Side of the middle that is kept, in pixels; default: all.
 
-    Raises:
-        ValueError: For an unknown kind, an impossible amount or size, or what is no batch of images.
-
+    Source: Zeiler & Fergus (2014), Fig. 5. Resampling and what comes in are our choice.
     """
     if kind not in KINDS:
         raise ValueError(f"no transformation {kind!r}; those are {', '.join(KINDS)}")
@@ -123,11 +121,7 @@ def default_amounts(kind: str, side: int) -> Tensor:
 
 
 def low_and_high(network: Network) -> tuple[str, str]:
-    """The first layer and the one below the classes' layer: conv1 and fc7, as in Fig. 5.
-
-    Raises:
-        ValueError: If there are not two layers below the classes' layer.
-    """
+    """The first layer and the one below the classes' layer: conv1 and fc7, as in Fig. 5."""
     below = [layer for layer in network.layers if not f".{network.classifier_prefix}".endswith(f".{layer}.")]
     if len(below) < 2:
         raise ValueError(f"name a low and a high layer; the layers are {', '.join(network.layers)}")
@@ -147,22 +141,10 @@ def compare(
 ) -> Invariance:
     """Compare the features of images before and after a transformation, and the probability of the true label.
 
-    Args:
-        network: Any network, on the device to compute on.
-        images: Two or more: network inputs, or normalised canvases that are cropped after they were moved,
-            ``(N, 3, H, W)``. The features of all originals are held in memory.
-        labels: True classes, ``(N,)`` int64.
-        kind: See ``moved``.
-        amounts: See ``moved``; translations in pixels of the network's input.
-        layers: Names from ``network.layers``.
-        batch_size: Images that go forward together.
-
-    Returns:
-        On the CPU, in the order of images and amounts. An amount that leaves the image as it is gives exactly 0.
-
-    Raises:
-        ValueError: For fewer than two images or no amount, labels that do not fit, an unknown layer or kind, an
-            impossible amount, or a layer that gives the same features for all images: nothing to compare with.
+    Images are two or more network inputs, or normalised canvases that are cropped after they were moved, ``(N, 3, H,
+    W)``; labels their true classes, ``(N,)`` int64; ``kind`` and ``amounts`` as for ``moved``, in pixels of the
+    network's input. The features of all originals are held in memory. Results lie on the CPU, in the order of images
+    and amounts; an amount that leaves the image as it is gives exactly 0.
 
     Source: Zeiler & Fergus (2014), Fig. 5.
     """

@@ -64,13 +64,8 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
 def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Write a file whole or not at all: every file of this project goes through here.
 
-    Args:
-        path: The file to write; its folder exists.
-        sync: Whether the file must be on the disk before it takes its name (checkpoints).
-
-    Yields:
-        A temporary path beside ``path``. It takes the place of ``path`` when the block ends, and is removed when the
-        block raises.
+    Yields a temporary path beside ``path``, which takes its place when the block ends and is removed when the block
+    raises. With ``sync`` the file is on the disk before it takes its name (checkpoints).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

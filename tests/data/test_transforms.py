@@ -7,7 +7,7 @@ from PIL import Image
 
 from zfscope.data.spec import AugmentConfig
 from zfscope.data.statistics import Statistics
-from zfscope.data.transforms import CanvasTransform, CentreTransform, TrainTransform
+from zfscope.data.transforms import TrainTransform
 from zfscope.networks.preprocessing import Preprocessing, centre_crop
 
 PLAIN = AugmentConfig(flip=False)
@@ -125,7 +125,7 @@ def test_timms_views_of_a_mean_image_are_zero():
 def test_the_centre_view_is_the_middle_of_the_canvas():
     prepare, image = preprocessing(), picture(20)
 
-    centre, canvas = CentreTransform(prepare)(image), CanvasTransform(prepare)(image)
+    centre, canvas = prepare(image), prepare.normalised_canvas(image)
 
     torch.testing.assert_close(centre, centre_crop(canvas, 12))
     torch.testing.assert_close(centre, prepare(image))

@@ -10,7 +10,6 @@ import zfscope.protocols.features as features
 from tests.conftest import tiny_images
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import ArrayImages
-from zfscope.data.transforms import CentreTransform
 from zfscope.networks.build import build_network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.protocols.features import extract, fingerprint
@@ -35,7 +34,7 @@ def network():
 def loader(network, count=21, batch_size=8):
     pixels, labels = tiny_images(count)
     images = ArrayImages(pixels, labels, ("cat", "dog", "owl"), "tiny")
-    return DataLoader(Examples(images, CentreTransform(network.preprocessing), 24), batch_size)
+    return DataLoader(Examples(images, network.preprocessing, 24), batch_size)
 
 
 def extracted(network, cache, layers=("conv1", "conv2", "fc6"), images="a" * 64, **options):

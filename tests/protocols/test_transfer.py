@@ -8,7 +8,7 @@ from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.spec import AugmentConfig
 from zfscope.data.splits import Splits
-from zfscope.data.transforms import CentreTransform, TrainTransform
+from zfscope.data.transforms import TrainTransform
 from zfscope.evaluation import predict
 from zfscope.networks.build import build_network
 from zfscope.networks.layers import filter_rms
@@ -135,7 +135,7 @@ def scratch(steps, seed=0, filter_rms=None, optim=None):
         filter_rms=filter_rms,
     )
     unseen = images(30, start=5)
-    loader = DataLoader(Examples(unseen, CentreTransform(preprocessing), 24), 7)
+    loader = DataLoader(Examples(unseen, preprocessing, 24), 7)
     found = predict(network, loader, crops=False)
     return network, found.probabilities["centre"], torch.from_numpy(unseen.labels)
 

@@ -80,29 +80,21 @@ def analyse(question: Question) -> Result:
     drawn = [subset for size in range(1, len(members) + 1) for subset in subsets(len(members), size)]
     groups = _groups(members)
     rows = drawn + [group for group in groups.values() if group not in drawn]  # a sample may lack them
-    errors = {
-        f"{name}{SUFFIXES[kind]}": values
-        for kind in predictions[0].probabilities
-        for name, values in subset_errors(
-            [member.probabilities[kind] for member in predictions], predictions[0].labels, rows
-        ).items()
-    }
+    errors: dict[str, np.ndarray] = {}
+    for kind in predictions[0].probabilities:
+        table = subset_errors([member.probabilities[kind] for member in predictions], predictions[0].labels, rows)
+        errors |= {f"{name}{SUFFIXES[kind]}": values for name, values in table.items()}
     absent = [source for source in sources if source not in {member.path for member in members}]
     metrics = {"members": {"value": len(members), "unit": f"of {len(sources)}", "absent": absent}}
     by_name = dict(zip(names, predictions, strict=True))
     metrics |= _metrics(by_name, groups, rows, len(drawn), errors, part, question.data.config.name)
 
     kind = "ten_crops" if options.ten_crops else "centre"
-    sheet = ensemble_figure(
-        drawn,
-        {
-            name: values[: len(drawn)]
-            for name, values in errors.items()
-            if name.endswith("_ten_crops") == options.ten_crops
-        },
-        names,
-        title=f"{_text(question.checkpoint)}: {len(images):,} {part} images, {kind.replace('_', ' ')}",
-    )
+    shown = {
+        name: values[: len(drawn)] for name, values in errors.items() if ("ten_crops" in name) == options.ten_crops
+    }
+    title = f"{_text(question.checkpoint)}: {len(images):,} {part} images, {kind.replace('_', ' ')}"
+    sheet = ensemble_figure(drawn, shown, names, title=title)
     probabilities = np.stack([member.probabilities[kind].numpy() for member in predictions])
     arrays = {"probabilities": probabilities, "labels": predictions[0].labels.numpy(), "members": np.array(names)}
     return Result(metrics, arrays, {"ensemble": sheet})

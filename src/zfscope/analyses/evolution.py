@@ -31,7 +31,6 @@ def analyse(question: Question) -> Result:
     images; ``<layer>/unsettled`` is what they lack to full agreement, mean over the time from the first epoch kept to
     the last; ``<layer>/agreement (E,)`` in ``arrays.npz`` is the curve. A layer that hardly learns is settled from the
     start.
-
     """
     options, images = question.options, question.images
     layers = layers_to_watch(question.network, options.layers)

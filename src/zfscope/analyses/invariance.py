@@ -9,7 +9,6 @@ from torch import Tensor
 
 from zfscope.analyses.question import Metric, Question, Result
 from zfscope.console import progress
-from zfscope.data.transforms import CanvasTransform
 from zfscope.deconvnet.winners import as_pictures, random_subset
 from zfscope.evaluation import check_classes
 from zfscope.figures import invariance_figure
@@ -37,7 +36,7 @@ def analyse(question: Question) -> Result:
     check_classes(network, images.classes)
     if images.labels.ndim != 1:
         raise ValueError("analysis=invariance needs images with one true label each; these have several")
-    examples = question.inputs(images, CanvasTransform)
+    examples = question.inputs(images, network.preprocessing.normalised_canvas)
     indices = random_subset(len(images), options.images, options.seed)
     canvases = torch.stack([examples[index][0] for index in progress(indices.tolist(), "Reading")])
     labels = torch.from_numpy(images.labels[indices.numpy()])

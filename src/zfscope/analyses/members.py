@@ -32,14 +32,9 @@ class Member:
 def open_members(checkpoint: str | Sequence[str], partial: bool = False) -> list[Member]:
     """The networks that ``checkpoint=`` names: what ``load_network`` takes, patterns (``outputs/six/*``) or a list.
 
-    Args:
-        checkpoint: One or several. A pattern passes over files that are no checkpoints, as a sweep's multirun.yaml.
-        partial: Go on without those that cannot be read.
-
-    Raises:
-        FileNotFoundError: If a pattern matches nothing.
-        ValueError: Naming those that have no checkpoint or a damaged one, two that are the same network, or one whose
-            classes or their order are not those of the first.
+    A pattern passes over files that are no checkpoints, as a sweep's multirun.yaml; ``partial`` goes on without members
+    that cannot be read. Refused by name: those that cannot be read, two that are the same network, and one whose
+    classes or their order are not those of the first.
     """
     sources = member_sources(checkpoint)
     members, errors = [], {}

@@ -76,18 +76,15 @@ def analyse(question: Question) -> Result:
     }
     title = f"Overlap of {name} ({len(first):,} images) and {other_name} ({len(second):,})"
     sheet = overlap_sheet(*shown_pairs(first, second, overlap, options.shown), title, f"copies: {rule}")
-    paper = PAPER.get(other.name) if data.config.name == "imagenet" and parts == ["train"] else None
+    is_papers = data.config.name == "imagenet" and parts == ["train"] and other.name in PAPER
+    paper = {"paper": PAPER[other.name]} if is_papers else {}
     least, most = overlap.correlation[overlap.same], overlap.correlation[~overlap.same]
     metrics = {
         "overlap/images": {"value": len(first), "unit": "images"},
         "overlap/other_images": {"value": len(second), "unit": "images"},
         "overlap/pairs": {"value": int(overlap.same.sum()), "unit": "pairs"},
         "overlap/duplicates": {"value": len(doubles), "unit": "images"},
-        "overlap/other_duplicates": {
-            "value": len(np.unique(overlap.pairs[overlap.same, 1])),
-            "unit": "images",
-            **({} if paper is None else {"paper": paper}),
-        },
+        "overlap/other_duplicates": {"value": len(np.unique(overlap.pairs[overlap.same, 1])), "unit": "images"} | paper,
         "overlap/excluded": {"value": len(keys), "unit": "images"},
         "overlap/lowest_counted": {"value": float(least.min()) if len(least) else None, "unit": "correlation"},
         "overlap/highest_not_counted": {"value": float(most.max()) if len(most) else None, "unit": "correlation"},
@@ -137,19 +134,14 @@ def shown_pairs(first: ImageSet, second: ImageSet, overlap: Overlap, shown: int)
     same, others = np.flatnonzero(overlap.same), np.flatnonzero(~overlap.same)
     if len(same) > shown:
         same = same[np.linspace(0, len(same) - 1, shown).round().astype(int)]
-    return tuple(
-        [
-            Pair(
-                (first.read(i, short_side=256), second.read(j, short_side=256)),
-                (first.name(i), second.name(j)),
-                float(overlap.correlation[position]),
-                float(overlap.nearer[position]),
-            )
-            for position in positions
-            for i, j in [map(int, overlap.pairs[position])]
-        ]
-        for positions in (same, others[:shown])
-    )
+
+    def pair(position: int) -> Pair:
+        i, j = map(int, overlap.pairs[position])
+        images = first.read(i, short_side=256), second.read(j, short_side=256)
+        numbers = float(overlap.correlation[position]), float(overlap.nearer[position])
+        return Pair(images, (first.name(i), second.name(j)), *numbers)
+
+    return [pair(position) for position in same], [pair(position) for position in others[:shown]]
 
 
 def _place(config: DataConfig) -> tuple[str, str | None]:

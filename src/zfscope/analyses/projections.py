@@ -48,7 +48,6 @@ def analyse(question: Question) -> Result:
     ``boxes (M, k, 4)``, ``patches`` and ``projections (M, k, 3, h, w)`` as uint8, and ``scales (M, k)``: a projection
     is ``(uint8 - 127.5) / 127.5 * scale``; beyond ``scale`` it is cut off. Of an activation that is not above 0 patch
     and projection are grey, box and scale 0.
-
     """
     options, network, images = question.options, question.network, question.images
     for layer in layers_to_watch(network, options.layers):

@@ -18,7 +18,6 @@ from zfscope.analyses.members import Member
 from zfscope.analyses.spec import Analysis
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
-from zfscope.data.transforms import CentreTransform
 from zfscope.networks.network import Network
 
 Metric = dict[str, Any]
@@ -56,10 +55,12 @@ class Question:
         """The last two parts of the checkpoint's path: enough to know a run of a sweep by."""
         return "/".join(Path(str(self.checkpoint)).parts[-2:])
 
-    def inputs(self, images: ImageSet, transform: type = CentreTransform, network: Network | None = None) -> Examples:
-        """Images as a network's inputs, one at a time: ``(inputs, label, index)``."""
+    def inputs(
+        self, images: ImageSet, transform: Callable[..., Tensor] | None = None, network: Network | None = None
+    ) -> Examples:
+        """Images as a network's inputs (or as ``transform`` makes them), one at a time: ``(inputs, label, index)``."""
         preprocessing = (network or self.network).preprocessing
-        return Examples(images, transform(preprocessing), preprocessing.resize)
+        return Examples(images, transform or preprocessing, preprocessing.resize)
 
 
 class Writable(Protocol):

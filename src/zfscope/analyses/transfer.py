@@ -21,11 +21,7 @@ from zfscope.invariance import low_and_high
 from zfscope.networks.build import build_network
 from zfscope.networks.public import is_zoo_name, zoo_config
 from zfscope.protocols.features import feature_tables, standardised
-from zfscope.protocols.linear_classifiers import (
-    choose_c,
-    fit_softmax,
-    mean_class_accuracy,
-)
+from zfscope.protocols.linear_classifiers import choose_c, fit_softmax, mean_class_accuracy
 from zfscope.protocols.transfer import (
     LEAST_STEPS,
     Fold,

@@ -26,7 +26,7 @@ from zfscope.data.sources.voc import open_voc
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
-from zfscope.data.transforms import CanvasTransform, CentreTransform, Examples, TrainTransform
+from zfscope.data.transforms import Examples, TrainTransform
 from zfscope.networks.preprocessing import Preprocessing
 
 OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
@@ -106,18 +106,18 @@ class ImageData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The middle crop of the validation images, in order; each rank takes its own, none is repeated."""
-        transform, trainer = CentreTransform(self.preprocessing), self.trainer
+        transform, trainer = self.preprocessing, self.trainer
         return self._in_order(
             self.splits.val, transform, self.config.batch_size, trainer.global_rank, trainer.world_size
         )
 
     def canvases(self, images: ImageSet, batch_size: int) -> DataLoader:
         """All whole canvases in order, on whichever rank asks, for evaluation with one and ten crops."""
-        return self._in_order(images, CanvasTransform(self.preprocessing), batch_size)
+        return self._in_order(images, self.preprocessing.normalised_canvas, batch_size)
 
     def centre_crops(self, images: ImageSet, batch_size: int) -> DataLoader:
         """The middle crops of all images in order, as validation sees them, on whichever rank asks."""
-        return self._in_order(images, CentreTransform(self.preprocessing), batch_size)
+        return self._in_order(images, self.preprocessing, batch_size)
 
     def _in_order(
         self, images: ImageSet, transform: Callable[..., Tensor], batch_size: int, rank: int = 0, world_size: int = 1

@@ -95,16 +95,10 @@ class ImageSet:
 
 
 class FileImages(ImageSet):
-    """Labelled image files.
+    """Labelled image files: ``paths`` relative to ``root`` (by default the deepest folder that holds all) or below it.
 
-    Paths are kept as one numpy array of bytes relative to ``root``: 1.3 million of them take about 40 MB, and pickle
-    to a worker as one block.
-
-    Args:
-        paths: The files, relative to ``root`` or below it.
-        labels: ``(N,)`` integers, or ``(N, K)`` of 0 and 1.
-        classes: Class names.
-        root: The folder that names are relative to; by default the deepest folder that holds all files.
+    Names are kept as one numpy array of bytes relative to ``root``: 1.3 million of them take about 40 MB, and pickle to
+    a worker as one block.
     """
 
     def __init__(

@@ -9,25 +9,13 @@ from torch.utils.data import Sampler
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of ``(epoch, index)``, from where the run stands.
 
-    Args:
-        size: Number of training images.
-        batch_size: Images in a batch, on each rank.
-        seed: Of the run.
-        position: Tells how many batches the run has behind it; called at the start of every epoch.
-        rank: This process.
-        world_size: Number of processes; each takes its own part of every batch.
-
-    With ``only`` above 0 the first few batches are repeated, to overfit them.
+    ``position`` tells how many batches the run has behind it; it is called at the start of every epoch. Each rank takes
+    its own part of every batch, ``batch_size`` images. With ``only`` above 0 the first few batches are repeated, to
+    overfit them.
     """
 
     def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], int],
-        rank: int = 0,
-        world_size: int = 1,
+        self, size: int, batch_size: int, seed: int, position: Callable[[], int], rank: int = 0, world_size: int = 1
     ) -> None:
         if batch_size * world_size > size:
             raise ValueError(

@@ -24,7 +24,6 @@ COLUMNS = ("image", "part", "x0", "y0", "x1", "y1")
 FACE_PARTS = ("right_eye", "left_eye", "nose", "mouth")
 RESERVED = ("random", "on_object", "same_place")  # what results call the controls
 SEEN = 0.95  # share of a part's box in which the object is seen: what lies behind another object is no part to hide
-
 Box = tuple[float, float, float, float]
 
 
@@ -51,15 +50,9 @@ class PartImages:
 def read_parts(path: str | os.PathLike, preprocessing: Preprocessing) -> PartImages:
     """Read images and the boxes of their parts from a CSV; both in the order in which they first come.
 
-    Args:
-        path: UTF-8, with or without BOM, with a header that names ``image,part,x0,y0,x1,y1``; other columns are
-            ignored. ``image`` is a path relative to the CSV; a box is half-open, in pixels of the upright image.
-        preprocessing: As the network wants its images; of a box what lies inside the input is taken.
-
-    Raises:
-        ValueError: With the line: a missing column or value, a bad number, a box outside the image, empty or outside
-            the network's input, a part named twice or lacking in an image, an image that cannot be read; or for fewer
-            than two images.
+    The CSV is UTF-8, with or without BOM, with a header that names ``image,part,x0,y0,x1,y1``; other columns are
+    ignored. ``image`` is a path relative to the CSV; a box is half-open, in pixels of the upright image, and what lies
+    inside the network's input is taken. What does not fit is refused with its line.
     """
     path = Path(path)
     lines: dict[tuple[str, str], int] = {}  # where each part of each image stands

@@ -41,16 +41,13 @@ def read_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
     """Decode one file to 8-bit RGB.
 
     Grey is repeated, CMYK converted, 16-bit values divided by 257; transparent pixels lie on grey 128; the EXIF
-    orientation is applied; of an animated image the first frame is taken, with a warning. Refused: more than 50
-    megapixels (before decoding), sides more than 50 : 1, 32-bit pixels whose range is not known.
-
-    Args:
-        path: The file.
-        short_side: Pixels that the caller will need along the short side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of
-            its size where that is still no smaller than this; other formats are decoded whole.
+    orientation is applied; of an animated image the first frame is taken, with a warning. Where the caller will need
+    only ``short_side`` pixels along the short side, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is no
+    smaller.
 
     Raises:
-        UnreadableImage: If the file is missing, empty, truncated, no image, or refused as above.
+        UnreadableImage: If the file is missing, empty, truncated, no image, or refused: more than 50 megapixels (before
+            decoding), sides more than 50 : 1, 32-bit pixels whose range is not known.
     """
     try:
         state = os.stat(path)

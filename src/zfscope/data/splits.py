@@ -39,16 +39,11 @@ class Splits:
 
 
 def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the images that stay, and of the fraction that is carved out of every stratum.
+    """Positions of the images that stay, and of the fraction that is carved out of every stratum, sorted int64.
 
-    Args:
-        strata: ``(N,)`` integers, usually the labels.
-        fraction: Share to carve out, 0 <= fraction < 1: of the whole to the nearest image, of each stratum to within
-            one image; above 0, at least one image of a stratum of two or more is carved, and at least one always stays.
-        seed: 0 to 2^32 - 1; with ``strata`` and ``fraction`` it fixes the result, on every machine.
-
-    Returns:
-        Two sorted int64 arrays without a common element, together 0 ... N - 1.
+    ``strata`` are ``(N,)`` integers, usually the labels. Of the whole the fraction (0 or more, below 1) is carved to
+    the nearest image, of each stratum to within one; above 0, at least one image of a stratum of two or more is carved,
+    and at least one always stays. ``seed``, 0 to 2^32 - 1, fixes the result on every machine.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"the fraction of images to carve out must be at least 0 and below 1, but is {fraction}")

@@ -47,9 +47,9 @@ class Statistics:
 def statistics_of(
     images: ImageSet, resize: int, cache: str | Path, *, most: int | None = None, num_workers: int = 0
 ) -> Statistics:
-    """Statistics of the training images on their square canvases, from the cache where they are known.
+    """Statistics of the training images on square canvases of ``resize`` pixels, from the cache where they are known.
 
-    ``resize`` is the side of the canvas in pixels. Only ``most`` images are read, spread evenly; None reads all.
+    Only ``most`` images are read, spread evenly; None reads all.
     """
     count = len(images) if most is None else min(most, len(images))
     path = Path(cache) / f"statistics_{images.fingerprint[:16]}_{resize}_{count}.pt"

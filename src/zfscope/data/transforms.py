@@ -118,28 +118,6 @@ class TrainTransform:
         return (pixels - torch.from_numpy(mean).permute(2, 0, 1)) * torch.from_numpy(self.scale).view(3, 1, 1)
 
 
-class CentreTransform:
-    """The middle crop, ``(3, crop, crop)``: what validation sees."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The network's input for one image."""
-        return self.preprocessing(image)
-
-
-class CanvasTransform:
-    """The whole normalised canvas, ``(3, resize, resize)``, from which ten crops are cut."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The normalised canvas of one image."""
-        return self.preprocessing.normalise(self.preprocessing.canvas(image))
-
-
 class Examples(Dataset):
     """Images with labels and positions: ``(image (3, H, W), label, index)``.
 

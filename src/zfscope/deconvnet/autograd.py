@@ -19,16 +19,10 @@ _runs_once: weakref.WeakKeyDictionary[Network, set[str]] = weakref.WeakKeyDictio
 
 
 class AutogradDeconvnet:
-    """Projects activations of some images by autograd.
+    """Projects activations of network inputs ``(N, 3, H, W)`` by autograd, ``batch_size`` at a time (default: all).
 
     The seed is the activation's own value, all others of the layer are zero. Nothing above the layer is computed, and
     the network is left as it was: mode, gradients, ``requires_grad``, hooks and torch's random numbers.
-
-    Args:
-        network: Any network; see ``networks.hooked.as_network``.
-        images: Network inputs, ``(N, 3, H, W)`` floating point.
-        rule: See ``rules.backward_rule``.
-        batch_size: Projections that go down together; default: all.
     """
 
     def __init__(

@@ -55,15 +55,10 @@ class ChainDeconvnet:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Project activations of a layer: any number from each image, which went forward once.
 
-        Args:
-            layer: Name from ``network.layers``; the trace reaches up to it at least.
-            maps: Feature map of each projection, ``(P,)``.
-            positions: ``(row, column)`` in the feature map, ``(P, 2)``; default: its strongest activation.
-            sources: Which image each projection starts from, ``(P,)``; default: each its own.
-            crop: Return only what an activation can reach, and where that is.
-
-        Returns:
-            Projections ``(P, 3, H, W)``; with ``crop`` patches ``(P, 3, h, w)`` and boxes ``(P, 4)``.
+        The trace reaches up to ``layer`` at least. ``maps`` names the feature map of each projection, ``(P,)``,
+        ``positions (P, 2)`` the (row, column) in it (default: its strongest activation), ``sources (P,)`` the image of
+        the trace (default: each its own). Projections are ``(P, 3, H, W)``; with ``crop`` patches ``(P, 3, h, w)`` and
+        boxes ``(P, 4)`` of what an activation can reach.
         """
         maps = maps.cpu()
         sources = image_of_each(self.trace.images, maps, sources)

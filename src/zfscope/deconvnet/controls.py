@@ -23,17 +23,8 @@ def control_correlations(
     """How much of a projection is the feature's own, and how much the switches of its image make anyway.
 
     Two controls go down from the same cell of the same image with the same switches: another map of the layer, drawn at
-    random, and the same map with random weights all the way down.
-
-    Args:
-        network: The chain that left the trace.
-        trace: Up to ``layer`` at least.
-        layer: A conv layer.
-        maps: As for ``ChainDeconvnet.project``, as are ``positions`` and ``sources``.
-        positions: ``(P, 2)``.
-        sources: ``(P,)``.
-        randomised: A chain of the same layers with other weights.
-        generator: Draws the other maps; on the CPU.
+    random, and the same map with random weights all the way down, those of ``randomised``. The trace reaches up to the
+    conv layer at least; maps, positions and sources as for ``ChainDeconvnet.project``.
 
     Returns:
         ``other_map`` and ``random_weights``: Pearson's correlation of each control with the true projection over the

@@ -63,12 +63,9 @@ def backward_rule(rule: Rule) -> Iterator[None]:
     ``gradient``: as autograd has it.
 
     All forms of ReLU count: modules, functions, methods, in place, reused; ReLU6, ``hardtanh(0, …)``, ``clamp(min=0)``.
-    What is not linear and has no rule is refused when it is called. Two things cannot be seen from here:
-    autograd functions written in Python, which ``AutogradDeconvnet`` refuses, and masks made from detached maps.
-
-    Raises:
-        ValueError: For another rule; inside, under the first two: for another activation (GELU, sigmoid, softmax, …),
-            a product of two maps, a normalisation by the maps' own statistics, a scripted module.
+    What is not linear and has no rule is refused when it is called: another activation (GELU, sigmoid, softmax, …), a
+    product of two maps, a normalisation by the maps' own statistics, a scripted module. Two things cannot be seen from
+    here: autograd functions written in Python, which ``AutogradDeconvnet`` refuses, and masks made from detached maps.
 
     Source: Zeiler & Fergus (2014), Sec. 2.1; that the normalisation is skipped is our reading.
     """

@@ -52,13 +52,9 @@ def project_winners(
 ) -> Iterator[Winners]:
     """Project all winners of all layers, going through the images that won in the order of their indices.
 
-    Args:
-        network: Any network, on the device to compute on.
-        tables: A table by layer, a row per feature map.
-        maps: Which feature map each row of a table is, ``(M,)``, by layer.
-        read: Gives the network inputs ``(N, 3, H, W)`` of image indices.
-        batch_size: Images that go forward together.
-        unpooling: As for ``deconvnet.project``; networks that are no chain sum.
+    ``tables`` holds a table by layer, a row per feature map, and ``maps`` says which map each row is, ``(M,)``.
+    ``read`` gives the network inputs ``(N, 3, H, W)`` of image indices. Networks that are no chain can only sum in
+    unpooling.
 
     Yields:
         Winners, a layer and a batch of images at a time. Empty places and activations that are not above 0 are left
@@ -166,15 +162,7 @@ def check_projectable(
 ) -> tuple[str, ...]:
     """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
 
-    Args:
-        network: Any network, on the device to compute on.
-        layers: As for ``layers_to_watch``; of those that nobody named the ones without feature maps are left out.
-        image: A network input, ``(3, S, S)``.
-        unpooling: As for ``deconvnet.project``.
-
-    Raises:
-        ValueError: For an unknown layer, a layer without feature maps, images that are not square, a network that
-            cannot be projected.
+    ``image`` is a network input, ``(3, S, S)``; of layers that nobody named those without feature maps are left out.
     """
     watched = layers_to_watch(network, layers)
     if image.ndim != 3 or image.shape[0] != 3 or image.shape[1] != image.shape[2]:

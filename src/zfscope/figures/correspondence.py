@@ -23,14 +23,9 @@ def correspondence_sheet(
 ) -> Image.Image:
     """Draw the images as the network sees them and, below, Delta of each part beside that of random masks.
 
-    Args:
-        pictures: The image, each part hidden, a random place hidden; uint8 ``(R, P + 2, 3, h, w)``.
-        parts: Names of the ``P`` parts.
-        deltas: By layer, 0-1: ``part`` ``(P,)``, and ``random``, ``on_object``, ``same_place`` ``(P, masks)`` of masks
-            of that part's sizes.
-        title: Written above.
-
-    A red mark is the part's Delta, a dot that of a random mask, a bar their middle 95 %.
+    ``pictures`` show the image, each part hidden, a random place hidden; uint8 ``(R, P + 2, 3, h, w)``. ``deltas``
+    holds by layer shares 0-1: ``part (P,)``, and ``random``, ``on_object``, ``same_place`` ``(P, masks)`` of masks of
+    that part's sizes. A red mark is the part's Delta, a dot that of a random mask, a bar their middle 95 %.
 
     Source: Zeiler & Fergus (2014), Fig. 8 (the sheet) and Table 1 (the numbers); the dots are ours.
     """

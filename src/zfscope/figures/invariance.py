@@ -31,15 +31,10 @@ def invariance_figure(
 ) -> Image.Image:
     """Draw a row for each kind of transformation: example images, distances at each layer, probability.
 
-    Args:
-        kinds: One kind of transformation each, of the same images and layers, the low layer first.
-        examples: By kind, some amounts ``(T,)`` and the images shown moved by them, uint8 ``(S, T, 3, h, w)``.
-        shown: Which of the images have their own curve, ``(S,)``; S at most 10.
-        names: What to call each of them, their true class.
-        title: Written above.
-
-    Distances in one row of the picture share their scale. A colour for each image shown, the mean over all images
-    black, its standard deviation grey.
+    ``kinds`` are of the same images and layers, the low layer first; ``examples`` by kind some amounts ``(T,)`` and the
+    images shown moved by them, uint8 ``(S, T, 3, h, w)``; ``shown (S,)`` says which, at most 10, and ``names`` their
+    true classes. Distances in one row share their scale. A colour for each image shown, the mean over all images black,
+    its standard deviation grey.
 
     Source: Zeiler & Fergus (2014), Fig. 5; mean and spread are ours.
     """

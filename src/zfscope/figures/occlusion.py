@@ -33,13 +33,8 @@ def occlusion_panel(
 ) -> Image.Image:
     """Draw one image with its occlusion maps as overlays, and what the strongest feature map responds to.
 
-    Args:
-        image: The picture, uint8 ``(3, H, W)``.
-        sensitivity: To occlusion, of this image.
-        classes: Their names; numbers stand in for them where not given.
-        projection: That map's strongest activation in this image, projected, a uint8 tile ``(3, H, W)``.
-        others: Its strongest activations in other images: projections and patches, uint8 ``(k, 3, h, w)`` each.
-        title: First line.
+    ``image`` is the picture, uint8 ``(3, H, W)``; ``projection`` that map's strongest activation in it, a tile
+    ``(3, H, W)``; ``others`` its strongest in other images, projections and patches, ``(k, 3, h, w)`` each.
 
     Returns:
         A picture: (a) the image with the square where the probability drops most; (b) the feature map's sum; (c) its

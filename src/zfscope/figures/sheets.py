@@ -64,15 +64,11 @@ def projection_sheet(
 ) -> Image.Image:
     """Draw the projections of each feature map's strongest activations beside the image patches that caused them.
 
-    Args:
-        maps: Numbers of the feature maps, shape ``(M,)``, written above their blocks.
-        patches: Image patches, strongest activation first, uint8, shape ``(M, k, 3, h, w)``.
-        projections: Their projections as tiles (a 0 is mid grey), uint8, shape ``(M, k, 3, h, w)``.
-        values: The activations, shape ``(M, k)``; one that is not above 0 is no winner.
-        title: Written above.
-        tile: Longer side of a tile as shown, in pixels: larger tiles are reduced to it, smaller ones are enlarged
-            by the nearest whole number. Default: about 96 pixels for 16 maps, 48 for hundreds.
-        columns: Blocks in a row; default: as fit a sheet hardly wider than high.
+    ``maps (M,)`` are numbers, ``patches`` and ``projections`` uint8 tiles ``(M, k, 3, h, w)``, strongest activation
+    first (a 0 of a projection is mid grey), ``values (M, k)`` the activations; one that is not above 0 is no winner.
+    Tiles larger than ``tile`` pixels (longer side) are reduced to it, smaller ones enlarged by the nearest whole
+    number; by default to about 96 pixels for 16 maps, 48 for hundreds. By default as many ``columns`` of blocks stand
+    in a row as make the sheet hardly wider than high.
 
     Returns:
         A picture with a block for each map: above, its number and its strongest activation; projections left, patches
@@ -134,18 +130,10 @@ def evolution_sheet(
 ) -> Image.Image:
     """Draw how the projection of each feature map's strongest activation changes over the epochs.
 
-    Args:
-        maps: Numbers of the feature maps, shape ``(M,)``: a row each.
-        epochs: Counted from 1, length ``E``: a column each.
-        projections: Projections of the strongest activations as tiles (a 0 is mid grey), uint8, ``(M, E, 3, h, w)``.
-        values: The strongest activations, shape ``(M, E)``.
-        indices: Their images, shape ``(M, E)``; -1 where there is none.
-        title: Written above.
-
-    Returns:
-        A picture. A red bar before a tile marks a jump: the strongest image is another than at the epoch before (at
-        the last one where the map was alive). Where the strongest activation is not above 0, NaN or missing, the map is
-        dead, and the tile says so.
+    A row for each of the maps ``(M,)``, a column for each of the E epochs. ``projections`` are uint8 tiles ``(M, E, 3,
+    h, w)``, a 0 mid grey; ``values`` the activations and ``indices`` their images, ``(M, E)``. A red bar before a tile
+    marks a jump: the strongest image is another than at the epoch before (at the last one where the map was alive).
+    Where the activation is not above 0, NaN or missing, the map is dead, and the tile says so.
 
     Source: Zeiler & Fergus (2014), Fig. 4: the strongest activation over all training examples, projected, at epochs 1,
     2, 5, 10, 20, 30, 40, 64; sudden jumps come from a change of the strongest image. The bars are ours.

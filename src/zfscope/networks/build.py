@@ -38,7 +38,6 @@ def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
 
     VGG's layers are ``conv1_1``, ``conv1_2``, … by block. torchvision's adaptive average pool is the
     identity at 224 px and is left out; its dropout stands before a layer, ours after the one below.
-
     """
     names = ["alexnet", "vgg11", "vgg13", "vgg16", "vgg19"]
     if name not in names:

@@ -27,8 +27,7 @@ class ConvNet(Network):
         init: How the weights start.
 
     Raises:
-        ValueError: If a kernel is larger than its map (with the sizes on the way up), groups do not
-            divide the maps, or the chain has no dense layer at its end.
+        ValueError: If a kernel is larger than its map, groups do not divide the maps, or no dense layer ends the chain.
 
     Source: Zeiler & Fergus (2014), Sec. 3 and Fig. 3.
     """
@@ -51,7 +50,8 @@ class ConvNet(Network):
             raise ValueError("a network ends in a dense layer whose units are the classes, such as fc8")
         self.layers = tuple(names)
         self.spec = dict(layers)
-        self.sizes = dict(zip(self._step_names(), map_sizes(list(self.all_steps()), image_size), strict=True))
+        steps = list(self.all_steps())
+        self.sizes = dict(zip([(step.layer, step.kind) for step in steps], map_sizes(steps, image_size), strict=True))
 
         channels = 3
         flat: int | None = None
@@ -191,9 +191,6 @@ class ConvNet(Network):
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(f"images must be (N, {', '.join(map(str, expected))}), but they are {tuple(images.shape)}")
-
-    def _step_names(self) -> list[tuple[str, str]]:
-        return [(step.layer, step.kind) for step in self.all_steps()]
 
     def _top_size(self) -> int:
         return list(self.sizes.values())[-1] if self.sizes else self.image_size

@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def load_network(source: str | Path) -> Network:
-    """A trained network from a run, a checkpoint or a public zoo.
+    """A trained network from a run, a checkpoint or a public zoo; in eval mode, with ``preprocessing`` and ``classes``.
 
     Args:
         source: A run folder (its best checkpoint), ``RUN/last`` or ``RUN/epoch_010``, a ``.ckpt`` file,
@@ -127,17 +127,9 @@ def check_same_data(path: str | Path, fingerprint: str) -> None:
 def start_from(network: Network, source: str) -> list[str]:
     """Start a network from trained weights (``weights=`` of train.py); a classes' layer of another size stays fresh.
 
-    Preprocessing that came with the weights replaces the network's, since the filters were learned on such inputs.
-
-    Args:
-        network: To be filled in place.
-        source: What ``load_network`` takes, or a file with a bare state dict of the right shapes.
-
-    Returns:
-        Names of the parameters that kept their fresh start.
-
-    Raises:
-        ValueError: If any other weight is missing or has another shape.
+    ``source`` is what ``load_network`` takes, or a file with a bare state dict of the right shapes. Preprocessing that
+    came with the weights replaces the network's, since the filters were learned on such inputs. Returns the names of
+    the parameters that kept their fresh start; refused are weights that are missing or have another shape.
     """
     if is_zoo_name(source):
         check_fits(network, source)

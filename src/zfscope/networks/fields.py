@@ -11,18 +11,10 @@ from zfscope.networks.network import Network, evaluating, run_to
 
 
 def receptive_field(network: Network, layer: str, image_size: int | None = None) -> ReceptiveField:
-    """The receptive field of one unit of a layer's feature map: computed for a chain, else measured.
+    """The receptive field of one unit of a layer's feature map (the pooled one where it pools), in pixels.
 
-    Args:
-        network: Any network.
-        layer: A name from its ``layers``; the feature map is the pooled one where the layer pools.
-        image_size: Height and width of the images in pixels, for a network that does not know them.
-
-    Returns:
-        Size, stride and offset in pixels.
-
-    Raises:
-        ValueError: If there is no such layer, or ``image_size`` is needed.
+    Computed for a chain, else measured; ``image_size`` is the height and width of the images, for a network that does
+    not know them.
 
     Source: Zeiler & Fergus (2014), Fig. 3: 11/4 after pool1, 43/16 after pool2, 139/16 at conv5.
     """
@@ -31,20 +23,14 @@ def receptive_field(network: Network, layer: str, image_size: int | None = None)
 
 @torch.no_grad()
 def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField:
-    """The receptive field of one unit of any network's layer, measured with NaN.
+    """The receptive field of one unit of any network's layer, measured with NaN, in pixels.
 
     NaN in the columns (or rows) from ``x`` on makes exactly those units NaN that see one of them; a binary search
     over ``x`` finds a unit's edges. Two neighbours in the middle of the map are probed; where the image cuts off what
     they see, the outermost ones, whose inner edges lie farthest from its border. Where height and width differ, the
-    box covers both.
-
-    Returns:
-        Size, stride and offset in pixels. Where a unit sees the whole image (after global pooling, in dense layers,
-        with a field as large as the image) or units are not evenly spaced: the image as the box of every unit.
-
-    Raises:
-        ValueError: If there is no such layer, it has no maps ``(N, C, h, w)`` or ``(N, C)``, or an ordinary image
-            makes them NaN.
+    box covers both. Where a unit sees the whole image (after global pooling, in dense layers, with a field as large as
+    the image) or units are not evenly spaced, the image is the box of every unit. Refused is a layer without maps
+    ``(N, C, h, w)`` or ``(N, C)``, or whose maps an ordinary image makes NaN.
     """
     network.check_layer(layer)
     clean = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))

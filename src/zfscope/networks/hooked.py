@@ -16,16 +16,8 @@ from zfscope.schema import nearest
 class HookedNetwork(Network):
     """Any module that gives logits; its layers are some of its submodules, traced by hooks.
 
-    The module itself stays as it is: it is only called, and hooks are on it only while ``trace`` runs.
-
-    Args:
-        body: Takes images ``(N, 3, H, W)``.
-        layers: Paths of submodules to look into; default: up to five of the conv layers, spread evenly.
-        num_classes: Number of classes, if known.
-        image_size: Height and width of the input in pixels, if known.
-
-    Raises:
-        ValueError: If there is no such submodule, or none is named and there are no conv layers.
+    The module, ``body``, stays as it is: it is only called, and hooks are on it only while ``trace`` runs. ``layers``
+    are paths of submodules; default: up to five of the conv layers, spread evenly.
     """
 
     def __init__(
@@ -40,7 +32,9 @@ class HookedNetwork(Network):
         self.body = body
         self.training = body.training
         if layers is None:
-            layers = _spread(_conv_paths(body), 5)
+            convs = {id(conv) for conv in conv_layers(body).values()}
+            names = [path for path, module in _paths(body).items() if id(module) in convs]
+            layers = [names[round(number * (len(names) - 1) / 4)] for number in range(5)] if len(names) > 5 else names
             if not layers:
                 raise ValueError(f"{self._title()} has no conv layers; name the submodules to look into: layers=[…]")
         paths = _paths(body)
@@ -98,14 +92,7 @@ class HookedNetwork(Network):
 
 
 class TimmNetwork(HookedNetwork):
-    """A timm model by name; its layers are the stages that timm names, traced by hooks.
-
-    Args:
-        name: A name that ``timm.list_models()`` knows.
-        num_classes: Number of classes.
-        image_size: Height and width of the input, in pixels.
-        layers: Names of submodules to look into; default: timm's stages and the classifier.
-    """
+    """A model that ``timm.list_models()`` names; its layers are timm's stages and the classifier, traced by hooks."""
 
     def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
         if not timm.is_model(name):
@@ -132,9 +119,8 @@ class TimmNetwork(HookedNetwork):
 def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Network:
     """The network to look into: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
 
-    Args:
-        module: Whatever takes images ``(N, 3, H, W)``; it stays as it is.
-        layers: Names of the layers that the caller will look into. For a Network they are only checked.
+    The module, which takes images ``(N, 3, H, W)``, stays as it is. ``layers`` are those that the caller will look
+    into; of a Network they are only checked.
     """
     module = getattr(module, "_orig_mod", module)
     inner = getattr(module, "network", None)
@@ -152,18 +138,6 @@ def _paths(body: nn.Module) -> dict[str, nn.Module]:
     paths = ((path.split("."), module) for path, module in body.named_modules())
     plain = {".".join(part for part in parts if part != "_orig_mod"): module for parts, module in paths}
     return {path: module for path, module in plain.items() if path}
-
-
-def _conv_paths(body: nn.Module) -> list[str]:
-    convs = {id(conv) for conv in conv_layers(body).values()}
-    return [path for path, module in _paths(body).items() if id(module) in convs]
-
-
-def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most ``count`` of the names, the first and the last among them."""
-    if len(names) <= count:
-        return tuple(names)
-    return tuple(names[round(number * (len(names) - 1) / (count - 1))] for number in range(count))
 
 
 def _classifier(body: nn.Module) -> str:

@@ -118,11 +118,6 @@ class Network(nn.Module):
         """Height of the map above each filtering and pooling, bottom to top; empty where that is not known."""
         return []
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable parameters."""
-        return count_parameters(self)
-
     def summary(self) -> list[tuple[str, ...]]:
         """A row for each layer: name, filters, map sizes, receptive field / stride, parameters."""
         raise NotImplementedError

@@ -17,12 +17,10 @@ from torchvision.transforms import functional as F
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its images.
+    """How a network wants its images: ``resize`` and ``crop`` are sides of the canvas and of the input, in pixels.
 
-    resize: Side of the square canvas, in pixels: the short side is resized to it, the middle kept.
-    crop: Side of the network's input, in pixels, cut from the canvas.
-    mean: What is subtracted, grey levels 0-255: per pixel ``(3, resize, resize)`` or per channel ``(3, 1, 1)``.
-    scale: What the differences are multiplied by, ``(3, 1, 1)``: 1 is the paper's (values within about ±128).
+    Grey levels 0-255 minus ``mean``, per pixel ``(3, resize, resize)`` or per channel ``(3, 1, 1)``, times ``scale``,
+    ``(3, 1, 1)``: 1 is the paper's (values within about ±128). The canvas is the middle square of the resized image.
     """
 
     resize: int
@@ -46,7 +44,11 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """The network's input, ``(3, crop, crop)`` float32, from the middle of an image (see ``canvas``)."""
-        return centre_crop(self.normalise(self.canvas(image)), self.crop)
+        return centre_crop(self.normalised_canvas(image), self.crop)
+
+    def normalised_canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
+        """The whole canvas, ``(3, resize, resize)`` float32, from which ten crops are cut."""
+        return self.normalise(self.canvas(image))
 
     def canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """An image on its square canvas, ``(3, resize, resize)`` uint8; for kinds of images see ``as_pil``."""

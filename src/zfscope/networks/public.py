@@ -78,13 +78,9 @@ def zoo_config(name: str) -> dict[str, Any]:
 
 
 def open_zoo(name: str) -> ConvNet:
-    """Public ImageNet weights in our network; they are downloaded once and kept by the package they come from.
+    """The public ImageNet weights ``name`` of ``ZOO`` in our network, in eval mode; their package caches them.
 
-    Args:
-        name: One of ``ZOO``: ``zoo/zfnet``, ``zoo/zfnetb``, ``torchvision/alexnet``, ``torchvision/vgg11`` … ``vgg19``.
-
-    Returns:
-        The network in eval mode: 224 px, 1,000 classes, in the order of their sorted wnids.
+    The network takes 224 px and tells 1,000 classes apart, in the order of their sorted wnids.
 
     Raises:
         ValueError: If there are no such weights.

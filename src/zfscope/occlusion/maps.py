@@ -48,13 +48,12 @@ def occlude(
     Args:
         network: A chain of named layers goes window by window, any other network by batched full passes.
         image: A network input, ``(3, H, W)``.
-        target: The class whose probability is asked.
+        target: The class whose probability is followed.
         size: Side of the square, pixels.
         stride: Its step, pixels.
         fill: What it is filled with, in units of the image (0 is the mean grey): a number, or one per colour, ``(3,)``.
         layer: Whose feature map is watched; a name from ``network.layers``.
         feature_map: Which one; default: the one with the largest sum in the unoccluded image.
-
 
     Raises:
         ValueError: For a square larger than the image, a step below 1, an unknown layer, class or map.

@@ -56,8 +56,6 @@ def look(
         stride: Between two positions in pixels; default: 16 of 224 pixels, in proportion.
         fill: Value inside the square, in network inputs: 0 is the mean grey.
         layer: Whose strongest map is followed; default: the last layer with maps (conv5).
-
-    Source: Zeiler & Fergus (2014), Fig. 7; the paper gives neither size nor stride.
     """
     if layer is not None:
         network.check_layer(layer)

@@ -69,14 +69,9 @@ def extract(
 ) -> dict[str, FeatureTable]:
     """Features of all images at some layers, in one pass; from the cache where the same network saw the same images.
 
-    Args:
-        network: With ``preprocessing``; is run in eval mode.
-        batches: Network inputs ``(n, 3, H, W)``, labels, and positions, which must count up from 0.
-        layers: Names from ``network.layers``; a feature is a value of the layer's feature map.
-        images: Fingerprint of these images, in this order.
-        cache: Folder for the files, 4 bytes a feature.
-        device: Where to compute.
-
+    Batches are network inputs ``(n, 3, H, W)``, labels, and positions that count up from 0; ``images`` is the
+    fingerprint of these images in this order; ``cache`` a folder for files of 4 bytes a feature. A feature is a value
+    of a layer's feature map. Refused are an unknown layer and features that do not fit on the disk.
     """
     for layer in layers:
         network.check_layer(layer)

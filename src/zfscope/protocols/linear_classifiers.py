@@ -143,14 +143,9 @@ def standardise_gram(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 def gram_features(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Features that have these inner products, N wide, whatever the width of those that they stand for.
 
-    With ``train = L L'`` a training image's features are its row of L, a test image's the solution of ``L z = k``.
-
-    Args:
-        train: Inner products of the training images, ``(N, N)``, standardised.
-        test: Of the test images with the training images, ``(M, N)``.
-
-    Returns:
-        ``(N, N)`` and ``(M, N)`` float32, computed in float64.
+    With ``train = L L'`` a training image's features are its row of L, a test image's the solution of ``L z = k``. The
+    products, of the training images ``(N, N)`` and of the test images with them ``(M, N)``, are standardised. Float32,
+    computed in float64.
     """
     # Centred products have no full rank, and float32 ones of wide features carry errors of about 1e-6 of their size.
     factor, failed, jitter = train, 1, 1e-8

@@ -56,24 +56,12 @@ def find_overlap(
 ) -> Overlap:
     """Compare every image of one set with every image of another.
 
-    Each image is read once. Descriptions of the smaller set are held in memory, or in a file where they are too many;
-    those of the larger one pass by in blocks. Beside ``memory_gb`` about 100 bytes are kept for each image.
-
-    Args:
-        first: One set.
-        second: Another one.
-        threshold: Correlation from which two images can be copies of one, 0-1.
-        margin: They must also be this many times nearer to each other, in 1 - correlation, than either is to its
-            fourth most alike in the other set; 1 leaves the threshold alone.
-        mirrored: Whether the mirror image of a copy counts too.
-        memory_gb: Bound of the memory for descriptions and correlations, in GB.
-        num_workers: Processes that decode.
-        device: Where the products are computed.
-        scratch: Folder for the file; by default the system's folder for temporary files.
-
-    Raises:
-        ValueError: If a set is empty.
-        UnreadableImage: If an image cannot be read.
+    Each image is read once. Descriptions of the smaller set are held in memory, or in a file of the folder ``scratch``
+    where they are too many; those of the larger one pass by in blocks. Memory is bounded by ``memory_gb`` and about 100
+    bytes for each image. Two images are copies of one if they correlate by ``threshold`` (0-1) or more and are
+    ``margin`` times nearer to each other, in 1 - correlation, than either is to its fourth most alike in the other set;
+    1 leaves the threshold alone. With ``mirrored`` the mirror image of a copy counts too. Refused is a set without
+    images.
 
     Source: Zeiler & Fergus (2014), Sec. 5.2; the margin is ours.
     """

@@ -55,10 +55,8 @@ def draw_fold(target: Target, per_class: int, most_test: int | None, *, fold: in
     """Draw a fold: ``per_class`` training images of each class and, of the others, at most ``most_test`` to test.
 
     A fold's images of a class are shuffled once: the first train and the last test, so that with more training images
-    those of fewer stay among them.
-
-    Images have one label each. ``fold`` and ``seed`` fix the result on every machine; ``most_test=None`` takes all that
-    are left.
+    those of fewer stay among them. Images have one label each. ``fold`` and ``seed`` fix the result on every machine;
+    ``most_test=None`` takes all that are left.
     """
     random = np.random.RandomState(np.random.SeedSequence((seed, fold)).generate_state(4))
     train, test, short, held_out = [], [], [], target.held_out
@@ -108,21 +106,12 @@ def train_from_scratch(
     filter_rms: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Network:
-    """Train a fresh network in place on few images; returned in eval mode.
+    """Train a fresh network in place on ``count`` images; returned in eval mode.
 
-    Loss and optimiser are those of ``optim``; the rate goes down half a cosine to 0. The paper lowers the rate when
-    validation error stops falling, but all images of a fold are needed to train.
-
-    Args:
-        network: With fresh weights.
-        loader: Makes the loader of random views for a sampler of ``(epoch, index)``.
-        count: Number of training images.
-        optim: Rate, momentum, decay, smoothing; its schedule is not used.
-        batch_size: Images in a batch; all of them where they are fewer.
-        steps: Updates of the weights.
-        seed: Of the order of images and of dropout.
-        filter_rms: Radius to which filters are set back after each update; None: they are not.
-        device: Where to train.
+    ``loader`` makes the loader of random views for a sampler of ``(epoch, index)``. Loss and optimiser are those of
+    ``optim``; the rate goes down half a cosine to 0 over the ``steps``: the paper lowers it when validation error stops
+    falling, but all images of a fold are needed to train. ``seed`` is that of the order of images and of dropout; after
+    each update filters are set back to the radius ``filter_rms``.
     """
     network = network.to(device, memory_format=torch.channels_last).train()
     optimizer = optimizer_of(network.parameters(), optim)

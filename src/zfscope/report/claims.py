@@ -162,5 +162,5 @@ MEASURES = {
     "ensemble": (Measure("best member minus ensemble", in_each_run("ensemble", ensemble_gain)),),
 }
 
-TEXTS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
+TEXTS = yaml.safe_load(Path(__file__).with_name("templates").joinpath("claims.yaml").read_text("utf-8"))
 CLAIMS = tuple(Claim(**TEXTS[name], measures=measures) for name, measures in MEASURES.items())

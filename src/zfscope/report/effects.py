@@ -14,7 +14,6 @@ PARTS = ("right_eye", "left_eye", "nose")  # those of Table 1
 
 # An effect with what spread and interval it brings along; None where a run has not what it takes.
 Effect = tuple[float, dict[str, Any]] | None
-
 Samples = Callable[[Sequence[Run]], Iterator[Sample]]
 
 

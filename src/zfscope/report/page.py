@@ -24,11 +24,7 @@ COUNTED = {HOLDS: "found to hold", DOES_NOT: "found not to hold", UNDECIDED: "un
 
 
 def pages(
-    cells: Sequence[Cell],
-    findings: Sequence[Finding],
-    runs: Sequence[Run],
-    causes: Mapping[str, str],
-    picture: bytes,
+    cells: Sequence[Cell], findings: Sequence[Finding], runs: Sequence[Run], causes: Mapping[str, str], picture: bytes
 ) -> dict[str, str]:
     """The ledger's pages by file name, ``ledger.md`` and ``ledger.html``.
 

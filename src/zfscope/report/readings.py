@@ -104,9 +104,8 @@ class Run:
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
     """Read every ``results.json`` below run folders, or folders of them.
 
-    Returns:
-        The runs in the order of their folders, and by folder the cause where there is no result to use: a run that
-        failed or was stopped, a file that is broken or tells nothing.
+    The runs come in the order of their folders; beside them, by folder, the cause where there is no result to use: a
+    run that failed or was stopped, a file that is broken or tells nothing.
     """
     folders = list(folders)
     paths: dict[str, Path] = {}

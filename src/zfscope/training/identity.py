@@ -64,16 +64,10 @@ def training_identity(
     legs: Sequence[Mapping[str, Any]] = (),
     val_fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """What determines the weights of a training.
+    """What determines the weights of a training: ``digest``, a SHA-256 in hex, of ``facts`` by dotted key.
 
-    Args:
-        config: Of the whole run, as ``train.py`` checks it.
-        image_fingerprint: Of the training images.
-        legs: What each resumed leg changed.
-        val_fingerprint: Of the validation images, by which the rate is lowered and the best epoch is chosen.
-
-    Returns:
-        ``digest``, a SHA-256 in hex, and ``facts``, plain values by dotted key: what the digest is of.
+    ``config`` is that of the whole run, as ``train.py`` checks it; ``legs`` say what each resumed leg changed. By the
+    validation images, ``val_fingerprint``, the rate is lowered and the best epoch is chosen.
     """
     config = plain(config)
     data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}

@@ -27,6 +27,7 @@ from zfscope.evaluation import error_metrics, predict
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_network, read_checkpoint, start_from
 from zfscope.networks.devices import trainer_device
+from zfscope.networks.network import count_parameters
 from zfscope.report.paper import numbers_of
 from zfscope.runs import environment, lock, write_overrides, write_results
 from zfscope.schema import nearest
@@ -86,7 +87,7 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         identity=identity,
         multilabel=splits.train.labels.ndim == 2,
     )
-    console.print(network_table(network.summary(), network.parameter_count, network.image_size))
+    console.print(network_table(network.summary(), count_parameters(network), network.image_size))
 
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
@@ -115,7 +116,7 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
                 "seed": config.seed,
                 "epochs": trainer.current_epoch,
                 "map_sizes": network.map_sizes,
-                "parameters": network.parameter_count,
+                "parameters": count_parameters(network),
                 "seconds": round(seconds, 1),  # of training with its validations and pictures
                 "identity": identity,
                 "environment": environment(trainer.strategy.root_device, trainer.precision),

@@ -43,7 +43,6 @@ def open_elpv(config: DataConfig) -> Splits:
 
     Both splits are stratified by probability and kind of cell. Images are reduced to ``config.resize`` pixels by area
     averaging; ``config.split_seed`` says which of the 1,968 validate.
-
     """
     size = config.resize
     if not 8 <= size <= 300:

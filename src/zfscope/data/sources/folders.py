@@ -37,12 +37,9 @@ def open_folder(config: DataConfig) -> Splits:
     With ``train/<class>/`` in ``config.root``, the parts are ``train``, ``val`` (or ``valid``, ``validation``) and, if
     it has class folders, ``test``; a missing ``val`` is carved out of ``train``, a missing ``test`` is None. With
     ``<class>/`` only, first the test and then the validation images are carved out of each class. Folders inside a
-    class folder belong to the class. Hidden and junk folders are left out with a warning.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If there are no images, an empty class folder, fewer than two classes, other classes in ``val`` or
-            ``test`` than in ``train``, or a symbolic link that leads back to a folder above it.
+    class folder belong to the class. Hidden and junk folders are left out with a warning. Refused are no images, an
+    empty class folder, fewer than two classes, other classes in ``val`` or ``test`` than in ``train``, and a symbolic
+    link that leads back to a folder above it.
     """
     root = existing_folder(
         config.root, "give one that holds train/<class>/*.jpg and val/<class>/*.jpg, or <class>/*.jpg"
@@ -76,10 +73,6 @@ def open_caltech(config: DataConfig) -> Splits:
 
     ``config.root`` holds ``101_ObjectCategories`` or ``256_ObjectCategories``, itself or in the folder of its archive.
     ``Faces`` and ``Faces_easy`` are both among the 101. There is no official split: one is carved out per class.
-
-    Raises:
-        FileNotFoundError: If it is not there: where it looked and how to get it.
-        ValueError: As for `open_folder`.
     """
     name, root = config.name, Path(config.root).expanduser()
     inner, background, reader = _CALTECH[name]

@@ -24,20 +24,12 @@ _HOW = (
 
 
 def open_imagenet(root: str | Path) -> Splits:
-    """Open ImageNet, or a subset of its classes.
+    """Open ImageNet, or a subset of its classes, below ``root``.
 
-    ``root/train/<wnid>/`` and ``root/val/<wnid>/``; or ``root/val/ILSVRC2012_val_00000001.JPEG`` and so on, as the
-    archive unpacks, with the ground truth in ``root/ILSVRC2012_devkit_t12/data``. Flat validation images whose class
-    is not among the training folders are left out.
-
-    Classes are the WordNet ids (``n01440764``) in sorted order, the order of public weights. There is no test set.
-
-    Args:
-        root: Folder with ``train`` and ``val``.
-
-    Raises:
-        FileNotFoundError: If the folders or the devkit are not there: where it looked and how to get them.
-        ValueError: As for `open_folder`, or if the devkit does not fit the validation images.
+    ``train/<wnid>/`` and ``val/<wnid>/``; or ``val/ILSVRC2012_val_00000001.JPEG`` and so on, as the archive unpacks,
+    with the ground truth in ``ILSVRC2012_devkit_t12/data``. Flat validation images whose class is not among the
+    training folders are left out. Classes are the WordNet ids (``n01440764``) in sorted order, the order of public
+    weights. There is no test set.
     """
     root = existing_folder(root, _HOW)
     train_folder = existing_folder(root / "train", _HOW)

@@ -51,10 +51,8 @@ class Phantom(ArrayImages):
 def open_phantom(cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] = (6000, 1000, 4000)) -> Splits:
     """The phantom as a data set; drawn on the first call, about a minute on two cores, then mapped from the cache.
 
-    Args:
-        cache: Folder for the drawn images, 540 MB; made if missing.
-        seed: 0 or more; another seed gives other images of the same kind.
-        sizes: Numbers of training, validation and test images; classes are balanced to within one image.
+    The cache takes 540 MB. Another ``seed`` gives other images of the same kind; ``sizes`` are the numbers of training,
+    validation and test images, whose classes are balanced to within one.
     """
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes of the phantom must be three numbers of images, 1 or more each, not {tuple(sizes)}")

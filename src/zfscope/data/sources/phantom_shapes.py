@@ -3,9 +3,7 @@
 import numpy as np
 
 Colour = tuple[int, int, int]
-
 Shape = tuple[np.ndarray, Colour]  # corners (K, 2) as x to the right, y down; colour
-
 Part = list[Shape]
 
 
@@ -25,10 +23,7 @@ def oval(x: float, y: float, width: float, height: float, colour: Colour, angle:
 def disc(x: float, y: float, width: float, height: float, colour: Colour, angle: float = 0.0) -> Part:
     """An ellipse with a dark edge."""
     edge = 0.05
-    return [
-        oval(x, y, width, height, darker(colour), angle),
-        oval(x, y, width - edge, height - edge, colour, angle),
-    ]
+    return [oval(x, y, width, height, darker(colour), angle), oval(x, y, width - edge, height - edge, colour, angle)]
 
 
 def bar(x0: float, y0: float, x1: float, y1: float, width: float, colour: Colour) -> Shape:
