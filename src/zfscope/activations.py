@@ -69,7 +69,7 @@ class TopActivations(Metric):
             self.add_state(_state_name(layer), empty, dist_reduce_fx=_merge)
 
     def update(self, maps: Mapping[str, Tensor], indices: Tensor) -> None:
-        """Let a batch of images compete.
+        """Add a batch of images: their strongest activations enter the table of each map.
 
         Args:
             maps: Feature maps by layer, ``(N, C, h, w)`` or ``(N, C)``; any subset of the layers.
@@ -83,7 +83,7 @@ class TopActivations(Metric):
             self._check(layer, batch, indices)
         for layer, batch in maps.items():
             name = _state_name(layer)
-            setattr(self, name, _admit(getattr(self, name), batch.detach(), indices))
+            setattr(self, name, _updated_state(getattr(self, name), batch.detach(), indices))
 
     def compute(self) -> dict[str, TopTable]:
         """The tables by layer, over all ranks."""
@@ -128,45 +128,45 @@ class TopActivations(Metric):
 
 
 def _state_name(layer: str) -> str:
-    """A layer may be called "device", as an attribute of a Metric is."""
+    """Prefixed, since a layer may have the name of an attribute of a Metric, such as "device"."""
     return f"top_{layer}"
 
 
-def _table(held: Tensor) -> TopTable:
-    value, rest = held[..., 0], held[..., 1:].long()
+def _table(state: Tensor) -> TopTable:
+    value, rest = state[..., 0], state[..., 1:].long()
     return TopTable(value, rest[..., 0], rest[..., 1:])
 
 
-def _admit(held: Tensor, maps: Tensor, indices: Tensor) -> Tensor:
+def _updated_state(state: Tensor, maps: Tensor, indices: Tensor) -> Tensor:
     """The state of a layer after a batch: ``(C, k, 4)`` of value, index, row, column, best first."""
-    k = held.shape[1]
+    k = state.shape[1]
     maps = maps[:, :, None, None] if maps.ndim == 2 else maps
-    peaks = _finite_peaks(maps).to(held.device).double()
-    indices = indices.to(held.device).long()
+    peaks = _finite_peaks(maps).to(state.device).double()
+    indices = indices.to(state.device).long()
 
-    # Few maps of a batch reach the k-th place: only they are looked at again.
-    last_value, last_index = held[:, -1, 0], held[:, -1, 1]
+    # Few maps of a batch reach the k-th place: only their tables change.
+    last_value, last_index = state[:, -1, 0], state[:, -1, 1]
     reaching = (peaks > last_value) | ((peaks == last_value) & (indices[:, None] <= last_index))
     image, channel = reaching.nonzero(as_tuple=True)
     if len(image) == 0:
-        return held
+        return state
 
-    # The holders of these maps' places come first in the list of rivals, the newcomers after them.
-    contested, newcomer_map = channel.unique(return_inverse=True)
-    holders = held[contested].flatten(0, 1)
-    numbers = torch.arange(len(contested), device=held.device).repeat_interleave(k)
-    numbers = torch.cat([numbers, newcomer_map])
-    values = torch.cat([holders[:, 0], peaks[image, channel]])
-    images = torch.cat([holders[:, 1].long(), indices[image]])
+    # The list of entries: first those that are in the tables already, then those of the batch.
+    changing, batch_numbers = channel.unique(return_inverse=True)
+    rows = state[changing].flatten(0, 1)
+    numbers = torch.arange(len(changing), device=state.device).repeat_interleave(k)
+    numbers = torch.cat([numbers, batch_numbers])
+    values = torch.cat([rows[:, 0], peaks[image, channel]])
+    images = torch.cat([rows[:, 1].long(), indices[image]])
     winners, slots = _winners(numbers, values, images, k)
 
-    places = torch.cat([_place(holders), torch.zeros_like(image)])
-    entering = winners[winners >= len(holders)]
-    batch_entry = entering - len(holders)
-    places[entering] = _first_places(maps, image[batch_entry], channel[batch_entry], values[entering])
-    seated = _seat(slots, values[winners], images[winners], places[winners], len(contested) * k)
-    # A new tensor: changing in place a state that was made under inference_mode is refused outside of it.
-    return held.index_put((contested,), seated.view(-1, k, 4))
+    positions = torch.cat([_packed_positions(rows), torch.zeros_like(image)])
+    entering = winners[winners >= len(rows)]
+    batch_entry = entering - len(rows)
+    positions[entering] = _first_positions(maps, image[batch_entry], channel[batch_entry], values[entering])
+    table = _fill_table(slots, values[winners], images[winners], positions[winners], len(changing) * k)
+    # Not in place: torch forbids changing a tensor made under inference_mode outside of it.
+    return state.index_put((changing,), table.view(-1, k, 4))
 
 
 def _merge(states: Tensor) -> Tensor:
@@ -174,47 +174,47 @@ def _merge(states: Tensor) -> Tensor:
     _, count, k, _ = states.shape
     rows = states.flatten(0, 2)
     numbers = torch.arange(count, device=states.device).repeat_interleave(k).repeat(len(states))
-    values, images, places = rows[:, 0], rows[:, 1].long(), _place(rows)
+    values, images, positions = rows[:, 0], rows[:, 1].long(), _packed_positions(rows)
     winners, slots = _winners(numbers, values, images, k)
-    return _seat(slots, values[winners], images[winners], places[winners], count * k).view(count, k, 4)
+    return _fill_table(slots, values[winners], images[winners], positions[winners], count * k).view(count, k, 4)
 
 
 def _finite_peaks(maps: Tensor) -> Tensor:
     """The largest finite activation of each map, ``(N, C)``; -inf where there is none."""
-    # One vectorised pass each: in channels_last a pooling takes a third of amax's time, in the plain format
+    # Both are one vectorised pass: in channels_last a pooling takes a third of amax's time, in the plain format
     # amax a fifth of a pooling's. max() with its indices would cost six times as much.
     if not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last) and maps.is_floating_point():
         peaks = F.max_pool2d(maps, maps.shape[2:]).flatten(1)
     else:
         peaks = maps.amax((2, 3))
-    odd = ~peaks.isfinite()
-    if odd.any():
-        spoilt = maps[odd]
-        peaks[odd] = spoilt.masked_fill(~spoilt.isfinite(), -torch.inf).amax((1, 2))
+    not_finite = ~peaks.isfinite()
+    if not_finite.any():
+        affected = maps[not_finite]
+        peaks[not_finite] = affected.masked_fill(~affected.isfinite(), -torch.inf).amax((1, 2))
     return peaks
 
 
-def _first_places(maps: Tensor, image: Tensor, channel: Tensor, values: Tensor) -> Tensor:
-    """Where, row by row, each of these maps first has its value."""
-    # By equality, for a map may also hold NaN, which argmax would take for its maximum.
-    picked = maps[image.to(maps.device), channel.to(maps.device)].flatten(1)
-    first = (picked == values.to(maps.dtype).to(maps.device)[:, None]).to(torch.uint8).argmax(1).to(values.device)
+def _first_positions(maps: Tensor, image: Tensor, channel: Tensor, values: Tensor) -> Tensor:
+    """The first position, row by row, where each map ``(image, channel)`` has its value."""
+    # By equality, since argmax would take a NaN for the maximum.
+    selected = maps[image.to(maps.device), channel.to(maps.device)].flatten(1)
+    first = (selected == values.to(maps.dtype).to(maps.device)[:, None]).to(torch.uint8).argmax(1).to(values.device)
     width = maps.shape[3]
     return first // width * ROW + first % width
 
 
 def _winners(numbers: Tensor, values: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Who takes the ``k`` places of each map, from a list of M rivals in any order.
+    """The entries of the best ``k`` images of each map, from a list of M entries in any order.
 
-    Each rival has a map (``numbers``), a value and an image; image -1 is nobody. Returns the winners as positions in
-    the list, and the slots ``map * k + place`` they take. Rivals alike in map, image and value share a slot: only where
-    in the map they stand tells them apart.
+    An entry has a map (``numbers``), a value and an image; image -1 is an empty entry. Returns the winners as indices
+    into the list, and their slots ``map * k + rank``. Entries of the same map, image and value share a slot: they
+    differ only in their position in the map.
     """
     owners = numbers * IMAGES + images
     order = (images >= 0).nonzero().squeeze(1)
     order = order[_sorted(-values[order], owners[order])]
     strongest = values[order][_starts(owners[order])]
-    order = order[values[order] == strongest]  # each image's strongest in a map
+    order = order[values[order] == strongest]  # each image's strongest entry in a map
 
     # The list is sorted by image already, and stable sorts keep it so among equal values.
     order = order[_sorted(-values[order], numbers[order])]
@@ -224,16 +224,16 @@ def _winners(numbers: Tensor, values: Tensor, images: Tensor, k: int) -> tuple[T
     return order[inside], (numbers[order] * k + rank)[inside]
 
 
-def _seat(slots: Tensor, values: Tensor, images: Tensor, places: Tensor, count: int) -> Tensor:
-    """Rows ``(count, 4)`` of value, index, row, column; where several share a slot, the first place counts."""
+def _fill_table(slots: Tensor, values: Tensor, images: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Rows ``(count, 4)`` of value, index, row, column; where several share a slot, the first position counts."""
     nowhere = torch.iinfo(torch.int64).max
-    first = torch.full((count,), nowhere, device=slots.device).scatter_reduce(0, slots, places, "amin")[slots]
+    first = torch.full((count,), nowhere, device=slots.device).scatter_reduce(0, slots, positions, "amin")[slots]
     rows = values.new_tensor(EMPTY).expand(count, 4).clone()
     rows[slots] = torch.stack([values, *(part.to(values) for part in (images, first // ROW, first % ROW))], dim=1)
     return rows
 
 
-def _place(rows: Tensor) -> Tensor:
+def _packed_positions(rows: Tensor) -> Tensor:
     return rows[:, 2].long() * ROW + rows[:, 3].long()
 
 

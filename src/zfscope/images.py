@@ -41,9 +41,9 @@ def contrast_limits(values: Tensor, share: float = 0.995) -> Tensor:
     flat = values.detach().float().flatten(1).abs().cpu()
     beyond = ((1 - share) * (flat > 0).sum(1)).long()  # how many values lie above the limit
     largest = flat.topk(int(beyond.max()) + 1 if len(beyond) else 1, dim=1).values
-    # Where a few values are nearly all there is, as in a ResNet's projections, cutting them off would leave a blot.
-    light = (largest.cumsum(1) <= 0.1 * flat.sum(1, keepdim=True)).sum(1)
-    return largest.gather(1, torch.minimum(beyond, light)[:, None]).squeeze(1)
+    # Where a few values hold most of the magnitude, as in a ResNet's projections, clipping them would leave a blot.
+    negligible = (largest.cumsum(1) <= 0.1 * flat.sum(1, keepdim=True)).sum(1)
+    return largest.gather(1, torch.minimum(beyond, negligible)[:, None]).squeeze(1)
 
 
 def enlarge(tiles: Tensor, at_least: int) -> Tensor:
@@ -53,15 +53,15 @@ def enlarge(tiles: Tensor, at_least: int) -> Tensor:
     return tiles.repeat_interleave(times, 2).repeat_interleave(times, 3)
 
 
-def cross_out(tiles: Tensor, which: Tensor) -> Tensor:
-    """A copy of uint8 tiles ``(N, C, H, W)`` with a black cross over those ``which``, ``(N,)`` bool, hold nothing."""
+def cross_out(tiles: Tensor, mask: Tensor) -> Tensor:
+    """A copy of uint8 tiles ``(N, C, H, W)`` with a black cross over each tile in ``mask``, ``(N,)`` bool."""
     _check_tiles(tiles)
     height, width = tiles.shape[2:]
     rows = torch.arange(height)
     columns = (rows * (width - 1) / max(1, height - 1)).round().long()
     crossed = tiles.clone()
     for column in (columns, width - 1 - columns):
-        crossed[:, :, rows, column] = torch.where(which.cpu()[:, None, None], 0, crossed[:, :, rows, column])
+        crossed[:, :, rows, column] = torch.where(mask.cpu()[:, None, None], 0, crossed[:, :, rows, column])
     return crossed
 
 

@@ -18,10 +18,10 @@ from zfscope.networks.checkpoints import (
 )
 
 
-@pytest.mark.parametrize("kept", [0, 1, 0.1, 0.5, 0.99, -1])
-def test_truncated_file_is_refused_by_name(kept, saved):
+@pytest.mark.parametrize("length", [0, 1, 0.1, 0.5, 0.99, -1])
+def test_truncated_file_is_refused_by_name(length, saved):
     content = saved.read_bytes()
-    saved.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else kept])
+    saved.write_bytes(content[: int(length * len(content)) if 0 < length < 1 else length])
 
     with pytest.raises(ValueError, match=f"^{re.escape(str(saved))} is no checkpoint, or is cut off"):
         load_network(saved)

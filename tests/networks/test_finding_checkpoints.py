@@ -56,9 +56,9 @@ def test_url_is_refused(source):
 def test_start_from_a_run_takes_all_weights(saved, network, config):
     start = fresh(config, seed=9)
 
-    kept = start_from(start, str(saved.parent.parent))
+    fresh_names = start_from(start, str(saved.parent.parent))
 
-    assert kept == []
+    assert fresh_names == []
     assert same(network, start)
 
 
@@ -66,18 +66,18 @@ def test_start_from_a_bare_state_dict_of_the_right_shapes(network, config, tmp_p
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     start = fresh(config, seed=9)
 
-    kept = start_from(start, str(tmp_path / "bare.pth"))
+    fresh_names = start_from(start, str(tmp_path / "bare.pth"))
 
-    assert kept == []
+    assert fresh_names == []
     assert same(network, start)
 
 
 def test_classes_layer_of_another_size_stays_fresh(saved, network, config):
     start, untouched = fresh(config, num_classes=7, seed=9), fresh(config, num_classes=7, seed=9)
 
-    kept = start_from(start, str(saved))
+    fresh_names = start_from(start, str(saved))
 
-    assert kept == ["fc8.linear.weight", "fc8.linear.bias"]
+    assert fresh_names == ["fc8.linear.weight", "fc8.linear.bias"]
     assert torch.equal(start.fc8.linear.weight, untouched.fc8.linear.weight)
     assert torch.equal(start.conv1.conv.weight, network.conv1.conv.weight)
     assert torch.equal(start.fc7.linear.weight, network.fc7.linear.weight)

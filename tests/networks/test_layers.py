@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zfscope.networks import layers
-from zfscope.networks.layers import ContrastNorm, contrast_norm, filter_rms, renormalise_filters_, rescale_filters_
+from zfscope.networks.layers import ContrastNorm, contrast_norm, filter_rms, rescale_filters_
 
 FORMATS = {"maps_first": torch.contiguous_format, "maps_last": torch.channels_last}
 
@@ -27,17 +27,17 @@ def block(request, monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9, 20])
 @pytest.mark.parametrize("beta", [0.75, 0.5])
 def test_contrast_norm_and_its_gradient_equal_pytorchs(memory, size, beta):
-    ours = random_maps(3, 12, 4, 5).to(memory_format=memory).requires_grad_()
-    theirs = ours.detach().clone().requires_grad_()
+    maps = random_maps(3, 12, 4, 5).to(memory_format=memory).requires_grad_()
+    copy = maps.detach().clone().requires_grad_()
     above = random_maps(3, 12, 4, 5).flip(0)
 
-    out = contrast_norm(ours, size, alpha=1e-2, beta=beta, k=1.5)
-    expected = nn.LocalResponseNorm(size, alpha=1e-2, beta=beta, k=1.5)(theirs)
+    out = contrast_norm(maps, size, alpha=1e-2, beta=beta, k=1.5)
+    expected = nn.LocalResponseNorm(size, alpha=1e-2, beta=beta, k=1.5)(copy)
     out.backward(above)
     expected.backward(above)
 
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(maps.grad, copy.grad, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_compiled_contrast_norm_is_one_graph_with_the_same_values_and_gradient()
     maps = random_maps(2, 6, 4, 4).requires_grad_()
     compiled = torch.compile(ContrastNorm(), backend="aot_eager", fullgraph=True)
 
-    ours, theirs = contrast_norm(maps), compiled(maps)
+    expected, out = contrast_norm(maps), compiled(maps)
 
-    torch.testing.assert_close(theirs, ours)
-    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), maps) for out in (theirs, ours)))
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(norm.square().sum(), maps) for norm in (out, expected)))
 
 
 def test_second_derivatives_equal_finite_differences():
@@ -154,9 +154,9 @@ def test_the_layer_prints_its_constants():
 def test_renormalisation_by_hand():
     weight = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(3, 1, 2, 2)
 
-    rescaled = renormalise_filters_(weight, radius=1.0)  # RMS 2.5, 0.25 and 0
+    rescaled = rescale_filters_(weight, radius=1.0)  # RMS 2.5, 0.25 and 0
 
-    assert rescaled == 1
+    assert rescaled.tolist() == [True, False, False]
     expected = torch.tensor([[1.2, 1.6, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(3, 1, 2, 2)
     torch.testing.assert_close(weight, expected)
 
@@ -173,14 +173,14 @@ def test_filter_rms_is_over_all_weights_of_one_filter():
 def test_renormalising_twice_rescales_nothing_the_second_time(dtype):
     weight = random_maps(64, 3, 7, 7).to(dtype)
 
-    assert renormalise_filters_(weight, 0.1) == 64
-    assert renormalise_filters_(weight, 0.1) == 0
+    assert rescale_filters_(weight, 0.1).all()
+    assert not rescale_filters_(weight, 0.1).any()
 
 
 def test_renormalisation_works_in_place_on_a_parameter_and_leaves_no_trace_in_its_graph():
     parameter = nn.Parameter(random_maps(4, 3, 3, 3))
 
-    renormalise_filters_(parameter, 0.1)
+    rescale_filters_(parameter, 0.1)
 
     assert parameter.is_leaf and parameter.requires_grad
     torch.testing.assert_close(filter_rms(parameter), torch.full((4,), 0.1, dtype=torch.float64))
@@ -200,7 +200,7 @@ def test_a_filter_at_nan_stays_nan_and_its_neighbours_are_rescaled():
 @pytest.mark.parametrize("radius", [0, -1.0, math.nan, math.inf])
 def test_a_radius_without_meaning_is_refused(radius):
     with pytest.raises(ValueError, match="radius must be a finite number above 0"):
-        renormalise_filters_(torch.ones(1, 1, 1, 1), radius)
+        rescale_filters_(torch.ones(1, 1, 1, 1), radius)
 
 
 def test_a_weight_without_filters_is_refused():

@@ -100,7 +100,7 @@ def test_wrapping_leaves_the_module_as_it_was():
     assert list(module.state_dict()) == names
     assert repr(module) == shown
     assert list(module._modules) == ["model"]
-    assert not any(each._forward_hooks for each in module.modules())
+    assert not any(submodule._forward_hooks for submodule in module.modules())
     assert network.layers == ("model.0.0", "model.1", "model.2", "model.3", "model.5")
 
 
@@ -177,13 +177,13 @@ def test_compiled_code_is_compiled_again_whoever_lets_go_first():
         graphs.append(graph)
         return graph.forward
 
-    import torch._dynamo  # what torch.compile loads, without which nothing is held
+    import torch._dynamo  # what torch.compile loads, without which uncompiled() does nothing
 
-    held = [uncompiled(), uncompiled()]
-    for each in held:
-        each.__enter__()
-    for each in held:  # first come, first gone
-        each.__exit__(None, None, None)
+    blocks = [uncompiled(), uncompiled()]
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:  # the first is closed first
+        block.__exit__(None, None, None)
     torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(1))
 
     assert len(graphs) == 1

@@ -14,6 +14,7 @@ from torch import nn
 from zfscope import load_network
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import save_network
+from zfscope.networks.hooked import HookedNetwork
 from zfscope.networks.public import (
     ZOO,
     check_fits,
@@ -30,8 +31,8 @@ from zfscope.schema import check
 zfnets = pytest.importorskip("pytorchcv.models.zfnet", reason="pip install -e '.[zoo]'")
 
 
-def converted(model, name, classes=1000):
-    return filled(name, model.state_dict(), classes).train(model.training)
+def converted(model, name):
+    return filled(name, model.state_dict()).train(model.training)
 
 
 def images(count=1, dtype=torch.float32):
@@ -65,12 +66,12 @@ def test_pytorchcv_zfnet_with_random_weights_gives_the_same_logits(pytorchcv_zfn
 @torch.no_grad()
 def test_pytorchcv_zfnet_in_float64_agrees_to_rounding():
     torch.manual_seed(0)
-    theirs = zfnets.zfnet(num_classes=10).double().eval()
+    model = zfnets.zfnet().double().eval()
     inputs = 50 * images(dtype=torch.float64)
 
-    logits = converted(theirs, "zoo/zfnet", 10)(inputs)
+    logits = converted(model, "zoo/zfnet")(inputs)
 
-    torch.testing.assert_close(logits, theirs(inputs), rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(logits, model(inputs), rtol=1e-12, atol=1e-10)
 
 
 @torch.no_grad()
@@ -83,23 +84,23 @@ def test_torchvision_model_with_random_weights_gives_the_same_logits(torchvision
 
 
 def test_converted_weights_are_a_copy_and_keep_the_mode():
-    theirs = zfnets.zfnet(num_classes=2).train()
+    model = zfnets.zfnet().train()
 
-    ours = converted(theirs, "zoo/zfnet", 2)
+    network = converted(model, "zoo/zfnet")
 
     with torch.no_grad():
-        theirs.features.stage1.unit1.conv.bias.fill_(7)
-    assert ours.training
-    assert not (ours.conv1.conv.bias == 7).any()
-    assert all(parameter.requires_grad and not parameter.is_meta for parameter in ours.parameters())
+        model.features.stage1.unit1.conv.bias.fill_(7)
+    assert network.training
+    assert not (network.conv1.conv.bias == 7).any()
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in network.parameters())
 
 
 @torch.no_grad()
 def test_converted_network_comes_back_from_a_checkpoint_with_logits_preprocessing_and_classes(tmp_path):
     torch.manual_seed(0)
-    network = converted(zfnets.zfnet(num_classes=3).eval(), "zoo/zfnet", 3)
+    network = converted(zfnets.zfnet().eval(), "zoo/zfnet")
     network.preprocessing = imagenet_preprocessing()
-    network.classes = ("goldfish", "tench", "toaster")
+    network.classes = tuple(f"class {number}" for number in range(1000))
     path = tmp_path / "zfnet.ckpt"
 
     save_network(network, {"model": zoo_config("zoo/zfnet")}, path)
@@ -140,11 +141,11 @@ def test_changing_a_config_that_was_asked_for_leaves_the_zoo_alone():
 def test_preprocessing_is_what_torchvision_s_weights_ask_for():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (300, 256, 3), dtype=np.uint8))  # short side 256: no resizing
-    theirs = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
+    transforms = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
 
     inputs = imagenet_preprocessing()(image)
 
-    torch.testing.assert_close(inputs, theirs(image), rtol=0, atol=1e-5)
+    torch.testing.assert_close(inputs, transforms(image), rtol=0, atol=1e-5)
 
 
 def test_names_of_the_zoo_are_told_from_files(tmp_path, monkeypatch):
@@ -183,16 +184,17 @@ def test_other_models_are_refused():
 
 def test_foreign_names_become_ours_by_order_and_our_own_stay():
     with torch.device("meta"):
-        theirs = torchvision.models.alexnet().state_dict()
+        model = torchvision.models.alexnet()
         network = build_network(zoo_config("torchvision/alexnet"), 1000, 224)
+    weights = model.state_dict()
 
-    renamed = rename_weights(theirs, network)
+    renamed = rename_weights(weights, network)
 
-    assert renamed["conv3.conv.weight"] is theirs["features.6.weight"]
-    assert renamed["fc6.linear.bias"] is theirs["classifier.1.bias"]
+    assert renamed["conv3.conv.weight"] is weights["features.6.weight"]
+    assert renamed["fc6.linear.bias"] is weights["classifier.1.bias"]
     assert list(rename_weights(renamed, network)) == list(renamed)
     assert list(rename_weights({"features.0.weight": 0}, network)) == ["features.0.weight"]
-    assert list(rename_weights(theirs, nn.Linear(2, 2))) == list(theirs)
+    assert list(rename_weights(weights, HookedNetwork(model))) == list(weights)
 
 
 @pytest.mark.parametrize("name", list(ZOO))
@@ -207,6 +209,13 @@ def test_a_network_that_would_compute_something_else_is_told_the_overrides_that_
         check_fits(built("model=zfnet"), name)
 
     check_fits(built(*str(refusal.value).partition("; use ")[2].split()), name)
+
+
+def test_public_weights_do_not_fit_a_network_that_is_no_chain():
+    network = HookedNetwork(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+    with pytest.raises(ValueError, match="weights=zoo/zfnet were trained .*: conv1.maps is 96 there, None here; use"):
+        check_fits(network, "zoo/zfnet")
 
 
 @pytest.fixture
@@ -271,9 +280,9 @@ def test_a_payload_in_torch_s_format_is_not_run(no_network, monkeypatch, tmp_pat
 
 def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monkeypatch, tmp_path):
     torch.manual_seed(0)
-    theirs = zfnets.zfnet().eval()
+    model = zfnets.zfnet().eval()
     file = tmp_path / "zfnet.pth"
-    torch.save(theirs.state_dict(), file)
+    torch.save(model.state_dict(), file)
     monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(file))
 
     network = load_network("zoo/zfnet")
@@ -281,7 +290,7 @@ def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monke
 
     assert not network.training
     assert network.classes is None
-    assert all(map(torch.equal, network.state_dict().values(), theirs.state_dict().values()))
+    assert all(map(torch.equal, network.state_dict().values(), model.state_dict().values()))
 
 
 def test_torchvision_s_weights_have_no_names_of_their_own_so_that_imagenets_folders_fit(monkeypatch):

@@ -25,11 +25,11 @@ from zfscope.networks.hooked import TimmNetwork
 def test_torchvision_chain_has_the_layers_and_the_parameters_of_the_model(name, layers):
     with torch.device("meta"):
         network = build_network(model("model=torchvision", f"model.name={name}"), 1000, 224)
-        theirs = torchvision.models.get_model(name, weights=None)
+        original = torchvision.models.get_model(name, weights=None)
 
     assert network.layers == tuple(layers.split())
     shapes = [tuple(tensor.shape) for tensor in network.state_dict().values()]
-    assert shapes == [tuple(tensor.shape) for tensor in theirs.state_dict().values()]
+    assert shapes == [tuple(tensor.shape) for tensor in original.state_dict().values()]
 
 
 def test_torchvision_model_that_is_no_chain_is_refused():

@@ -20,7 +20,7 @@ class ConvNet(Network):
     """A chain of named layers, each an ``nn.Sequential`` of conv, relu, pool and norm by name.
 
     Args:
-        layers: Specification of each layer by name, bottom to top; the last is the classes' layer.
+        layers: Specification of each layer by name, bottom to top; the last is the classifier.
         num_classes: Units of the last layer.
         image_size: Height and width of the input, in pixels; the first dense layer is sized by it.
         contrast: Constants of the contrast normalisation.
@@ -89,7 +89,7 @@ class ConvNet(Network):
         return next(parts[part] for part in ("pool", "relu", "linear") if part in parts)
 
     def run_up_to(self, images: Tensor, layers: Sequence[str]) -> None:
-        """Run up to the highest of some layers, and nothing above it."""
+        """Run up to the highest of ``layers``, and nothing above it."""
         run_to(self, images, max(layers, key=self.layers.index))
 
     def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
@@ -160,7 +160,7 @@ class ConvNet(Network):
             nn.init.zeros_(module.bias)
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
-        """Run the images ``(N, 3, H, W)`` up to the layer ``top``; keep feature maps, switches and logits."""
+        """Run the images ``(N, 3, H, W)`` up to the layer ``top``; record feature maps, switches and logits."""
         self.check_images(images)
         top = self.layers[-1] if top is None else top
         trace = Trace(images)

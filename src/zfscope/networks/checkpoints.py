@@ -48,7 +48,7 @@ def save_network(network: Network, config: Mapping[str, Any], path: str | Path) 
 def network_state(
     network: Network, config: Mapping[str, Any], data: str | None = None, identity: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All besides weights that a network is: how to build it, its preprocessing, its classes, its run.
+    """What a checkpoint holds beside the weights: how to build the network, its preprocessing, classes and run.
 
     ``data`` is the fingerprint of its training set, ``identity`` that of the training (see ``training.identity``).
     """
@@ -85,7 +85,7 @@ def _state(source: str | Path) -> Mapping[str, Any]:
 
 
 def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> Network:
-    """The network of a checkpoint read from ``path``; refused if it is none of ours or its weights are not whole."""
+    """The network of a checkpoint read from ``path``; refused if it is not this project's or its weights do not fit."""
     state = checkpoint.get("zfscope")
     if not isinstance(state, Mapping) or "state_dict" not in checkpoint:
         raise ValueError(
@@ -118,14 +118,14 @@ def _weights_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_data(path: str | Path, fingerprint: str) -> None:
-    """Refuse to go on with other training images than a checkpoint has seen."""
-    known = read_checkpoint(path).get("zfscope", {}).get("data")
-    if known is not None and known != fingerprint:
+    """Refuse to resume a checkpoint with training images other than its own."""
+    recorded = read_checkpoint(path).get("zfscope", {}).get("data")
+    if recorded is not None and recorded != fingerprint:
         raise ValueError(f"the training images changed since {path} was written; start a new run with weights={path}")
 
 
 def start_from(network: Network, source: str) -> list[str]:
-    """Start a network from trained weights (``weights=`` of train.py); a classes' layer of another size stays fresh.
+    """Start a network from trained weights (``weights=`` of train.py); a classifier of another size stays fresh.
 
     ``source`` is what ``load_network`` takes, or a file with a bare state dict of the right shapes. Preprocessing that
     came with the weights replaces the network's, since the filters were learned on such inputs. Returns the names of
@@ -133,8 +133,8 @@ def start_from(network: Network, source: str) -> list[str]:
     """
     if is_zoo_name(source):
         check_fits(network, source)
-        known = open_zoo(source)
-        weights, preprocessing = known.state_dict(), known.preprocessing
+        pretrained = open_zoo(source)
+        weights, preprocessing = pretrained.state_dict(), pretrained.preprocessing
     else:
         content = read_checkpoint(find_checkpoint(source))
         state = content.get("zfscope")
@@ -144,8 +144,8 @@ def start_from(network: Network, source: str) -> list[str]:
         if not all(isinstance(name, str) for name in weights):
             raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
         weights = rename_weights(weights, network)
-        known_state = state.get("preprocessing") if isinstance(state, Mapping) else None
-        preprocessing = Preprocessing.from_state(known_state) if known_state else None
+        values = state.get("preprocessing") if isinstance(state, Mapping) else None
+        preprocessing = Preprocessing.from_state(values) if values else None
     own = network.state_dict()
     fresh = [
         name
@@ -207,11 +207,11 @@ def find_checkpoint(source: str | Path) -> Path:
     for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
         if candidate.is_file():
             return candidate
-    near = [path.parent / "checkpoints", path.parent]
-    entries = [str(entry) for place in near if place.is_dir() for entry in sorted(place.iterdir())]
-    known = [entry for entry in entries if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
-    way_out = f"; there are {', '.join(known[-5:])}" if known else ""
-    raise FileNotFoundError(f"no checkpoint at {path}{way_out}; give a run folder, a .ckpt file or RUN/last")
+    folders = [folder for folder in (path.parent / "checkpoints", path.parent) if folder.is_dir()]
+    entries = [str(entry) for folder in folders for entry in sorted(folder.iterdir())]
+    sources = [entry for entry in entries if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
+    alternatives = f"; there are {', '.join(sources[-5:])}" if sources else ""
+    raise FileNotFoundError(f"no checkpoint at {path}{alternatives}; give a run folder, a .ckpt file or RUN/last")
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
@@ -226,20 +226,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint: checksums first, then tensors and plain containers only; anything else is refused."""
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch stores; what is packed could grow without bounds.
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            damaged = None if packed else archive.testzip()
+            # torch stores entries as they are; a compressed one could expand without bounds.
+            compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            damaged = None if compressed else archive.testzip()
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path} is no checkpoint, or is cut off ({error}); use another one of the run") from None
-    if packed:
-        raise ValueError(f"{path} is no checkpoint: {packed[0]} in it is compressed, which torch never does")
+    if compressed:
+        raise ValueError(f"{path} is no checkpoint: {compressed[0]} in it is compressed, which torch never does")
     if damaged is not None:
         raise ValueError(f"{path} is damaged at {damaged} (checksum); use another checkpoint of the run")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, runtime and key errors for files that are not as they should be
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} holds more than tensors and plain containers and was not loaded ({first})") from None
+    except Exception as error:  # torch raises pickle, runtime and key errors for malformed files
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} holds more than tensors and plain containers and was not loaded ({cause})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content

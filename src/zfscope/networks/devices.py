@@ -30,7 +30,7 @@ def find_device(name: str) -> torch.device:
 
 
 def trainer_device(name: str) -> dict[str, Any]:
-    """The same for ``lightning.Trainer``: its ``accelerator`` and ``devices``, one device; conf/trainer goes before."""
+    """``accelerator`` and ``devices``, one device, for ``lightning.Trainer``; values in conf/trainer override them."""
     if name != "auto":
         find_device(name)
     kind, _, number = name.partition(":")

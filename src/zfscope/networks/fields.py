@@ -72,13 +72,13 @@ def _probe_axis(
     if units == 1:
         start = edge(0, True)
         return ReceptiveField(edge(0, False) - start, 0, start)
-    likely = 2 ** round(math.log2(max(1, image_size / units)))
+    likely_stride = 2 ** round(math.log2(max(1, image_size / units)))
     middle = units // 2 - 1
     for left, right, guesses in [(middle, middle, (None, None)), (units - 2, 0, (0, image_size))]:
         start, end = edge(left, True, guesses[0]), edge(right, False, guesses[1])
         if start == 0 or end == image_size:
             continue
-        next_start, next_end = edge(left + 1, True, start + likely), edge(right + 1, False, end + likely)
+        next_start, next_end = edge(left + 1, True, start + likely_stride), edge(right + 1, False, end + likely_stride)
         if next_end < image_size:
             stride = next_start - start
             if stride < 1 or next_end - end != stride:
@@ -93,13 +93,13 @@ def _edge(run: Callable[[Tensor], Tensor], clean: Tensor, axis: int, unit: int, 
     image_size = clean.shape[axis]
     pixels = torch.arange(image_size, device=clean.device).view([-1 if axis == other else 1 for other in range(4)])
     low, high = 0, image_size
-    around = [] if guess is None else [guess, guess + 1 if first else guess - 1]
+    guesses = [] if guess is None else [guess, guess + 1 if first else guess - 1]
     while high - low > 1:
-        tried = [x for x in around if low < x < high] or [(low + high) // 2]
-        around = []
-        images = [clean.masked_fill(pixels < x if first else pixels >= x, float("nan")) for x in tried]
+        cuts = [x for x in guesses if low < x < high] or [(low + high) // 2]
+        guesses = []
+        images = [clean.masked_fill(pixels < x if first else pixels >= x, float("nan")) for x in cuts]
         reached = run(torch.cat(images)).isnan().any(1).movedim(axis - 1, -1)
-        for x, sees in zip(tried, reached[:, reached.shape[1] // 2, unit].tolist(), strict=True):
+        for x, sees in zip(cuts, reached[:, reached.shape[1] // 2, unit].tolist(), strict=True):
             # The unit sees NaN before x if its first pixel is before x, NaN from x on if its end is after x.
             if sees == first:
                 high = min(high, x)

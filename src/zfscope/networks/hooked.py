@@ -54,17 +54,17 @@ class HookedNetwork(Network):
         return _paths(self.body)[layer]
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
-        """Run the images once, through the whole network, and keep the outputs of the named submodules; no switches."""
+        """Run the images once, through the whole network, and record the outputs of the layers; no switches."""
         trace, paths = Trace(images), _paths(self.body)
 
-        def keep(layer: str, output: Any) -> Any:
+        def record(layer: str, output: Any) -> Any:
             if layer in trace.maps:
                 raise ValueError(f"layer {layer!r} runs more than once in one pass; name a submodule that runs once")
             trace.maps[layer] = output
-            # The model goes on with a copy: many overwrite in place (ReLU, += shortcut) what was kept here.
+            # Many models overwrite activations in place (ReLU, += shortcut), so they go on with a copy.
             return output.clone() if isinstance(output, Tensor) else output
 
-        with watching({layer: paths[layer] for layer in self.layers}, keep):
+        with watching({layer: paths[layer] for layer in self.layers}, record):
             trace.logits = self(images)
         return trace
 
@@ -79,7 +79,7 @@ class HookedNetwork(Network):
 
     @property
     def conv_modules(self) -> dict[str, nn.Conv2d]:
-        """The filterings by their paths in the module."""
+        """The conv modules by their paths in the module."""
         return conv_layers(self.body)
 
     def summary(self) -> list[tuple[str, ...]]:
@@ -109,7 +109,7 @@ class TimmNetwork(HookedNetwork):
 
     @property
     def classifier_prefix(self) -> str:
-        """How the names of the parameters of timm's classifier begin."""
+        """Prefix of the parameter names of timm's classifier."""
         return f"body.{_classifier(self.body)}."
 
     def _title(self) -> str:
@@ -117,10 +117,10 @@ class TimmNetwork(HookedNetwork):
 
 
 def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Network:
-    """The network to look into: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
+    """A module as a Network: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
 
-    The module, which takes images ``(N, 3, H, W)``, stays as it is. ``layers`` are those that the caller will look
-    into; of a Network they are only checked.
+    The module, which takes images ``(N, 3, H, W)``, stays as it is. ``layers`` are the submodules to wrap as layers;
+    of a Network they are only checked.
     """
     module = getattr(module, "_orig_mod", module)
     inner = getattr(module, "network", None)
@@ -134,7 +134,7 @@ def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Networ
 
 
 def _paths(body: nn.Module) -> dict[str, nn.Module]:
-    """Submodules by path, without the word that torch.compile puts into it."""
+    """Submodules by path, without the ``_orig_mod`` that torch.compile puts into it."""
     paths = ((path.split("."), module) for path, module in body.named_modules())
     plain = {".".join(part for part in parts if part != "_orig_mod"): module for parts, module in paths}
     return {path: module for path, module in plain.items() if path}

@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Values in one block, per thread: small enough for a block's work arrays to stay in cache, where the speed comes from.
 BLOCK_CPU = 2**19
-BLOCK_GPU = 2**24  # bounds the extra memory instead
+BLOCK_GPU = 2**24  # on a GPU the bound is on the extra memory
 
 
 def contrast_norm(maps: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> Tensor:
@@ -31,7 +31,7 @@ def contrast_norm(maps: Tensor, size: int = 5, alpha: float = 1e-4, beta: float 
         size: Number of adjacent maps in a window.
         alpha: Weight of the window's mean square (not of its sum, as in cuda-convnet).
         beta: Exponent; 0.75 is the fast case.
-        k: What keeps the divisor above zero.
+        k: Constant that keeps the divisor above zero.
 
     Raises:
         ValueError: If ``maps`` has no axis of maps or a constant is out of its range.
@@ -47,7 +47,7 @@ def contrast_norm(maps: Tensor, size: int = 5, alpha: float = 1e-4, beta: float 
     if not maps.is_floating_point():
         raise TypeError(f"maps must be floating point, but are {maps.dtype}; convert them with .float()")
     _check_constants(size, alpha, beta, k)
-    if torch.compiler.is_compiling():  # a compiler fuses the plain formula itself; our loop over blocks it would unroll
+    if torch.compiler.is_compiling():  # compilers fuse the plain formula, but would unroll the loop over blocks
         return _plain_contrast_norm(maps, size, alpha, beta, k)
     return _ContrastNorm.apply(maps, size, alpha, beta, k)
 
@@ -95,28 +95,26 @@ def filter_rms(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(flat, dim=1, dtype=_precision(weight)) / math.sqrt(max(1, flat.shape[1]))
 
 
-def renormalise_filters_(weight: Tensor, radius: float) -> int:
-    """Rescale, in place, each filter whose RMS exceeds ``radius`` to an RMS of ``radius``; returns how many there were.
+@torch.no_grad()
+def rescale_filters_(weight: Tensor, radius: float) -> Tensor:
+    """Rescale, in place, each filter whose RMS exceeds ``radius`` to that RMS, without waiting for the device.
 
     Args:
-        weight: Filters, shape ``(C, ...)``. A filter that holds NaN keeps it: trouble stays visible.
+        weight: Filters, shape ``(C, ...)``. A filter that holds NaN stays as it is, so that the NaN is noticed.
         radius: Largest RMS allowed, above 0, in the units of the weights.
+
+    Returns:
+        Which filters were rescaled, bool ``(C,)``.
 
     Raises:
         ValueError: If ``radius`` is not a finite number above 0.
 
     Source: Zeiler & Fergus (2014), Sec. 3: radius 1e-1, for inputs in about [-128, 128].
     """
-    return int(rescale_filters_(weight, radius).sum())
-
-
-@torch.no_grad()
-def rescale_filters_(weight: Tensor, radius: float) -> Tensor:
-    """``renormalise_filters_`` without waiting for the device: which filters were rescaled, bool ``(C,)``."""
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be a finite number above 0 (the paper's is 0.1), but is {radius}")
     rms = filter_rms(weight)
-    # The margin is rounding: a filter that was just put on the radius must not count as above it.
+    # A margin for rounding: a filter that was just rescaled to the radius must not count as above it.
     above = rms > radius * (1 + 4 * torch.finfo(weight.dtype).eps)
     factors = torch.where(above, radius / rms, 1.0).to(weight.dtype)
     weight.mul_(factors.view(-1, *[1] * (weight.ndim - 1)))
@@ -124,12 +122,12 @@ def rescale_filters_(weight: Tensor, radius: float) -> Tensor:
 
 
 def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Find the conv layers of any model by name: ``conv1`` where that is said once, else the module's path."""
+    """Find the conv layers of any model by name: ``conv1`` where only one has that name, else the module's path."""
     named = ((path.replace("_orig_mod.", ""), module) for path, module in model.named_modules())
     paths = {path: module for path, module in named if isinstance(module, nn.Conv2d)}
     short = {path: next((part for part in path.split(".") if re.fullmatch(r"conv\d\w*", part)), path) for path in paths}
-    taken = Counter(short.values())
-    return {short[path] if taken[short[path]] == 1 else path: module for path, module in paths.items()}
+    uses = Counter(short.values())
+    return {short[path] if uses[short[path]] == 1 else path: module for path, module in paths.items()}
 
 
 class _ContrastNorm(torch.autograd.Function):
@@ -206,14 +204,14 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _dense(maps: Tensor) -> Tensor:
-    """Return ``maps`` itself if it lies in memory maps first or maps last without gaps, else a copy that does."""
+    """Return ``maps`` itself if it is dense in memory, in contiguous or channels-last order, else a contiguous copy."""
     return maps if maps.movedim(1, -1).is_contiguous() else maps.contiguous()
 
 
 def _window_sums(padded: Tensor, size: int, out: Tensor) -> Tensor:
     """Sum ``size`` adjacent maps of ``padded``, ``(rows, C + size - 1, inner)``; the first ``C`` of ``out`` are valid.
 
-    Rows are added as one flat line, whatever the layout: sums across the end of a row fall on the maps not valid.
+    All rows are added as one flat array, whatever the layout: sums across the end of a row land in maps beyond ``C``.
     """
     flat, inner = padded.view(-1), padded.shape[2]
     length = flat.numel() - (size - 1) * inner

@@ -1,4 +1,4 @@
-"""A classifier with named layers, and the trace that one forward pass leaves."""
+"""A classifier with named layers, and the trace that one forward pass records."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from zfscope.networks.geometry import ReceptiveField
 from zfscope.networks.layers import conv_layers
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.spec import ConvLayer, DenseLayer
 
 
 @dataclass
 class Trace:
-    """What one forward pass leaves behind for looking.
+    """What one forward pass records.
 
     Attributes:
         images: The network inputs, ``(N, 3, H, W)``.
@@ -38,10 +39,10 @@ class Trace:
 
 
 class Network(nn.Module):
-    """A classifier with named layers that tools can look into.
+    """A classifier with named layers whose feature maps can be read.
 
     ``classes`` (their names), ``preprocessing``, ``num_classes`` and ``image_size`` (height and width of the input,
-    pixels) are None where they are not known.
+    pixels) are None where they are not known. ``spec`` describes each layer of a chain; it is empty for other networks.
     """
 
     layers: tuple[str, ...]  # the names, from the pixels up
@@ -55,9 +56,10 @@ class Network(nn.Module):
         self.image_size = image_size
         self.classes: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
+        self.spec: dict[str, ConvLayer | DenseLayer] = {}
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
-        """Run the images ``(N, 3, H, W)`` once and keep what looking needs, in a chain up to the layer ``top`` only."""
+        """Run the images ``(N, 3, H, W)`` once and record the trace; a chain stops at the layer ``top``."""
         raise NotImplementedError
 
     def map_module(self, layer: str) -> nn.Module:
@@ -78,7 +80,7 @@ class Network(nn.Module):
         return self.trace(images, top=layer).maps[layer]
 
     def run_up_to(self, images: Tensor, layers: Sequence[str]) -> None:
-        """Run at least as far as the highest of some layers, for those who watch them by hooks."""
+        """Run at least up to the highest of ``layers``, for callers that record them by hooks."""
         self(images)
 
     def preprocess(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
@@ -105,12 +107,12 @@ class Network(nn.Module):
 
     @property
     def conv_modules(self) -> dict[str, nn.Conv2d]:
-        """The filterings by the names that users know, bottom to top."""
+        """The conv modules by the names that users know, bottom to top."""
         return conv_layers(self)
 
     @property
     def classifier_prefix(self) -> str:
-        """How the names of the classes' parameters begin: the ones that another data set has anew."""
+        """Prefix of the classifier's parameter names: those that start fresh for another number of classes."""
         return f"{self.layers[-1]}."
 
     @property
@@ -123,7 +125,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def check_layer(self, layer: str) -> None:
-        """Refuse a name that is no layer, with the list of those that are."""
+        """Refuse a name that is no layer; the message lists the layers."""
         if layer not in self.layers:
             raise ValueError(f"no layer {layer!r}; the layers are {', '.join(self.layers)}")
 
@@ -193,9 +195,9 @@ _eager, _eager_holders = ExitStack(), 0
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled code as ordinary code inside: it would not see hooks and rules that came after it.
+    """Run compiled code as ordinary code inside: it does not call hooks and rules added after it was compiled.
 
-    Several may hold this at a time and let go in any order, as callbacks do.
+    Several blocks may be open at a time and close in any order, as those of callbacks do.
     """
     global _eager_holders
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading the compiler takes seconds

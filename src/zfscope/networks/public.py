@@ -8,16 +8,16 @@ of unit variance: a network that starts from them must be built from ``zoo_confi
 import copy
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 from zfscope.networks.build import build_network
-from zfscope.networks.chain import ConvNet
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.schema import nearest
@@ -62,7 +62,7 @@ ZOO: dict[str, dict[str, Any]] = {
 def is_zoo_name(source: str | Path) -> bool:
     """Whether a checkpoint's name means public weights rather than a file: ``zoo/zfnet``, ``torchvision/vgg16``, …
 
-    A misspelt ``zoo/…`` counts too where there is no such folder, so that the names there are get listed.
+    A misspelt ``zoo/…`` counts too where no such folder exists, so that the error lists the public names.
     """
     name = Path(source).as_posix()
     head, _, tail = name.partition("/")
@@ -77,17 +77,17 @@ def zoo_config(name: str) -> dict[str, Any]:
     return copy.deepcopy(ZOO[name])
 
 
-def open_zoo(name: str) -> ConvNet:
+def open_zoo(name: str) -> Network:
     """The public ImageNet weights ``name`` of ``ZOO`` in our network, in eval mode; their package caches them.
 
-    The network takes 224 px and tells 1,000 classes apart, in the order of their sorted wnids.
+    The network takes 224 px and has 1,000 classes, in the order of their sorted wnids.
 
     Raises:
         ValueError: If there are no such weights.
         FileNotFoundError: If pytorchcv is not installed.
         ConnectionError: If the weights could not be downloaded.
     """
-    zoo_config(name)  # refuses a name that is none
+    zoo_config(name)  # raises for an unknown name
     download = _pytorchcv_weights if name.startswith("zoo/") else _torchvision_weights
     network = filled(name, download(name))
     network.preprocessing = imagenet_preprocessing()
@@ -100,11 +100,9 @@ def imagenet_preprocessing() -> Preprocessing:
     return Preprocessing(RESIZE, IMAGE_SIZE, mean, 1 / std)
 
 
-def filled(
-    name: str, weights: Mapping[str, Tensor], num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE
-) -> ConvNet:
+def filled(name: str, weights: Mapping[str, Tensor]) -> Network:
     """The network that the public weights ``name`` belong to, with a copy of them; refused if they do not fit it."""
-    network = _unfilled(name, num_classes, image_size)
+    network = _unfilled(name)
     weights = rename_weights(weights, network)
     for own, tensor in network.state_dict().items():
         shape = tuple(weights[own].shape) if own in weights else None
@@ -124,27 +122,25 @@ def check_fits(network: Network, name: str) -> None:
     Dropout, the number of classes and what follows from the size of the image may differ. The message names the first
     layer that differs and the overrides of a network that fits.
     """
-    trained = _unfilled(name).spec
-    spec = network.spec if isinstance(network, ConvNet) else {}
-    for layer in [*trained, *spec]:
-        chains = (spec, trained)
-        here, there = (chain[layer].model_dump(exclude={"dropout"}) if layer in chain else {} for chain in chains)
-        if here != there:
-            key = next(key for key in {**there, **here} if here.get(key) != there.get(key))
+    chains = (_unfilled(name).spec, network.spec)
+    for layer in [*chains[0], *chains[1]]:
+        expected, actual = (chain[layer].model_dump(exclude={"dropout"}) if layer in chain else {} for chain in chains)
+        if actual != expected:
+            key = next(key for key in {**expected, **actual} if actual.get(key) != expected.get(key))
             raise ValueError(
-                f"weights={name} were trained in another network: {layer}.{key} is {there.get(key)} there, "
-                f"{here.get(key)} here; use {_overrides(name)}"
+                f"weights={name} were trained in another network: {layer}.{key} is {expected.get(key)} there, "
+                f"{actual.get(key)} here; use {_overrides(name)}"
             )
 
 
-def rename_weights(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def rename_weights(weights: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
     """Weights with pytorchcv's or torchvision's names under those of our network, by their order from the pixels up.
 
-    A state dict whose names are not like theirs, or whose number does not fit, comes back as it is.
+    A state dict with other names, or with another number of them than the network's, comes back as it is.
     """
     own = list(network.state_dict())
     foreign = all(name.startswith(("features.", "classifier.", "output.")) for name in weights)
-    if not (foreign and isinstance(network, ConvNet) and len(own) == len(weights)):
+    if not (foreign and network.spec and len(own) == len(weights)):
         return dict(weights)
     return dict(zip(own, weights.values(), strict=True))
 
@@ -159,10 +155,10 @@ def _overrides(name: str) -> str:
     return f"model={own} {order} model.input_scale=unit model.filter_rms=null"
 
 
-def _unfilled(name: str, num_classes: int = NUM_CLASSES, image_size: int = IMAGE_SIZE) -> ConvNet:
+def _unfilled(name: str) -> Network:
     """The network without memory for its weights, which would be drawn only to be replaced."""
     with torch.device("meta"):
-        return build_network(zoo_config(name), num_classes, image_size)
+        return build_network(zoo_config(name), NUM_CLASSES, IMAGE_SIZE)
 
 
 def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
@@ -176,24 +172,25 @@ def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
     _, top5_error, sha1, release = get_model_metainfo(model)
     url = f"{imgclsmob_repo_url}/releases/download/{release}/{model}-{top5_error}-{sha1[:8]}.pth.zip"
     folder = Path("~/.torch/models").expanduser()
-    try:
+    with _downloading(name, url, f"unpacked into {folder}"):
         # pytorchcv's own loading would unpickle whatever the file holds.
         return torch.load(get_model_file(model, str(folder)), map_location="cpu", weights_only=True)
-    except Exception as error:  # no connection, an error page, a wrong checksum, half a file: each its own kind
-        raise _no_weights(name, url, "unpacked ", folder, error) from error
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     entry = torchvision.models.get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
-    try:
+    with _downloading(name, entry.url, f"into {Path(torch.hub.get_dir(), 'checkpoints')}"):
         return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-    except Exception as error:  # likewise
-        raise _no_weights(name, entry.url, "", Path(torch.hub.get_dir(), "checkpoints"), error) from error
 
 
-def _no_weights(name: str, url: str, how: str, folder: Path, error: Exception) -> ConnectionError:
-    cause = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
-    return ConnectionError(
-        f"{name}: the weights could not be downloaded from {url} ({cause}); without a network connection put that file "
-        f"{how}into {folder}{os.sep}, or give a local checkpoint instead (weights=FILE, checkpoint=FILE)"
-    )
+@contextmanager
+def _downloading(name: str, url: str, target: str) -> Iterator[None]:
+    """Any error inside becomes a ConnectionError of one line that says how to get the file offline."""
+    try:
+        yield
+    except Exception as error:  # no connection, an error page, a wrong checksum and half a file differ in their kind
+        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+        raise ConnectionError(
+            f"{name}: the weights could not be downloaded from {url} ({cause}); without a network connection put that "
+            f"file {target}{os.sep}, or give a local checkpoint instead (weights=FILE, checkpoint=FILE)"
+        ) from error

@@ -49,7 +49,7 @@ class ContrastConfig(Strict):
 class InitConfig(Strict):
     """``normal``: N(0, std^2) for all weights (the paper, std 0.01); ``he``: N(0, 2 / fan in). Biases are 0.
 
-    ``first`` scales the first layer's start: what it starts with stays in its filters as noise.
+    ``first`` scales the first layer's initial weights, which stay visible in its filters as noise.
     """
 
     scheme: Literal["normal", "he"] = "he"
@@ -91,6 +91,6 @@ class ModelConfig(Strict):
 
     @property
     def chain(self) -> dict[str, ConvLayer | DenseLayer]:
-        """The layers that are there, in order."""
+        """The layers that are not null, bottom to top."""
         layers = {name: getattr(self, name) for name in CONV_LAYERS + DENSE_LAYERS}
         return {name: layer for name, layer in layers.items() if layer is not None}
