@@ -23,9 +23,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from zfscope import build_network
-from zfscope.deconvnet.boxes import strongest
+from zfscope.deconvnet.boxes import conv_cells, strongest
 from zfscope.deconvnet.chain import ChainDeconvnet, _whole
-from zfscope.deconvnet.projection import project_trace
 from zfscope.deconvnet.winners import TopActivationsHook, project_winners
 from zfscope.networks.chain import ConvNet
 
@@ -115,7 +114,7 @@ def our_round(network: ConvNet) -> dict:
         positions = strongest(trace.maps[layer], maps, sources)
 
         def windows(question=(maps, positions), sources=sources, layer=layer):
-            project_trace(network, trace, layer, *question, sources=sources, crop=True)
+            ChainDeconvnet(network, trace).project(layer, *question, sources=sources, crop=True)
 
         def canvases(question=(maps[:16], positions[:16], sources[:16]), layer=layer):
             whole_canvases(network, trace, layer, *question)
@@ -196,7 +195,7 @@ def whole_canvases(network, trace, layer, maps, positions, sources) -> torch.Ten
     """Our own way down without windows: every map whole."""
     way = ChainDeconvnet(network, trace)
     values = trace.maps[layer][sources, maps, positions[:, 0], positions[:, 1]]
-    cells = way.cells(layer, maps, positions, sources)
+    cells = conv_cells(trace, layer, maps, positions, sources)
     below = network.layers[: network.layers.index(layer)]
     found = []
     for some in torch.arange(len(maps)).split(4):
