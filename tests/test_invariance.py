@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from tests.examples.invariance import NOTHING
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from tests.examples.invariance import NOTHING
 from zfscope import build_network
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
 from zfscope.networks.chain import ConvNet

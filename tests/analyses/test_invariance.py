@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.examples.invariance import NOTHING
 
 from tests.conftest import composed, write_folders
+from tests.examples.invariance import NOTHING
 from zfscope import build_network, load_network
 from zfscope.analyses.invariance import of_different_classes
 from zfscope.analyses.run import analyze
