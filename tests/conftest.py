@@ -6,14 +6,17 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 
 import lightning
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import distributed, multiprocessing
 
 from zfscope.commands import run_command
 
@@ -72,6 +75,24 @@ def fit(
     )
     trainer.fit(module)
     return trainer
+
+
+# Two processes start in half a second when forked, which CUDA does not allow.
+START = "spawn" if torch.cuda.is_available() else "fork"
+
+
+def _one_rank(rank: int, folder: Path, task):
+    torch.set_num_threads(1)  # a forked process has not the threads of its parent
+    store = f"file://{folder}/store"
+    distributed.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.save(task(rank), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def on_two_ranks(folder: Path, task) -> list:
+    """What ``task(rank)``, a function of a module, returns in each of two processes that gloo joins."""
+    multiprocessing.start_processes(_one_rank, (folder, task), nprocs=2, start_method=START)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 # A network and a schedule of a second or two, on class folders of small images.

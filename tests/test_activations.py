@@ -1,11 +1,10 @@
 import copy
 import pickle
-from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
+from tests.conftest import on_two_ranks
 from zfscope.activations import TopActivations
 
 EMPTY = (-torch.inf, -1, (-1, -1))
@@ -311,24 +310,18 @@ def test_the_state_follows_to_a_device():
     assert metric.device.type == "meta"
 
 
-def one_of_two_ranks(rank, folder):
-    distributed.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def one_of_two_ranks(rank):
     maps, order = with_ties(65, seed=5), [*range(65), 0]  # 33 + 33: the sampler repeats image 0
     metric = TopActivations({"conv1": 5, "fc6": 5})
     for part in (order[rank::2][:20], order[rank::2][20:]):
         metric.update({"conv1": maps[part], "fc6": maps[part].amax((2, 3))}, torch.tensor(part))
-    merged = metric.compute()
-    torch.save(({layer: rows(table) for layer, table in merged.items()}, metric.top_conv1), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return {layer: rows(table) for layer, table in metric.compute().items()}, metric.top_conv1
 
 
 def test_two_gloo_processes_give_the_table_of_one(tmp_path):
     maps = with_ties(65, seed=5)
 
-    multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
-    (first, first_state), (second, second_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (first, first_state), (second, second_state) = on_two_ranks(tmp_path, one_of_two_ranks)
 
     assert first["conv1"] == mined(maps) == brute_force(maps, range(65), 9)
     assert first["fc6"] == mined(maps.amax((2, 3)))

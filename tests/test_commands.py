@@ -1,5 +1,6 @@
-"""The command line: what is refused before any work, sweeps and their table, resume=, experiments, light imports."""
+"""The command line: what is refused before any work, sweeps and their table, resume=, experiments."""
 
+import gc
 import json
 import os
 import re
@@ -14,10 +15,6 @@ from tests.conftest import ROOT
 from zfscope.commands import check_experiments, one_line, resume_overrides
 from zfscope.runs import lock
 
-HEAVY = ("torch", "lightning", "timm", "torchvision", "wandb", "matplotlib")
-SPECS = [path.relative_to(ROOT / "src").with_suffix("") for path in ROOT.glob("src/**/spec.py")]
-LIGHT = ["zfscope", "zfscope.commands", "zfscope.schema", *sorted(str(path).replace("/", ".") for path in SPECS)]
-
 
 def results(folder):
     return json.loads((Path(folder) / "results.json").read_text())
@@ -29,15 +26,6 @@ def typed(*arguments, **environment):
         [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
         capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("module", LIGHT)
-def test_a_light_module_loads_nothing_heavy(module):
-    code = f"import sys, {module}; print(*set(sys.modules) & set({HEAVY!r}))"
-
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-
-    assert answer.stdout.split() == []
 
 
 @pytest.mark.parametrize(
@@ -96,11 +84,13 @@ def test_analyze_refuses_alike(command, tmp_path, overrides, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_image_that_cannot_be_read_is_named(command, tiny, tmp_path, folders):
+def test_an_image_that_cannot_be_read_is_named(command, tiny, tmp_path, folders, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # s; the loader that failed waits it
     broken = next((folders / "train" / "dog").iterdir())
     broken.write_bytes(broken.read_bytes()[:300])
 
     code, _, err = command("train", *tiny, "data.num_workers=1")
+    gc.collect()  # the loader goes now, not in another test
 
     assert code == 2
     assert str(broken) in err

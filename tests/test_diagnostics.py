@@ -1,12 +1,12 @@
 """Dead maps, frequencies of filters and grids, planted and measured."""
 
 import math
-from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 
+from tests.conftest import on_two_ranks
 from zfscope.diagnostics import (
     HIGH,
     LOW,
@@ -84,19 +84,14 @@ def test_ranges_are_those_of_all_activations_however_they_come_in():
     assert ranges_of(torch.tensor([[1.0], [math.nan]])).isnan().all()
 
 
-def one_of_two_ranks(rank, folder):
-    distributed.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def one_of_two_ranks(rank):
     metric = MapRanges(12)
     metric.update(planted()[rank::2])
-    torch.save((metric.compute(), metric.extremes), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return metric.compute(), metric.extremes
 
 
 def test_two_gloo_processes_find_the_ranges_of_one(tmp_path):
-    multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
-    (first, own), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (first, own), (second, other) = on_two_ranks(tmp_path, one_of_two_ranks)
 
     assert torch.equal(first, ranges_of(planted())) and torch.equal(second, first)
     assert not torch.equal(own, other)  # each rank goes on with its own

@@ -1,19 +1,19 @@
 """The rooms of the house: who may import whom, and what an import costs."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import traceback
 
-import pytest
-
+import zfscope.callbacks
 from tests.conftest import ROOT
 from tests.rooms import FLOORS, arrows, imported_modules, sources
 
 HEAVY = ("torch", "lightning", "timm", "torchvision", "wandb", "matplotlib")
-LIGHT = ("zfscope", "zfscope.commands", "zfscope.schema", "zfscope.console", "zfscope.runs") + tuple(
-    f"zfscope.{room}.spec" for room in ("networks", "data", "training", "analyses")
-)
+SPECS = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in ROOT.glob("src/**/spec.py")]
+LIGHT = ["zfscope", "zfscope.schema", "zfscope.console", "zfscope.runs", *sorted(SPECS), "zfscope.commands"]
 # Names that others rely on, with what must be there after them.
 NAMES = {
     "zfscope": ("ConvNet", "build_network", "load_network", "receptive_field"),
@@ -105,16 +105,36 @@ def test_no_file_is_longer_than_four_hundred_lines():
     assert not [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400]
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_what_the_command_line_needs_first_loads_nothing_heavy(module):
-    loaded = python(f"import sys, {module}; print(*sys.modules)").split()
+def test_what_the_command_line_needs_first_loads_nothing_heavy():
+    assert {f"zfscope.{room}.spec" for room in ("networks", "data", "training", "analyses")} <= set(LIGHT)
 
-    assert not set(HEAVY) & set(loaded)
+    told = python(f"""
+import importlib, sys
+for module in {LIGHT!r}:
+    importlib.import_module(module)
+    print(module, *set({HEAVY!r}) & set(sys.modules))
+""")
+
+    assert told.splitlines() == LIGHT
+
+
+def run_anew(code):
+    """Run code in a copy of this process that has not imported this project yet; whether it ran to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            for module in [name for name in sys.modules if name.partition(".")[0] == "zfscope"]:
+                del sys.modules[module]
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def test_names_that_others_rely_on_are_no_modules_in_whatever_order_they_are_imported():
-    names = {**NAMES, "zfscope.callbacks": python("import zfscope.callbacks as c; print(*c.__all__)").split()}
-    cases = []
+    names = {**NAMES, "zfscope.callbacks": zfscope.callbacks.__all__}
     for package, wanted in names.items():
         everything = f"""
 import importlib, pkgutil, {package} as package
@@ -122,23 +142,8 @@ for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
     importlib.import_module(package.__name__ + "." + module.name)
 """
         takes = [f"from {package} import {name}\nassert callable({name}), {name}\n" for name in wanted]
-        cases += [*takes, everything + "".join(takes), "".join(takes) + everything + "".join(takes)]
-
-    # Each case in a process of its own, forked from one in which the libraries are loaded and this project is not.
-    python(f"""
-import os, traceback
-import lightning, matplotlib.pyplot, timm, torch, torchmetrics, torchvision, wandb
-for case in {cases!r}:
-    child = os.fork()
-    if child == 0:
-        try:
-            exec(case, {{}})
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, case
-""")
+        for case in [*takes, everything + "".join(takes), "".join(takes) + everything + "".join(takes)]:
+            assert run_anew(case), case
 
 
 def test_requirements_pin_what_the_package_needs():

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,13 @@ def prepare(name: str, arguments: argparse.Namespace) -> list[Path]:
     check_experiments(name, _parsed(overrides))
     with _composing(name, arguments.config_dir) as hydra:
         try:
-            main = _main_config(hydra, name, overrides, arguments.multirun)
-            in_sweep = arguments.multirun or main.hydra.mode == RunMode.MULTIRUN
-            folders, fixed = _jobs(name, main) if in_sweep else _single_run(name, overrides)
+            run = None if arguments.multirun else _run_config(name, overrides)
+            main = None if run else _main_config(hydra, name, overrides, arguments.multirun)
+            in_sweep = arguments.multirun or (run is None and main.hydra.mode == RunMode.MULTIRUN)
+            if in_sweep:
+                folders, fixed = _jobs(name, main)
+            else:
+                folders, fixed = _single_run(name, run or compose(name, overrides, return_hydra_config=True))
         except HydraException as error:
             unknown = re.search(r"Could not override '([^']+)'", str(error))
             if unknown is None:
@@ -234,9 +239,17 @@ def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) 
                 overrides[number] = f"{key}=choice({value})"
 
 
-def _single_run(name: str, overrides: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _run_config(name: str, overrides: list[str]) -> DictConfig | None:
+    """The config of a single run; None for a sweep by its config (``hydra.mode``) and for what does not compose."""
+    try:
+        config = compose(name, overrides, return_hydra_config=True)
+    except HydraException:
+        return None
+    return None if config.hydra.mode == RunMode.MULTIRUN else config
+
+
+def _single_run(name: str, config: DictConfig) -> tuple[list[Path], list[str]]:
     """The folder of a run whose values were checked, and the override that fixes it."""
-    config = compose(name, list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
@@ -289,7 +302,12 @@ def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
+    return _parser().parse_overrides(list(overrides))
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
 
 
 def _quoted(path: str | Path) -> str:

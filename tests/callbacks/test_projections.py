@@ -23,6 +23,7 @@ from tests.callbacks.conftest import (
     same,
     small_chain,
 )
+from tests.conftest import START
 from zfscope.activations import TopTable
 from zfscope.callbacks import Projections
 from zfscope.deconvnet.boxes import cut
@@ -312,11 +313,14 @@ class Still(Module):
         super().__init__(lr=0.0)
         self.network.norm = nn.Identity()
 
+    def setup(self, stage):
+        torch.set_num_threads(1)  # a forked process has not the threads of its parent
+
 
 def test_two_processes_show_what_one_shows(tmp_path):
     fit(tmp_path / "one", Still(), Projections(top=3))
 
-    fit(tmp_path / "two", Still(), Projections(top=3), devices=2, strategy="ddp_spawn")
+    fit(tmp_path / "two", Still(), Projections(top=3), devices=2, strategy=f"ddp_{START}")
 
     assert panels(tmp_path / "one") == BOTH
     check_panels(tmp_path / "two", {panel: Image.open(tmp_path / "one/figures" / panel) for panel in BOTH})
