@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stdout
+from copy import deepcopy
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import lightning
@@ -32,10 +34,15 @@ def seeds(count: int, quick: int = 10) -> list:
     return [*range(quick), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count))]
 
 
-def composed(*overrides: str, name: str = "train") -> dict:
-    """A config as Hydra composes it from conf/, resolved, as plain containers."""
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> dict:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+
+
+def composed(*overrides: str, name: str = "train") -> dict:
+    """A config as Hydra composes it from conf/, resolved, as plain containers; the like is composed once."""
+    return deepcopy(_composed(name, overrides))
 
 
 def tiny_images(count: int, side: int = 24, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

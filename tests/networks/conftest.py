@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from tests.networks.saved import CONF, SIZE, fresh
+from tests.conftest import composed
+from tests.networks.saved import SIZE, fresh
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.checkpoints import save_network
 from zfscope.networks.preprocessing import Preprocessing
@@ -32,8 +32,7 @@ def mini():
 def config():
     """zfnet_mini, smaller still."""
     small = [f"model.conv{number}.maps=8" for number in range(1, 6)] + ["model.fc6.units=16", "model.fc7.units=16"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return {"model": compose("train", overrides=["model=zfnet_mini", *small]).model}
+    return {"model": composed("model=zfnet_mini", *small)["model"]}
 
 
 @pytest.fixture

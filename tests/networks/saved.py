@@ -1,10 +1,6 @@
-from pathlib import Path
-
 import torch
 
 from zfscope.networks.build import build_network
-
-CONF = str(Path(__file__).parents[2] / "conf")
 
 SIZE = 64
 

@@ -160,7 +160,7 @@ def test_paper_s_start_is_normal_of_one_hundredth_with_biases_of_zero():
         assert abs(weight.mean().item()) < 5 * 0.01 / weight.numel() ** 0.5
         assert (weight.abs() > 0.02).float().mean().item() == pytest.approx(0.0455, rel=0.1)  # normal, not uniform
         assert not getattr(network, layer)[0].bias.any()
-    assert model("model=zfnet").init == {"scheme": "normal", "std": 0.01}
+    assert model("model=zfnet")["init"] == {"scheme": "normal", "std": 0.01}
 
 
 def test_he_s_start_keeps_the_scale_on_the_way_up():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
-from tests.networks.saved import CONF, SIZE, fresh, run, same
+from tests.conftest import composed
+from tests.networks.saved import SIZE, fresh, run, same
 from zfscope import load_network
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import find_checkpoint, start_from
@@ -85,8 +85,7 @@ def test_classes_layer_of_another_size_stays_fresh(saved, network, config):
 
 
 def test_any_other_layer_of_another_size_is_refused(saved, config):
-    with initialize_config_dir(CONF, version_base="1.3"):
-        other = build_network(compose("train", overrides=["model=zfnet_mini"]).model, 3, SIZE)
+    other = build_network(composed("model=zfnet_mini")["model"], 3, SIZE)
 
     with pytest.raises(ValueError, match=r"conv1.conv.weight has shape \(8, 3, 7, 7\), but this network's is \(32, 3"):
         start_from(other, str(saved))

@@ -1,22 +1,18 @@
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from timm.layers import SEModule as SqueezeExcite
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import seeds
+from tests.conftest import composed, seeds
 from zfscope.networks.build import build_network
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.fields import probe_field, receptive_field
 from zfscope.networks.geometry import ReceptiveField, Step, field_of, map_sizes
 from zfscope.networks.hooked import HookedNetwork, TimmNetwork
 from zfscope.networks.spec import ConvLayer, DenseLayer, PoolConfig
-
-CONF = str(Path(__file__).parents[2] / "conf")
 
 # Fig. 3, bottom to top, with what the paper's sizes and receptive fields must be after each step.
 ZFNET = [
@@ -32,8 +28,8 @@ ZFNET = [
 
 
 def zfnet():
-    with initialize_config_dir(CONF, version_base="1.3"), torch.device("meta"):
-        return build_network(compose("train", overrides=["model=zfnet"]).model, 1000, 224)
+    with torch.device("meta"):
+        return build_network(composed("model=zfnet")["model"], 1000, 224)
 
 
 def test_receptive_fields_are_the_paper_s():

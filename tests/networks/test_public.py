@@ -7,10 +7,10 @@ import pytest
 import requests
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import nn
 
+from tests.conftest import composed
 from zfscope import load_network
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import save_network
@@ -199,11 +199,9 @@ def test_foreign_names_become_ours_by_order_and_our_own_stay():
 
 @pytest.mark.parametrize("name", list(ZOO))
 def test_a_network_that_would_compute_something_else_is_told_the_overrides_that_fit(name):
-    conf = str(Path(__file__).parents[2] / "conf")
-
     def built(*overrides):
-        with initialize_config_dir(conf, version_base="1.3"), torch.device("meta"):
-            return build_network(compose("train", overrides=list(overrides)).model, 5, 224)
+        with torch.device("meta"):
+            return build_network(composed(*overrides)["model"], 5, 224)
 
     with pytest.raises(ValueError, match=f"weights={name} were trained .*: conv1.*; use model=") as refusal:
         check_fits(built("model=zfnet"), name)
