@@ -36,11 +36,11 @@ def typed(folder, name, *overrides):
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory, trained_run):
-    """One epoch of timm's resnet18, without pictures."""
+    """One epoch of timm's smallest residual network, without pictures."""
     folder = tmp_path_factory.mktemp("residual")
     (folder / "images").symlink_to(trained_run.parent / "images")
     tiny = [override for override in TINY if not override.startswith(("model.", "trainer.max_epochs"))]
-    own = ["model=timm", "model.name=resnet18", "trainer.max_epochs=1", "callbacks=none", "evaluate.enabled=false"]
+    own = ["model=timm", "model.name=test_resnet", "trainer.max_epochs=1", "callbacks=none", "evaluate.enabled=false"]
     places = [f"data.root={folder / 'images'}", f"data.cache={folder / 'cache'}", "hydra.run.dir=run"]
     code, err = typed(folder, "train", *tiny, *own, *places)
     assert code == 0, err

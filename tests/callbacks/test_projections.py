@@ -314,7 +314,8 @@ class Still(Module):
         self.network.norm = nn.Identity()
 
     def setup(self, stage):
-        torch.set_num_threads(1)  # a forked process has not the threads of its parent
+        if self.trainer.world_size > 1:
+            torch.set_num_threads(1)  # a forked process has not the threads of its parent
 
 
 def test_two_processes_show_what_one_shows(tmp_path):

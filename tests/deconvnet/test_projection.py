@@ -50,9 +50,9 @@ def test_the_network_is_left_as_it_was():
 @pytest.mark.parametrize("name", ["alexnet", "vgg11"])
 def test_torchvisions_chains_are_projected_as_autograd_does(name):
     torch.manual_seed(0)
-    network = build_network({"source": "torchvision", "name": name}, 10, 224).eval().double()
+    network = build_network({"source": "torchvision", "name": name}, 10, 96).eval().double()
     layer = "conv5" if name == "alexnet" else "conv4_2"
-    images = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+    images = torch.randn(2, 3, 96, 96, dtype=torch.float64)
     maps = torch.tensor([3, 200])
 
     found = project(network, images, layer, maps)

@@ -53,7 +53,7 @@ def test_timm_models_project_as_with_their_activations_replaced(name, layers, ru
     network = HookedNetwork(body, layers)
 
     for layer in layers:
-        assert_projects(network, random_images(2, 64), layer, rule)
+        assert_projects(network, random_images(2, 32), layer, rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
