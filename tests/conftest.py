@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import distributed, multiprocessing
@@ -32,6 +33,22 @@ sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
 def seeds(count: int, quick: int = 10) -> list:
     """Seeds of a parametrised test: the first few by default, the others in `make test-all`."""
     return [*range(quick), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count))]
+
+
+_load, _loaded = ConfigRepository.load_config, {}
+
+
+def _load_once(repository: ConfigRepository, config_path: str):
+    """Hydra reads and parses a file of conf/ once a test run, not once for each of several hundred compositions."""
+    places = tuple(source.path for source in repository.sources)
+    if any(place.startswith("/") and not place.startswith(str(ROOT / "conf")) for place in places):
+        return _load(repository, config_path)
+    if (places, config_path) not in _loaded:
+        _loaded[places, config_path] = _load(repository, config_path)
+    return deepcopy(_loaded[places, config_path])
+
+
+ConfigRepository.load_config = _load_once
 
 
 @cache

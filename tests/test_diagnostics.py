@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.conftest import on_two_ranks
+from tests.examples.diagnostics import chain, plain
 from zfscope.diagnostics import (
     HIGH,
     LOW,
@@ -19,10 +20,8 @@ from zfscope.diagnostics import (
     grid_score,
     near_dead_maps,
 )
-from zfscope.networks.chain import ConvNet
 from zfscope.networks.hooked import HookedNetwork
 from zfscope.networks.layers import conv_layers
-from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig, PoolConfig
 
 
 def planted(count=40, maps=12, side=5, seed=0):
@@ -308,29 +307,6 @@ def test_projections_that_are_all_zero_have_no_score_and_single_ones_do_not_coun
 def test_what_has_no_grid_is_refused(side, corners, period, message):
     with pytest.raises(ValueError, match=message):
         grid_score(torch.ones(2, 3, side, side), corners, period)
-
-
-def chain(seed=0, stride=2):
-    torch.manual_seed(seed)
-    layers = {
-        "conv1": ConvLayer(maps=8, kernel_size=5, stride=stride, pool=PoolConfig()),
-        "conv2": ConvLayer(maps=6, kernel_size=3, padding=1, norm=None),
-        "fc3": DenseLayer(units=7, dropout=0.5),
-        "fc4": DenseLayer(),
-    }
-    network = ConvNet(layers, num_classes=2, image_size=33, init=InitConfig(scheme="he"))
-    nn.init.constant_(network.conv2.conv.bias[:2].detach(), -1e4)
-    with torch.no_grad():
-        network.conv1.conv.weight[3] *= 1e-5
-    return network
-
-
-def plain(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 6, 3, 2), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(1350, 2)),
-    )
 
 
 def test_the_first_filters_are_those_that_see_the_pixels():

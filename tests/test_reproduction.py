@@ -22,7 +22,7 @@ MODEL = {
     "fc7": {"units": 10},
     "fc8": {},
 }
-SMALL = ["device=cpu", "data.num_workers=0", "hydra.run.dir=found"]
+SMALL = ["logger=none", "device=cpu", "data.num_workers=0", "hydra.run.dir=found"]
 FEW = ["analysis.images_per_class=[2,4]", "analysis.folds=3", "analysis.scratch_steps=3"]
 
 
@@ -263,7 +263,7 @@ def test_an_experiment_of_the_analyses_runs_both_of_them(command, run, tmp_path,
 
     code, out, err = command(
         "analyze", "experiment=caltech101_pretrained", f"checkpoint={run}", f"data.root={tmp_path / 'c101'}",
-        "data.download=false", "data.num_workers=0", "device=cpu", "hydra.sweep.dir=both",
+        "data.download=false", "data.num_workers=0", "device=cpu", "logger=none", "hydra.sweep.dir=both",
     )  # fmt: skip
 
     assert (code, err) == (0, "")

@@ -94,8 +94,8 @@ def test_dominance_is_how_far_the_largest_filter_stands_out(tmp_path, folders):
 
 
 def test_what_a_network_has_not_is_left_out_and_said(tmp_path, folders):
-    checkpoint(tmp_path / "vit.ckpt", folders, "model=timm", "model.name=vit_tiny_patch16_224")
-    checkpoint(tmp_path / "gelu.ckpt", folders, "model=timm", "model.name=convnext_atto")
+    checkpoint(tmp_path / "vit.ckpt", folders, "model=timm", "model.name=test_vit")
+    checkpoint(tmp_path / "gelu.ckpt", folders, "model=timm", "model.name=test_convnext")
 
     vit, _ = analysed(tmp_path / "vit", tmp_path / "vit.ckpt")
     gelu, arrays = analysed(tmp_path / "gelu", tmp_path / "gelu.ckpt")

@@ -5,41 +5,17 @@ from functools import partial
 import pytest
 import torch
 from lightning import Callback
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.callbacks import conftest
 from tests.callbacks.conftest import Noted, Pictures, hooks_of, same
+from tests.examples.diagnostics import chain, plain
 from zfscope.callbacks import Diagnostics, Projections
 from zfscope.diagnostics import filter_frequencies
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.hooked import HookedNetwork
-from zfscope.networks.spec import ConvLayer, DenseLayer, InitConfig, PoolConfig
 
 fit = partial(conftest.fit, max_epochs=2)
-
-
-def chain(seed=0, stride=2):
-    torch.manual_seed(seed)
-    layers = {
-        "conv1": ConvLayer(maps=8, kernel_size=5, stride=stride, pool=PoolConfig()),
-        "conv2": ConvLayer(maps=6, kernel_size=3, padding=1, norm=None),
-        "fc3": DenseLayer(units=7, dropout=0.5),
-        "fc4": DenseLayer(),
-    }
-    network = ConvNet(layers, num_classes=2, image_size=33, init=InitConfig(scheme="he"))
-    nn.init.constant_(network.conv2.conv.bias[:2].detach(), -1e4)
-    with torch.no_grad():
-        network.conv1.conv.weight[3] *= 1e-5
-    return network
-
-
-def plain(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 6, 3, 2), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(1350, 2)),
-    )
 
 
 class Module(conftest.Module):

@@ -1,6 +1,7 @@
 """Rules for the way down by autograd, against captum and networks whose activations are replaced."""
 
 import copy
+from functools import cache
 
 import captum.attr
 import pytest
@@ -39,6 +40,11 @@ def test_projection_is_captum_s_times_the_activation(rule, captum_s, layer):
         torch.testing.assert_close(projections[number], expected.detach(), rtol=0, atol=1e-12)
 
 
+@cache
+def timm_body(name):
+    return seeded(lambda: timm.create_model(name, num_classes=4))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     ("name", "layers"),
@@ -49,8 +55,7 @@ def test_projection_is_captum_s_times_the_activation(rule, captum_s, layer):
     ],
 )
 def test_timm_models_project_as_with_their_activations_replaced(name, layers, rule):
-    body = seeded(lambda: timm.create_model(name, num_classes=4))
-    network = HookedNetwork(body, layers)
+    network = HookedNetwork(timm_body(name), layers)
 
     for layer in layers:
         assert_projects(network, random_images(2, 32), layer, rule)

@@ -6,7 +6,6 @@ from tests.report.planted import ON_PHANTOM, analysis, ensemble, identity_of, li
 from zfscope.report.readings import TRAINING, Run
 
 GAINS = {"pretrained/15/accuracy": 50.0}
-PHANTOM = {"model": "zfnet_mini", "data": "phantom", "stem": "7x7/2", "filter_rms": 0.1}
 
 
 def gained(folder, **more):

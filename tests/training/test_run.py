@@ -150,7 +150,13 @@ def test_a_run_whose_data_was_measured_before_repeats_the_one_that_measured_it(c
 def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_back(command, tiny, tmp_path):
     other = ("model.conv2.stride", "model.conv2.padding", "logger", "data.resize", "data.crop")
     own = [override for override in tiny if not override.startswith(other)]
-    own += ["data.resize=72", "data.crop=64", "~callbacks.occlusion_maps", "~callbacks.feature_evolution"]
+    own += [
+        "data.resize=72",
+        "data.crop=64",
+        "~callbacks.occlusion_maps",
+        "~callbacks.feature_evolution",
+        "~callbacks.projections",
+    ]
     stems = ["7x7s2", "11x11s4"]
 
     code, out, _ = command("train", "-m", *own, f"model/stem={','.join(stems)}")

@@ -121,7 +121,7 @@ def test_sizes_that_are_no_three_numbers_are_refused_before_a_folder_is_made(tmp
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    return open_phantom(tmp_path_factory.mktemp("few"), sizes=(200, 10, 100))
+    return open_phantom(tmp_path_factory.mktemp("few"), sizes=(120, 10, 60))
 
 
 @pytest.fixture(scope="module")
