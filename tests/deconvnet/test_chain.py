@@ -77,16 +77,39 @@ def test_the_box_is_exactly_what_an_activation_can_reach():
         assert not outside.any()
 
 
-def test_boxes_of_the_paper_have_the_sizes_that_fig_3_gives():
-    network = build_network(composed("model=zfnet")["model"], 10, 224).eval()
+@pytest.fixture(scope="module")
+def zfnet():
+    """The paper's layers with maps, at 224 px."""
+    torch.manual_seed(0)
+    config = composed("model=zfnet", "model.fc6.units=8", "model.fc7.units=8")["model"]
+    return build_network(config, 10, 224).eval()
+
+
+def test_boxes_of_the_paper_have_the_sizes_that_fig_3_gives(zfnet):
     images, maps = torch.randn(1, 3, 224, 224), torch.tensor([0])
     sizes = {}
-    for layer in network.layers[:5]:
-        patches, boxes = project(network, images, layer, maps, crop=True)
+    for layer in zfnet.layers[:5]:
+        patches, boxes = project(zfnet, images, layer, maps, crop=True)
         assert patches.shape[2:] == ((boxes[0, 3] - boxes[0, 1]), (boxes[0, 2] - boxes[0, 0]))
         sizes[layer] = patches.shape[2]
 
     assert sizes == {"conv1": 7, "conv2": 27, "conv3": 75, "conv4": 107, "conv5": 139}
+
+
+@pytest.mark.parametrize("rule", ["guided", "gradient"])
+@pytest.mark.parametrize(("layer", "side"), [("conv2", 27), ("conv5", 139)])
+def test_the_box_of_a_unit_is_the_same_whatever_the_rule(zfnet, rule, layer, side):
+    images, maps = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 7, 20])
+
+    _, by_deconvnet = project(zfnet, images, layer, maps, crop=True)
+    patches, boxes = project(zfnet, images, layer, maps, crop=True, rule=rule)
+    canvases = project(zfnet, images, layer, maps, rule=rule)
+
+    assert torch.equal(boxes, by_deconvnet) and ((boxes[:, 2:] - boxes[:, :2]) == side).all()
+    assert patches.shape[2:] == (side, side)
+    for canvas, (x0, y0, x1, y1) in zip(canvases, boxes.tolist(), strict=True):
+        canvas[:, max(0, y0) : y1, max(0, x0) : x1] = 0
+        assert not canvas.any()
 
 
 @pytest.mark.parametrize("seed", seeds(20))

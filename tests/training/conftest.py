@@ -39,12 +39,25 @@ class StopAt(lightning.Callback):
             raise KeyboardInterrupt
 
 
-def parts(folder, *, optim=None, count=30, epochs=3, labels=None, callbacks=(), seed=0, every_n_steps=None, **options):
+def parts(
+    folder,
+    *,
+    optim=None,
+    count=30,
+    epochs=3,
+    labels=None,
+    callbacks=(),
+    seed=0,
+    every_n_steps=None,
+    workers=0,
+    **options,
+):
     """A trainer, a classifier and its data; ``options`` are the Trainer's."""
     torch.manual_seed(seed)
     images, numbers = tiny_images(count)
     data = ArrayImages(images, numbers if labels is None else labels, CLASSES, "tiny")
-    config = check(DataConfig, {**composed()["data"], "resize": 24, "crop": 20, "batch_size": 8, "num_workers": 0})
+    sizes = {"resize": 24, "crop": 20, "batch_size": 8, "num_workers": workers}
+    config = check(DataConfig, {**composed()["data"], **sizes})
     prepare = Preprocessing(24, 20, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
     network = build_network(MODEL, 3, 20)
     network.classes, network.preprocessing = CLASSES, prepare

@@ -10,7 +10,7 @@ from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])
-@pytest.mark.parametrize("stop", [3, 5, 6], ids=["at an epoch's end", "in an epoch's middle", "at the second end"])
+@pytest.mark.parametrize("stop", [2, 5, 6], ids=["in the first epoch", "in an epoch's middle", "before a validation"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(fit, tmp_path, stop, schedule):
     optim = {"schedule": {"name": schedule}, "momentum": 0.9}
     _, whole = fit(tmp_path / "whole", optim=optim, epochs=4)
@@ -22,6 +22,51 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(fit, tmp_pa
     weights = resumed.network.state_dict()
     for name, expected in whole.network.state_dict().items():
         torch.testing.assert_close(weights[name], expected, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_images_that_workers_read_ahead_are_those_of_where_the_run_stands(fit, tmp_path, schedule):
+    # The cosine asks for the number of steps, which opens the loader: its workers read before the run is restored.
+    optim = {"schedule": {"name": schedule}, "momentum": 0.9}
+    _, whole = fit(tmp_path / "whole", optim=optim, workers=1)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", optim=optim, workers=1, callbacks=[StopAt(5)])
+    _, resumed = fit(tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt", optim=optim, workers=1)
+
+    for expected, weight in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("stop", "window"), [(4, 4), (6, 2), (10, 4)])
+def test_a_stop_within_a_window_of_accumulated_batches_loses_none(fit, tmp_path, stop, window):
+    options = {"optim": {"momentum": 0.9}, "count": 40, "accumulate_grad_batches": window}  # five batches an epoch
+    _, whole = fit(tmp_path / "whole", **options)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", **options, callbacks=[StopAt(stop)])
+    _, resumed = fit(tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt", **options)
+
+    for expected, weight in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+    assert "gradients" not in read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")  # that of the last epoch's end
+
+
+def test_the_plateau_of_a_run_that_goes_on_is_that_of_a_whole_one(fit, tmp_path):
+    optim = {"schedule": {"name": "plateau", "patience": 0}, "lr": 1e-4}
+    _, whole = fit(tmp_path / "whole", optim=optim, epochs=5)
+
+    fit(tmp_path / "run", optim=optim, epochs=2)
+    _, resumed = fit(tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt", optim=optim, epochs=5)
+
+    expected = whole.lr_schedulers().state_dict()
+    assert resumed.lr_schedulers().state_dict() == expected
+    assert expected["_last_lr"][0] < 1e-6  # it was divided more than once
+
+
+def test_a_plateau_without_validation_is_refused_before_the_first_step(fit, tmp_path):
+    with pytest.raises(ValueError, match=r"optim\.schedule=plateau goes by validation, .*limit_val_batches=0"):
+        fit(tmp_path, limit_val_batches=0)
 
 
 def test_a_finished_run_goes_on_as_if_it_had_been_longer(fit, tmp_path):

@@ -61,7 +61,8 @@ def open_data(config: DataConfig) -> Splits:
 class ImageData(lightning.LightningDataModule):
     """Loaders over the parts of a data set; batches are ``(image (N, 3, H, W), label, index)``.
 
-    ``statistics`` are needed for ``augment.pca_colour``.
+    ``statistics`` are needed for ``augment.pca_colour``. ``done`` is set when a run goes on: the batches behind it, for
+    loaders that are opened before the Trainer knows.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ImageData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.splits, self.config, self.preprocessing, self.seed = splits, config, preprocessing, seed
+        self.done = 0
         self.directions = statistics.colour_directions() if statistics is not None else None
         TrainBatches(len(splits.train), config.batch_size, seed, lambda: 0)  # refuses a batch larger than the data
 
@@ -91,7 +93,7 @@ class ImageData(lightning.LightningDataModule):
             len(self.splits.train),
             config.batch_size,
             self.seed,
-            position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+            position=lambda: max(self.done, trainer.fit_loop.epoch_loop.batch_progress.total.processed),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )

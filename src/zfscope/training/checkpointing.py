@@ -37,6 +37,13 @@ class LastCheckpoint(ModelCheckpoint):
         )
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
 
+    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
+        """Save every few steps, but not after an epoch's last batch: its validation would be left out by a resumed run,
+        and so the step of a plateau.
+        """
+        if not _is_epoch_read(trainer):
+            super().on_train_batch_end(trainer, *arguments, **more)
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save, also where a number of steps was asked for within long epochs."""
         super().on_train_epoch_end(trainer, pl_module)
@@ -49,8 +56,12 @@ class LastCheckpoint(ModelCheckpoint):
         """Save when a person or the machine stops the run; after an error the weights may be what is wrong."""
         # During validation averaged weights may stand in for the trained ones; the last epoch's file is right then.
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if stopped and not trainer.fast_dev_run and not trainer.validating:
+        if stopped and not trainer.fast_dev_run and not trainer.validating and not _is_epoch_read(trainer):
             self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+
+
+def _is_epoch_read(trainer: lightning.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
 
 
 class EpochCheckpoints(lightning.Callback):

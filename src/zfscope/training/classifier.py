@@ -3,6 +3,7 @@
 Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9, dropout; Krizhevsky et al. (2012): weight decay.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,9 +14,11 @@ import timm.data
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
+from zfscope.data.datamodule import ImageData
 from zfscope.networks.checkpoints import network_state
 from zfscope.networks.network import Network
 from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
@@ -52,7 +55,8 @@ class Classifier(lightning.LightningModule):
                 scores["top5_error"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
-        self._images, self._since, self._until = 0, 0.0, 0.0
+        self._images, self._since, self._until, self._validated = 0, 0.0, 0.0, False
+        self._gradients: dict[str, Tensor] = {}
         self.mixup = None
         if optim.mixup is not None:
             self.mixup = timm.data.Mixup(
@@ -98,6 +102,10 @@ class Classifier(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Start counting images and seconds; a run that goes on in the middle of an epoch starts none."""
         self.on_train_epoch_start()
+        for name, gradient in self._gradients.items():
+            weight = self.get_parameter(name)
+            weight.grad = gradient.to(weight)
+        self._gradients = {}
 
     def on_train_epoch_start(self) -> None:
         """Start counting images and seconds."""
@@ -110,6 +118,10 @@ class Classifier(lightning.LightningModule):
         seconds = max(self._until - self._since, 1e-9)
         self.log("images_per_second", self._images / seconds, sync_dist=False)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau) and self._validated:
+            scheduler.step(self.trainer.callback_metrics[self.monitor])
+        self._validated = False
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Loss and errors of the middle crops of one batch."""
@@ -121,15 +133,21 @@ class Classifier(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the errors of this validation, in percent."""
         self._log_scores(self.val_scores, prog_bar=True)
+        self._validated = not self.trainer.sanity_checking
 
     def configure_optimizers(self) -> dict[str, Any]:
         """SGD or AdamW over all weights, and the schedule."""
         optimizer, schedule = optimizer_of(self.parameters(), self.optim), self.optim.schedule
         if isinstance(schedule, PlateauConfig):
+            if self.trainer.limit_val_batches == 0:
+                raise ValueError(
+                    "optim.schedule=plateau goes by validation, and trainer.limit_val_batches=0 leaves none; "
+                    "use optim/schedule=cosine"
+                )
             rates = schedule.factor, schedule.patience
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", *rates, min_lr=schedule.min_lr)
-            every = self.trainer.check_val_every_n_epoch or 1
-            scheduler = {"scheduler": plateau, "monitor": self.monitor, "frequency": every}
+            plateau = ReduceLROnPlateau(optimizer, "min", *rates, min_lr=schedule.min_lr)
+            # Lightning keeps its state; on_train_epoch_end takes its steps, so that last.ckpt, written after, has them.
+            scheduler = {"scheduler": plateau, "monitor": self.monitor, "frequency": sys.maxsize}
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
         if isinstance(schedule, CosineConfig):
             steps = self.trainer.estimated_stepping_batches
@@ -143,9 +161,23 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": optimizer}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that ``load_network`` needs."""
+        """Add all that ``load_network`` needs, and within a window of accumulated batches their gradients."""
         if self.config is not None:
             checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity)
+        trainer = self.trainer
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        if done % trainer.accumulate_grad_batches and done < trainer.num_training_batches and trainer.world_size == 1:
+            named = self.named_parameters()
+            checkpoint["gradients"] = {name: weight.grad for name, weight in named if weight.grad is not None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up accumulated gradients, and tell the data where the run stands: a schedule asks for the number of
+        steps, which opens the loaders, before the Trainer has restored its progress.
+        """
+        self._gradients = checkpoint.get("gradients", {})
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if isinstance(self.trainer.datamodule, ImageData):
+            self.trainer.datamodule.done = progress["total"]["processed"]
 
     def _loss(self, logits: Tensor, labels: Tensor, smoothing: float | None = None) -> Tensor:
         smoothing = self.optim.label_smoothing if smoothing is None else smoothing
