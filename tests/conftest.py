@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
 
 
-def seeds(count: int, quick: int = 6) -> list:
+def seeds(count: int, quick: int = 5) -> list:
     """Seeds of a parametrised test: the first few by default, the others in `make test-all`."""
     return [*range(quick), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count))]
 
