@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from datetime import timedelta
@@ -30,9 +31,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
 
 
+def quick_first(values: Iterable, quick: int) -> list:
+    """Values of a parametrised test: the first few by default, the others in `make test-all`."""
+    values = list(values)
+    return [*values[:quick], *(pytest.param(value, marks=pytest.mark.slow) for value in values[quick:])]
+
+
 def seeds(count: int, quick: int = 5) -> list:
-    """Seeds of a parametrised test: the first few by default, the others in `make test-all`."""
-    return [*range(quick), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count))]
+    """As many seeds, ``quick`` of them by default."""
+    return quick_first(range(count), quick)
 
 
 _load, _loaded = ConfigRepository.load_config, {}

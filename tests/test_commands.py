@@ -84,6 +84,29 @@ def test_analyze_refuses_alike(command, tmp_path, overrides, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+trainer.strategy=x", r"strategy='x'"),
+        ("+trainer.max_time=x", r"'x'.* is not a valid duration"),
+        ("+trainer.val_check_interval=1.5", r"1\.5"),
+    ],
+)
+def test_what_the_trainer_refuses_is_refused_before_the_images_are_measured(command, tiny, tmp_path, override, message):
+    code, _, err = command("train", *tiny, override)
+
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    assert re.search(message, err), err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_sweep_of_one_batch_each_succeeds(command, tiny, tmp_path):
+    code, out, err = command("train", "-m", *tiny, "debug=fast", "seed=0,1")
+
+    assert code == 0, err
+    assert out.count("finished") == 2
+
+
 def test_an_image_that_cannot_be_read_is_named(command, tiny, tmp_path, folders, monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # s; the loader that failed waits it
     broken = next((folders / "train" / "dog").iterdir())

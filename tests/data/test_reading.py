@@ -109,8 +109,13 @@ def test_float_pixels_are_refused_because_their_range_is_not_known(tmp_path):
         read_image(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.png", {}), ("a.tif", {}), ("a.tif", {"compression": "tiff_lzw"}), ("a.webp", {"lossless": True})],
+    ids=["png", "tiff", "tiff lzw", "webp"],
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_is_applied(tmp_path, orientation):
+def test_the_exif_orientation_is_applied_once(tmp_path, orientation, name, options):
     upright = Image.fromarray(noise(6, 9))
     # What a camera stores so that this tag brings the upright image back; written out by hand, not by PIL's names.
     array = np.asarray(upright)
@@ -126,7 +131,7 @@ def test_the_exif_orientation_is_applied(tmp_path, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = saved(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / "a.png", exif=exif)
+    path = saved(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / name, exif=exif, **options)
 
     assert np.array_equal(np.asarray(read_image(path)), array)
 

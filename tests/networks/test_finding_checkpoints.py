@@ -16,7 +16,9 @@ def test_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
     last = run(tmp_path / "last", "last", "epoch_001")
 
     assert find_checkpoint(both) == both / "checkpoints" / "best.ckpt"
-    assert find_checkpoint(str(last)) == last / "checkpoints" / "last.ckpt"
+    with pytest.warns(UserWarning, match=r"holds no best\.ckpt; last\.ckpt is taken"):
+        taken = find_checkpoint(str(last))
+    assert taken == last / "checkpoints" / "last.ckpt"
 
 
 @pytest.mark.parametrize("name", ["last", "best", "epoch_010"])

@@ -63,7 +63,12 @@ def parts(
     network.classes, network.preprocessing = CLASSES, prepare
     optim = check(OptimConfig, {"lr": 0.05, "schedule": {"name": "plateau", "patience": 0}, **(optim or {})})
     classifier = Classifier(
-        network, optim, seed=seed, config={"model": MODEL}, data=data.fingerprint, multilabel=labels is not None
+        network,
+        optim,
+        seed=seed,
+        config={"model": MODEL, "optim": optim.model_dump()},
+        data=data.fingerprint,
+        multilabel=labels is not None,
     )
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     trainer = lightning.Trainer(

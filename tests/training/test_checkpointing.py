@@ -1,5 +1,6 @@
 """Checkpoints while training: when they are written, what they hold, and that a resumed run repeats a whole one."""
 
+import lightning
 import pytest
 import torch
 
@@ -62,6 +63,46 @@ def test_the_plateau_of_a_run_that_goes_on_is_that_of_a_whole_one(fit, tmp_path)
     expected = whole.lr_schedulers().state_dict()
     assert resumed.lr_schedulers().state_dict() == expected
     assert expected["_last_lr"][0] < 1e-6  # it was divided more than once
+
+
+def test_the_error_of_an_epoch_that_was_stopped_is_of_all_its_batches(fit, tmp_path):
+    whole, _ = fit(tmp_path / "whole", epochs=2)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", epochs=2, callbacks=[StopAt(5)])
+    resumed, classifier = fit(tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt", epochs=2)
+
+    for name in ("train/top1_error", "train/epoch_loss"):
+        assert float(resumed.callback_metrics[name]) == float(whole.callback_metrics[name])
+    assert classifier.seconds_before > 0
+
+
+class Rates(lightning.Callback):
+    """What the optimiser has at every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_):
+        (group,) = trainer.optimizers[0].param_groups
+        self.seen.append({name: group[name] for name in ("lr", "momentum", "weight_decay")})
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+def test_values_typed_with_a_resume_count_from_its_first_step(fit, tmp_path, schedule):
+    before, now = (
+        {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
+        {"lr": 0.001, "momentum": 0.5, "weight_decay": 0.1},
+    )
+    whole, resumed = Rates(), Rates()
+
+    fit(tmp_path / "whole", optim={"schedule": {"name": schedule}, **now}, callbacks=[whole])
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", optim={"schedule": {"name": schedule}, **before}, callbacks=[StopAt(4)])
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    fit(tmp_path / "run", last, optim={"schedule": {"name": schedule}, **now}, callbacks=[resumed])
+
+    assert resumed.seen == whole.seen[4:]
 
 
 def test_a_plateau_without_validation_is_refused_before_the_first_step(fit, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import composed, write_folders
+from tests.conftest import composed, quick_first, write_folders
 from zfscope import load_network
 from zfscope.networks.checkpoints import read_checkpoint, run_identity
 from zfscope.schema import check
@@ -126,6 +126,22 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, run_copy):
     assert "trainer.max_epochs=3" in (run_copy / ".hydra/overrides.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        ("model.fc6.units=8", r"model\.fc6\.units=8: this run has 16"),
+        ("data.batch_size=4", r"data\.batch_size=4: this run has 8"),
+        ("seed=5", r"seed=5: this run has 0"),
+        ("optim/schedule=constant", r"optim\.schedule\.name=constant: this run has cosine"),
+    ],
+)
+def test_what_cannot_change_within_a_run_is_refused(command, run_copy, override, refusal):
+    code, _, err = command("train", "resume=outputs/run", "trainer.max_epochs=3", override)
+
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert re.search(refusal, err), err
+
+
 def test_other_images_than_the_run_has_seen_are_refused(command, run_copy, tmp_path):
     others = write_folders(tmp_path / "others", {"train": 6, "val": 4})
 
@@ -183,14 +199,17 @@ def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_b
         assert f"wandb sync {sweep}/{job}/wandb/{run.name}".split("/")[-1] in out.replace("\n", "")
 
 
-@pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])
+@pytest.mark.parametrize("preset", quick_first(["profile", "fast", "overfit"], 2))
 def test_every_debug_preset_runs(command, tiny, preset):
     fewer = [override for override in tiny if not override.startswith(("trainer.max_epochs", "logger"))]
     short = ["trainer.max_epochs=2", "callbacks=none"] if preset == "overfit" else []
 
-    code, _, err = command("train", *fewer, f"debug={preset}", *short)
+    code, out, err = command("train", *fewer, f"debug={preset}", *short, "hydra.run.dir=run")
 
     assert code == 0, err
+    if preset == "profile":
+        assert "run_training_batch" in out
+        assert "run_training_batch" in Path("run/profile.txt").read_text()
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def read_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
                 image.draft(None, (short_side, short_side))
             if image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
                 warnings.warn("animated images: only the first frame of each is read", stacklevel=2)
+            image.load()  # Pillow turns a TIFF while it loads it, and then takes the orientation away
             orientation = _orientation(image)
             image = _to_rgb(image)
         return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image

@@ -4,6 +4,7 @@ They hold tensors and plain containers only, are written beside their target, fl
 are checked when they are read. Nothing is ever instantiated from one.
 """
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,9 +201,11 @@ def find_checkpoint(source: str | Path) -> Path:
         return path
     folder = path / "checkpoints"
     if folder.is_dir():
-        for name in ("best.ckpt", "last.ckpt"):
-            if (folder / name).is_file():
-                return folder / name
+        if (folder / "best.ckpt").is_file():
+            return folder / "best.ckpt"
+        if (folder / "last.ckpt").is_file():
+            warnings.warn(f"{folder} holds no best.ckpt; last.ckpt is taken", stacklevel=2)
+            return folder / "last.ckpt"
         raise FileNotFoundError(f"{folder} holds no best.ckpt or last.ckpt; the run had not finished an epoch")
     for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
         if candidate.is_file():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from zfscope.data.datamodule import ImageData
@@ -55,8 +55,10 @@ class Classifier(lightning.LightningModule):
                 scores["top5_error"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
-        self._images, self._since, self._until, self._validated = 0, 0.0, 0.0, False
-        self._gradients: dict[str, Tensor] = {}
+        self.train_loss = MeanMetric()
+        self.seconds_before = 0.0  # of the legs before this one
+        self._started, self._images, self._since, self._until, self._validated = 0.0, 0, 0.0, 0.0, False
+        self._restored: Mapping[str, Any] = {}  # the checkpoint that a run goes on from, until its first step
         self.mixup = None
         if optim.mixup is not None:
             self.mixup = timm.data.Mixup(
@@ -94,18 +96,28 @@ class Classifier(lightning.LightningModule):
                 "lower optim.lr, or go on from the last checkpoint with resume=RUN"
             )
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
+        self.train_loss.update(loss.detach(), len(images))
         self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
         return loss
 
+    def on_fit_start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
     def on_train_start(self) -> None:
-        """Start counting images and seconds; a run that goes on in the middle of an epoch starts none."""
-        self.on_train_epoch_start()
-        for name, gradient in self._gradients.items():
+        """Go on from where the run stood, with the rates of this config; start counting images and seconds."""
+        self.on_train_epoch_start()  # a run that goes on in the middle of an epoch starts none
+        restored, self._restored = self._restored, {}
+        for name, gradient in restored.get("gradients", {}).items():
             weight = self.get_parameter(name)
             weight.grad = gradient.to(weight)
-        self._gradients = {}
+        for name, (count, state) in restored.get("progress", {}).get("metrics", {}).items():
+            restore_metric(self._train_metrics()[name], count, state)
+        before = restored.get("zfscope", {}).get("config", {}).get("optim")
+        if before is not None:
+            retune(self.trainer.optimizers[0], self.lr_schedulers(), before, self.optim)
 
     def on_train_epoch_start(self) -> None:
         """Start counting images and seconds."""
@@ -115,6 +127,8 @@ class Classifier(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log training error, rate and speed; the speed counts training alone, not validation or pictures."""
         self._log_scores(self.train_scores)
+        self.log("train/epoch_loss", self.train_loss.compute())
+        self.train_loss.reset()
         seconds = max(self._until - self._since, 1e-9)
         self.log("images_per_second", self._images / seconds, sync_dist=False)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -161,23 +175,35 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": optimizer}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that ``load_network`` needs, and within a window of accumulated batches their gradients."""
+        """Add all that ``load_network`` needs, and what a run needs to go on within an epoch: its metrics so far, and
+        within a window of accumulated batches their gradients.
+        """
         if self.config is not None:
             checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity)
         trainer = self.trainer
+        seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
+        checkpoint["progress"] = {"seconds": seconds}
+        if trainer.world_size == 1:
+            metrics = {name: metric for name, metric in self._train_metrics().items() if metric.update_called}
+            states = {name: [metric.update_count, dict(metric.metric_state)] for name, metric in metrics.items()}
+            checkpoint["progress"]["metrics"] = states
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         if done % trainer.accumulate_grad_batches and done < trainer.num_training_batches and trainer.world_size == 1:
             named = self.named_parameters()
             checkpoint["gradients"] = {name: weight.grad for name, weight in named if weight.grad is not None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up accumulated gradients, and tell the data where the run stands: a schedule asks for the number of
-        steps, which opens the loaders, before the Trainer has restored its progress.
+        """Tell the data where the run stands: a schedule asks for the number of steps, which opens the loaders, before
+        the Trainer has restored its progress.
         """
-        self._gradients = checkpoint.get("gradients", {})
+        self._restored = checkpoint
+        self.seconds_before = checkpoint.get("progress", {}).get("seconds", 0.0)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if isinstance(self.trainer.datamodule, ImageData):
             self.trainer.datamodule.done = progress["total"]["processed"]
+
+    def _train_metrics(self) -> dict[str, Metric]:
+        return {"loss": self.train_loss, **dict(self.train_scores.items(keep_base=True))}
 
     def _loss(self, logits: Tensor, labels: Tensor, smoothing: float | None = None) -> Tensor:
         smoothing = self.optim.label_smoothing if smoothing is None else smoothing
@@ -208,6 +234,29 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
     return torch.optim.SGD(
         parameters, optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
     )
+
+
+def retune(optimizer: torch.optim.Optimizer, scheduler: Any, before: Mapping[str, Any], optim: OptimConfig) -> None:
+    """Let a resumed run have its own values where they differ from those ``before``: the checkpoint's are restored."""
+    now = optim.model_dump()
+    changed = {key for key in ("lr", "momentum", "nesterov", "weight_decay") if before.get(key, now[key]) != now[key]}
+    for group in optimizer.param_groups:
+        group.update({key: now[key] for key in changed if key in group})
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.factor, scheduler.patience = optim.schedule.factor, optim.schedule.patience
+        scheduler.min_lrs = [optim.schedule.min_lr for _ in scheduler.min_lrs]
+    elif scheduler is not None:
+        scheduler.base_lrs = [optim.lr for _ in scheduler.base_lrs]
+        for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = optim.lr, optim.lr * share(scheduler.last_epoch)
+
+
+def restore_metric(metric: Metric, count: int, state: Mapping[str, Any]) -> None:
+    """Put back what a metric held after ``count`` updates."""
+    for name, value in state.items():
+        value = [part.to(metric.device) for part in value] if isinstance(value, list) else value.to(metric.device)
+        setattr(metric, name, value)
+    metric._update_count, metric._computed = count, None
 
 
 def shared_targets(labels: Tensor) -> Tensor:

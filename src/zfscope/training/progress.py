@@ -41,7 +41,12 @@ class EpochLines(Callback):
         metrics = trainer.callback_metrics
         shown = [
             f"{name} {float(metrics[name]):.{digits}f}"
-            for name, digits in (("train/loss", 3), ("train/top1_error", 1), ("val/loss", 3), ("val/top1_error", 1))
+            for name, digits in (
+                ("train/epoch_loss", 3),
+                ("train/top1_error", 1),
+                ("val/loss", 3),
+                ("val/top1_error", 1),
+            )
             if name in metrics
         ]
         epoch = f"{done}" if total is None else f"{done}/{total}"

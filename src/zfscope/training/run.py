@@ -29,7 +29,7 @@ from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_
 from zfscope.networks.devices import trainer_device
 from zfscope.networks.network import count_parameters
 from zfscope.report.paper import numbers_of
-from zfscope.runs import environment, lock, write_overrides, write_results
+from zfscope.runs import environment, lock, replacing, write_overrides, write_results
 from zfscope.schema import nearest
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
 from zfscope.training.classifier import Classifier
@@ -53,10 +53,10 @@ def train(config: TrainConfig, folder: Path, overrides: Sequence[str] = (), grou
 
 
 def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: str | None) -> float:
+    quiet_lightning()
     check_trainer(config)
     paper = numbers_of(config.paper)
     keep_memory()
-    quiet_lightning()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
 
     splits = open_data(config.data)
@@ -92,7 +92,7 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
     trainer = lightning.Trainer(
-        **{**trainer_device(config.device), **config.trainer.model_dump(exclude_unset=True)},
+        **trainer_keywords(config),
         callbacks=build_callbacks(config, best, folder),
         logger=False,
         enable_progress_bar=sys.stdout.isatty(),
@@ -106,9 +106,15 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         trainer.loggers = [logger] if logger else []
         since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
-        seconds = time.monotonic() - since
+        seconds = time.monotonic() - since + classifier.seconds_before
+        if trainer.is_global_zero and (profile := trainer.profiler.summary()):
+            with replacing(folder / "profile.txt") as file:
+                file.write_text(profile, encoding="utf-8")
+            console.print(profile, markup=False, highlight=False)
         metrics = final_metrics(config, folder, trainer, best, data, paper)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and trainer.fast_dev_run:
+            write_results(folder, {}, {"overrides": list(overrides)})
+        elif trainer.is_global_zero:
             conditions = {
                 "overrides": list(overrides),
                 "data": config.data.name,
@@ -143,6 +149,14 @@ def identity_of(config: TrainConfig, splits: Splits, last: Path | None) -> dict[
     legs, old, new = list(earlier["legs"]), earlier["facts"], identity["facts"]
     keys = sorted(key for key in old.keys() | new.keys() if not key.startswith("legs"))
     changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+    seeds = {"seed": [state["config"].get("seed", config.seed), config.seed]}
+    for key, (before, now) in {**changed, **{key: both for key, both in seeds.items() if both[0] != both[1]}}.items():
+        fixed = key.startswith(("model.", "data.")) or key in ("seed", "optim.name", "optim.schedule.name")
+        if fixed and (key in old or key == "seed"):
+            raise ValueError(
+                f"{key}={now}: this run has {before}, and that cannot change in its middle; "
+                f"start a new run with weights={last}"
+            )
     if changed:
         legs.append({"step": int(checkpoint["global_step"]), "changed": changed})
     return {**training_identity(config.model_dump(), **images, legs=legs), "legs": legs}
@@ -220,14 +234,23 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=f".*({hints}).*")
 
 
+def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
+    """What the config says to ``lightning.Trainer``."""
+    return {**trainer_device(config.device), **config.trainer.model_dump(exclude_unset=True)}
+
+
 def check_trainer(config: TrainConfig) -> None:
-    """Refuse a keyword that Lightning's Trainer has not, or that this project sets itself."""
+    """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     known = [name for name in inspect.signature(lightning.Trainer.__init__).parameters if name != "self"]
     for name in config.trainer.model_dump(exclude_unset=True):
         if name in RESERVED_TRAINER_KEYS:
             raise ValueError(f"trainer.{name} is set by this project; see conf/callbacks, conf/logger, hydra.run.dir")
         if name not in known:
             raise ValueError(f"trainer.{name}: lightning.Trainer has no such keyword; {nearest(name, known)}")
+    trainer = lightning.Trainer(**trainer_keywords(config), logger=False, enable_progress_bar=False)
+    targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
+    if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
+        raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")
 
 
 def run_name(overrides: Sequence[str], config: TrainConfig) -> str:

@@ -1,0 +1,72 @@
+"""What README and docs print: every command composes and is valid, every test that is named is there."""
+
+import re
+import sys
+
+import pytest
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.conftest import ROOT, composed
+from tests.scripts.same_commands import commands_of
+from zfscope.commands import CONF, SCHEMAS, prepare
+from zfscope.schema import check
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What is no whole command of ours, and why.
+NOT_COMPOSED = {
+    "…": "a part of a command",
+    "--help": "answered by Hydra; test_commands types it",
+    "resume=outputs/RUN": "needs a run; test_run goes on with one",
+}
+# Printed as examples of what is refused.
+REFUSED = {"optim.lrr=0.1": "no key 'lrr'"}
+COMMANDS = {
+    f"{page.name}: {' '.join(command)}": command
+    for page in PAGES
+    for command in commands_of(page.read_text(encoding="utf-8"))
+    if len(command) > 1 and not any(part in word for word in command for part in NOT_COMPOSED)
+}
+
+
+def jobs_of(overrides, in_sweep):
+    """The overrides of each job, as Hydra's sweeper deals them out."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        return BasicSweeper.split_arguments(parsed, None)[0] if in_sweep else [overrides]
+
+
+def test_the_pages_print_many_commands():
+    assert len(COMMANDS) > 50
+    assert {page.split(":")[0] for page in COMMANDS} >= {"README.md", "occlusion.md", "transfer.md", "projections.md"}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_printed_command_composes_and_is_valid(command, monkeypatch, tmp_path):
+    name, *arguments = command
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+
+    refusals = [message for override, message in REFUSED.items() if override in arguments]
+    if refusals:
+        with pytest.raises(ValueError, match=refusals[0]):
+            prepare(name, get_args_parser().parse_args(arguments))
+        return
+    in_sweep = bool(prepare(name, get_args_parser().parse_args(arguments)))
+
+    for job in jobs_of(get_args_parser().parse_args(sys.argv[1:]).overrides, in_sweep):
+        check(SCHEMAS[name], composed(*job, name=name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tests_that_reliability_names_are_there():
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+
+    assert len(named) > 15
+    for path, test in named:
+        assert f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
