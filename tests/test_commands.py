@@ -52,6 +52,8 @@ def typed(*arguments, **environment):
         ("trainer.max_epochs=-5", r"trainer\.max_epochs=-5"),
         ("weights=nothing.ckpt", r"no checkpoint at nothing\.ckpt"),
         ("name=${oc.env:ZFSCOPE_NOT_SET}", r"ZFSCOPE_NOT_SET"),
+        ("~optim.lr", r"~optim\.lr: a value cannot be removed"),
+        ("~model.conv1.maps", r"~model\.conv1\.maps: a value cannot be removed"),
         ("resume=outputs/none", r"resume=outputs/none: no run there"),
     ],
 )

@@ -63,6 +63,12 @@ def test_a_printed_command_composes_and_is_valid(command, monkeypatch, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_images_of_the_commands_are_in_the_repository():
+    images = {word.partition("=")[2] for command in COMMANDS.values() for word in command if word.startswith("image=")}
+
+    assert images and all((ROOT / image).is_file() for image in images)
+
+
 def test_the_tests_that_reliability_names_are_there():
     page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)

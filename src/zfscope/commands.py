@@ -124,6 +124,10 @@ def prepare(name: str, arguments: argparse.Namespace) -> list[Path]:
             if match := re.fullmatch(spelling, override):
                 raise ValueError(f"{override} is spelt otherwise now: {match.expand(advice)}")
     check_experiments(name, _parsed(overrides))
+    for override in _parsed(overrides):
+        key = override.key_or_group
+        if override.is_delete() and "." in key and not key.startswith(("callbacks.", "trainer.", "hydra.")):
+            raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
     with _composing(name, arguments.config_dir) as hydra:
         try:
             run = None if arguments.multirun else _run_config(name, overrides)

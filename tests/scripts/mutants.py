@@ -177,6 +177,7 @@ def mutated(path: Path, node: ast.AST, replacement: str) -> str:
 
 def cover(tree: Path, python: str) -> dict:
     """Which tests run which lines, and how long each takes, by one run of the tests under ``coverage``."""
+    link_callbacks(tree)
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "rc")
         settings.write_text("[run]\ndynamic_context = test_function\nsource = src\n    callbacks\n")
@@ -212,6 +213,13 @@ def test_module(path: Path, tree: Path) -> str:
     """The name under which pytest imports a test file."""
     parts = path.relative_to(tree / "tests").with_suffix("").parts
     return ".".join(parts)
+
+
+def link_callbacks(tree: Path) -> None:
+    """Make ``zfscope.callbacks`` importable in a tree that is not installed."""
+    link = tree / "src/zfscope/callbacks"
+    if not link.exists():
+        link.symlink_to("../../callbacks")
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -255,9 +263,7 @@ def try_mutant(tree: Path, python: str, path: Path, text: str, tests: list[str],
             tree, copy, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "data_cache", "*.egg-info")
         )
         (copy / path.relative_to(tree)).write_text(text, encoding="utf-8")
-        link = copy / "src/zfscope/callbacks"
-        if not link.exists():
-            link.symlink_to("../../callbacks")
+        link_callbacks(copy)
         command = [python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
             answer = subprocess.run(

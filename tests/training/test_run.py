@@ -96,6 +96,16 @@ def test_a_run_goes_on_in_its_folder(command, run_copy):
     assert (run_copy / "figures/filter_images/conv1/epoch_004.png").is_file()
 
 
+def test_a_finished_run_that_is_resumed_to_the_same_end_is_left_as_it_is(command, run_copy):
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+
+    code, out, err = command("train", "resume=outputs/run")
+
+    assert (code, err) == (0, "")
+    assert "has finished its 2 epochs" in " ".join(out.split())
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
 def test_what_a_leg_changes_is_part_of_the_identity_and_later_legs_keep_it(command, run_copy):
     short = ["evaluate.enabled=false", "callbacks=none"]
     before = run_identity(run_copy)
@@ -187,7 +197,7 @@ def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_b
         (about,) = (record["run"] for record in records if record["type"] == "run")
         assert about["run_group"] == sweep.name
         assert f"model/stem={stem}" in about["tags"]
-        assert [record["exit"] for record in records if record["type"] == "exit"] == [{"exit_code": 0}]
+        assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [0]
         kernel, stride = map(int, re.match(r"(\d+)x\d+s(\d)", stem).groups())
         assert about["config"]["update"]["model.conv1.kernel_size"] == kernel
         assert about["config"]["update"]["model.conv1.stride"] == stride

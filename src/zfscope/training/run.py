@@ -29,7 +29,7 @@ from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_
 from zfscope.networks.devices import trainer_device
 from zfscope.networks.network import count_parameters
 from zfscope.report.paper import numbers_of
-from zfscope.runs import environment, lock, replacing, write_overrides, write_results
+from zfscope.runs import environment, lock, read_results, replacing, write_overrides, write_results
 from zfscope.schema import nearest
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
 from zfscope.training.classifier import Classifier
@@ -75,6 +75,11 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
     last = find_checkpoint(folder / "last") if config.resume else None
     if last is not None:
         check_same_data(last, fingerprint)
+        if (epochs := finished_epochs(config, folder, last)) is not None:
+            console.print(
+                f"{folder} has finished its {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
+            )
+            return float("nan")
         write_overrides(folder, overrides)
     identity = identity_of(config, splits, last)
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
@@ -132,6 +137,16 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
             for logger_of_run in trainer.loggers:
                 logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
+
+
+def finished_epochs(config: TrainConfig, folder: Path, last: Path) -> int | None:
+    """How many epochs a run has behind it that has its results and no more to do; None if it has more to do."""
+    checkpoint = read_checkpoint(last)
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    most_epochs, most_steps = config.trainer.max_epochs, config.trainer.max_steps
+    done = most_epochs not in (None, -1) and epochs >= most_epochs
+    done |= most_steps != -1 and checkpoint["global_step"] >= most_steps
+    return epochs if done and (read_results(folder) or {}).get("state") == "finished" else None
 
 
 def identity_of(config: TrainConfig, splits: Splits, last: Path | None) -> dict[str, Any]:

@@ -119,10 +119,25 @@ def test_a_class_may_be_called_train(tmp_path):
 def test_extensions_of_any_case_are_images_and_other_files_are_not(tmp_path):
     put(tmp_path / "train", a=1, b=1)
     put(tmp_path / "val", a=1, b=1)
-    for name in ("x.JPG", "x.Jpeg", "x.BMP", "x.webp", "x.PPM", "x.tif", "x.TIFF", "x.gif", "labels.txt", "x.npy"):
+    for name in ("x.JPG", "x.Jpeg", "x.BMP", "x.webp", "x.PPM", "x.tif", "x.TIFF", "x.gif", "x.jfif"):
         (tmp_path / "train" / "a" / name).write_bytes(b"")
 
-    assert np.bincount(open_folder(tmp_path).train.labels).tolist() == [9, 1]
+    assert np.bincount(open_folder(tmp_path).train.labels).tolist() == [10, 1]
+
+
+def test_what_is_no_image_is_left_out_and_counted_by_ending(tmp_path):
+    put(tmp_path / "train", a=1, b=1)
+    put(tmp_path / "val", a=1, b=1)
+    for name in ("x.heic", "y.HEIC", "labels.txt", "README"):
+        (tmp_path / "train" / "a" / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "train" / "b" / "z.jpg")
+
+    with pytest.warns(UserWarning, match=r"2 \.heic, 1 .*; known are .*jfif") as told:
+        splits = open_folder(tmp_path)
+
+    assert len(splits.train) == 2
+    for kind in ("1 .txt", "1 without ending", "1 pipes and the like"):
+        assert kind in str(told[0].message)
 
 
 def test_hidden_and_junk_folders_are_never_a_class_and_are_counted(tmp_path):
@@ -201,7 +216,7 @@ REFUSALS = {
         lambda root: Image.new("L", (8, 8)).save(root / "a.png"),
         "no class folders in {root}, but 1 images; sort",
     ),
-    "no images": (no_images, r"no images in the folders of {root}/train \(a, b\); known are bmp gif jpeg"),
+    "no images": (no_images, r"no images in the folders of {root}/train \(a, b\); known are bmp gif jfif jpeg"),
     "empty class": (empty_class, r"no images in class folder c of {root}/train; add some .* or remove it"),
     "one class": (lambda root: put(root, a=5), "only one class, a, in {root}; a classifier needs two"),
     "other classes": (
@@ -277,7 +292,8 @@ def test_caltech_takes_the_files_of_each_class_and_not_what_lies_deeper_or_is_no
     put(tmp_path / "256_ObjectCategories" / "056.dog" / "greg", vision309=3)
     (tmp_path / "256_ObjectCategories" / "198.spider" / "RENAME2").write_text("x")
 
-    splits = open_caltech(tmp_path, "caltech256", val_fraction=1 / 3, test_fraction=0.25)
+    with pytest.warns(UserWarning, match=r"left out what is no image below .*: 1 folders, 1 without ending"):
+        splits = open_caltech(tmp_path, "caltech256", val_fraction=1 / 3, test_fraction=0.25)
 
     assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.val, splits.test)] == [
         [4, 4],

@@ -10,6 +10,7 @@ and the splits by seed are our choice.
 import errno
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
     Folders inside a class folder belong to the class if ``recursive``. Refusals as for `open_folder`.
     """
     junk: list[str] = []
+    others: list[str] = []
     above = (_identity(folder),)
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)
@@ -127,7 +129,7 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
         if _is_junk(entry.name):
             junk.append(entry.name)
         elif entry.name not in leave_out and _is_folder(entry):
-            files = sorted(_images_below(entry.path, entry.name, above, recursive, junk))
+            files = sorted(_images_below(entry.path, entry.name, above, recursive, junk, others))
             if not files:
                 empty.append(entry.name)
             labels.append(np.full(len(files), len(classes)))
@@ -153,6 +155,9 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
         raise ValueError(f"no images in class folder {listed(empty)} of {where}; add some ({_known()}) or remove it")
     if len(classes) == 1:
         raise ValueError(f"only one class, {printable(classes[0])}, in {where}; a classifier needs two class folders")
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(others).most_common())
+        warnings.warn(f"left out what is no image below {where}: {kinds}; known are {_known()}", stacklevel=3)
     return FileImages(names, np.concatenate(labels), classes, folder)
 
 
@@ -188,9 +193,17 @@ def existing_folder(root: str | Path, way_out: str) -> Path:
 
 
 def _images_below(
-    folder: str, name: str, above: tuple[tuple[int, int], ...], recursive: bool, junk: list[str]
+    folder: str,
+    name: str,
+    above: tuple[tuple[int, int], ...],
+    recursive: bool,
+    junk: list[str],
+    others: list[str],
 ) -> Iterator[str]:
-    """Image files in a folder, as paths that begin with ``name``; whether they can be opened is not asked yet."""
+    """Image files in a folder, as paths that begin with ``name``; whether they can be opened is not asked yet.
+
+    Names of ``junk`` and the endings of ``others`` are added to these lists.
+    """
     identity = _identity(folder)
     if identity in above:
         raise ValueError(f"the link {printable(folder)} leads back to a folder above it, without end; remove it")
@@ -201,7 +214,12 @@ def _images_below(
             elif _is_image(entry.name) and (entry.is_symlink() or entry.is_file()):
                 yield f"{name}/{entry.name}"
             elif recursive and _is_folder(entry):
-                yield from _images_below(entry.path, f"{name}/{entry.name}", (*above, identity), recursive, junk)
+                inner = f"{name}/{entry.name}"
+                yield from _images_below(entry.path, inner, (*above, identity), recursive, junk, others)
+            elif entry.is_file():
+                others.append(os.path.splitext(entry.name)[1].lower() or "without ending")
+            else:
+                others.append("folders" if entry.is_dir() else "pipes and the like")
 
 
 def _holds_class_folders(folder: Path) -> bool:
