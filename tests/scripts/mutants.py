@@ -150,7 +150,10 @@ def source(statement: ast.stmt) -> str:
 def locate(tree: Path, mutant: dict) -> tuple[Path, ast.AST, str] | None:
     """The file, the expression and its replacement in a tree; None if the statement is no longer there."""
     renamed = json.loads((HERE / "renamed.json").read_text()) if (HERE / "renamed.json").is_file() else {}
-    mutant = {**mutant, **renamed.get(str(mutant["number"]), {})}
+    return _locate(tree, mutant) or _locate(tree, {**mutant, **renamed.get(str(mutant["number"]), {})})
+
+
+def _locate(tree: Path, mutant: dict) -> tuple[Path, ast.AST, str] | None:
     matches = []
     for path in files(tree):
         for function, statement in statements(ast.parse(path.read_text(encoding="utf-8"))):
@@ -260,7 +263,10 @@ def try_mutant(tree: Path, python: str, path: Path, text: str, tests: list[str],
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "tree")
         shutil.copytree(
-            tree, copy, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "data_cache", "*.egg-info")
+            tree,
+            copy,
+            symlinks=True,
+            ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "data_cache", "*.egg-info"),
         )
         (copy / path.relative_to(tree)).write_text(text, encoding="utf-8")
         link_callbacks(copy)
