@@ -146,8 +146,11 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, run_copy):
     ],
 )
 def test_what_cannot_change_within_a_run_is_refused(command, run_copy, override, refusal):
+    before = (run_copy / ".hydra/overrides.yaml").read_text()
+
     code, _, err = command("train", "resume=outputs/run", "trainer.max_epochs=3", override)
 
+    assert (run_copy / ".hydra/overrides.yaml").read_text() == before
     assert code == 2 and len(err.strip().splitlines()) == 1
     assert re.search(refusal, err), err
 

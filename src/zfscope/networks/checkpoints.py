@@ -118,9 +118,9 @@ def _weights_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 
 
-def check_same_data(path: str | Path, fingerprint: str) -> None:
-    """Refuse to resume a checkpoint with training images other than its own."""
-    recorded = read_checkpoint(path).get("zfscope", {}).get("data")
+def check_same_data(checkpoint: Mapping[str, Any], path: str | Path, fingerprint: str) -> None:
+    """Refuse to resume a checkpoint, read from ``path``, with training images other than its own."""
+    recorded = checkpoint.get("zfscope", {}).get("data")
     if recorded is not None and recorded != fingerprint:
         raise ValueError(f"the training images changed since {path} was written; start a new run with weights={path}")
 

@@ -55,7 +55,7 @@ class Classifier(lightning.LightningModule):
                 scores["top5_error"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # looking for NaN at every step would wait for a GPU
         self.seconds_before = 0.0  # of the legs before this one
         self._started, self._images, self._since, self._until, self._validated = 0.0, 0, 0.0, 0.0, False
         self._restored: Mapping[str, Any] = {}  # the checkpoint that a run goes on from, until its first step
@@ -96,7 +96,7 @@ class Classifier(lightning.LightningModule):
                 "lower optim.lr, or go on from the last checkpoint with resume=RUN"
             )
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
-        self.train_loss.update(loss.detach(), len(images))
+        self.train_loss.update(loss.detach())  # all batches are of one size
         self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
@@ -110,6 +110,8 @@ class Classifier(lightning.LightningModule):
         """Go on from where the run stood, with the rates of this config; start counting images and seconds."""
         self.on_train_epoch_start()  # a run that goes on in the middle of an epoch starts none
         restored, self._restored = self._restored, {}
+        if isinstance(self.trainer.datamodule, ImageData):
+            self.trainer.datamodule.done = 0  # from here on the Trainer knows
         for name, gradient in restored.get("gradients", {}).items():
             weight = self.get_parameter(name)
             weight.grad = gradient.to(weight)

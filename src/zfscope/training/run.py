@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import inspect
 import logging
+import re
 import sys
 import time
 import warnings
@@ -41,6 +42,8 @@ RESERVED_TRAINER_KEYS = frozenset(
     ["callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing"]
 )
 
+FIXED_KEYS = re.compile(r"(model|data)\..*|optim\.name|optim\.schedule\.name")  # as in the facts of an identity
+
 
 def train(config: TrainConfig, folder: Path, overrides: Sequence[str] = (), group: str | None = None) -> float:
     """Build everything that the config names, fit, evaluate.
@@ -73,15 +76,16 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         fresh = start_from(network, config.weights)
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
     last = find_checkpoint(folder / "last") if config.resume else None
-    if last is not None:
-        check_same_data(last, fingerprint)
-        if (epochs := finished_epochs(config, folder, last)) is not None:
+    checkpoint = None if last is None else read_checkpoint(last)
+    if checkpoint is not None:
+        check_same_data(checkpoint, last, fingerprint)
+        if (epochs := finished_epochs(config, folder, checkpoint)) is not None:
             console.print(
                 f"{folder} has finished its {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
             )
             return float("nan")
-        write_overrides(folder, overrides)
-    identity = identity_of(config, splits, last)
+    identity = identity_of(config, splits, checkpoint, last)
+    del checkpoint
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
     classifier = Classifier(
         network,
@@ -109,6 +113,8 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
     about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
     with run_logger(options, folder, **about) as logger:
         trainer.loggers = [logger] if logger else []
+        if last is not None:  # only now: what was refused shall not be part of the run
+            write_overrides(folder, overrides)
         since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
         seconds = time.monotonic() - since + classifier.seconds_before
@@ -139,9 +145,8 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
 
 
-def finished_epochs(config: TrainConfig, folder: Path, last: Path) -> int | None:
+def finished_epochs(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any]) -> int | None:
     """How many epochs a run has behind it that has its results and no more to do; None if it has more to do."""
-    checkpoint = read_checkpoint(last)
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     most_epochs, most_steps = config.trainer.max_epochs, config.trainer.max_steps
     done = most_epochs not in (None, -1) and epochs >= most_epochs
@@ -149,29 +154,31 @@ def finished_epochs(config: TrainConfig, folder: Path, last: Path) -> int | None
     return epochs if done and (read_results(folder) or {}).get("state") == "finished" else None
 
 
-def identity_of(config: TrainConfig, splits: Splits, last: Path | None) -> dict[str, Any]:
-    """The identity of a training, with a leg for each time that it was resumed (from ``last``) with other values.
+def identity_of(
+    config: TrainConfig, splits: Splits, checkpoint: Mapping[str, Any] | None, last: Path | None
+) -> dict[str, Any]:
+    """The identity of a training, with a leg for each time that it was resumed with other values.
 
     As ``training_identity`` returns it, with ``legs``: ``{"step": 600, "changed": {"optim.lr": [0.1, 0.01]}}`` each.
+    ``checkpoint`` was read from ``last``. Refused are values that cannot change within a run.
     """
     images = {"image_fingerprint": splits.train.fingerprint, "val_fingerprint": splits.val.fingerprint}
     identity = training_identity(config.model_dump(), **images)
-    if last is None:
+    if checkpoint is None:
         return {**identity, "legs": []}
-    checkpoint = read_checkpoint(last)
     state = checkpoint["zfscope"]
     earlier = state.get("identity") or {**training_identity(state["config"], **images), "legs": []}
     legs, old, new = list(earlier["legs"]), earlier["facts"], identity["facts"]
     keys = sorted(key for key in old.keys() | new.keys() if not key.startswith("legs"))
     changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
-    seeds = {"seed": [state["config"].get("seed", config.seed), config.seed]}
-    for key, (before, now) in {**changed, **{key: both for key, both in seeds.items() if both[0] != both[1]}}.items():
-        fixed = key.startswith(("model.", "data.")) or key in ("seed", "optim.name", "optim.schedule.name")
-        if fixed and (key in old or key == "seed"):
-            raise ValueError(
-                f"{key}={now}: this run has {before}, and that cannot change in its middle; "
-                f"start a new run with weights={last}"
-            )
+    refused = {key: values for key, values in changed.items() if key in old and FIXED_KEYS.fullmatch(key)}
+    if (seed := state["config"].get("seed", config.seed)) != config.seed:
+        refused["seed"] = [seed, config.seed]
+    for key, (before, now) in refused.items():
+        raise ValueError(
+            f"{key}={now}: this run has {before}, and that cannot change in its middle; "
+            f"start a new run with weights={last}"
+        )
     if changed:
         legs.append({"step": int(checkpoint["global_step"]), "changed": changed})
     return {**training_identity(config.model_dump(), **images, legs=legs), "legs": legs}

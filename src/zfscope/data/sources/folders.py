@@ -156,7 +156,7 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
     if len(classes) == 1:
         raise ValueError(f"only one class, {printable(classes[0])}, in {where}; a classifier needs two class folders")
     if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(others).most_common())
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(others).most_common())
         warnings.warn(f"left out what is no image below {where}: {kinds}; known are {_known()}", stacklevel=3)
     return FileImages(names, np.concatenate(labels), classes, folder)
 
