@@ -121,7 +121,7 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):
             with replacing(folder / "profile.txt") as file:
                 file.write_text(profile, encoding="utf-8")
-            console.print(profile, markup=False, highlight=False)
+            console.print(profile, markup=False, highlight=False, soft_wrap=True)
         metrics = final_metrics(config, folder, trainer, best, data, paper)
         if trainer.is_global_zero and trainer.fast_dev_run:
             write_results(folder, {}, {"overrides": list(overrides)})
