@@ -1,7 +1,6 @@
 """What README and docs print: every command composes and is valid, every test that is named is there."""
 
 import re
-import sys
 
 import pytest
 from hydra import initialize_config_dir
@@ -12,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import ROOT, composed
 from tests.scripts.same_commands import commands_of
-from zfscope.commands import CONF, SCHEMAS, prepare
+from zfscope.commands import CONF
+from zfscope.commands.configs import SCHEMAS, prepare
 from zfscope.schema import check
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,16 +49,15 @@ def test_the_pages_print_many_commands():
 def test_a_printed_command_composes_and_is_valid(command, monkeypatch, tmp_path):
     name, *arguments = command
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
 
     refusals = [message for override, message in REFUSED.items() if override in arguments]
     if refusals:
         with pytest.raises(ValueError, match=refusals[0]):
             prepare(name, get_args_parser().parse_args(arguments))
         return
-    in_sweep = bool(prepare(name, get_args_parser().parse_args(arguments)))
+    plan = prepare(name, get_args_parser().parse_args(arguments))
 
-    for job in jobs_of(get_args_parser().parse_args(sys.argv[1:]).overrides, in_sweep):
+    for job in jobs_of(get_args_parser().parse_args(plan.arguments).overrides, plan.in_sweep):
         check(SCHEMAS[name], composed(*job, name=name))
     assert list(tmp_path.iterdir()) == []
 

@@ -7,16 +7,18 @@ import pytest
 
 from zfscope.runs import (
     RunFolderLocked,
+    check_writable,
+    claim,
     code_version,
     environment,
+    kind_of_run,
     lock,
     read_overrides,
     read_results,
-    remove_unused,
     replacing,
     run_id,
     write_arrays,
-    write_overrides,
+    write_record,
     write_results,
 )
 
@@ -67,13 +69,24 @@ def test_a_run_keeps_its_id(tmp_path):
     assert run_id(tmp_path / "a") == run_id(tmp_path / "a") != run_id(tmp_path / "b")
 
 
-def test_overrides_are_kept_as_typed(tmp_path):
-    (tmp_path / ".hydra").mkdir()
-    write_overrides(tmp_path, ["name=${oc.env:NAME}", "data.classes=[Käfer,2]"])
-
+def test_what_a_run_was_started_with_is_kept_and_a_damaged_list_of_overrides_is_empty(tmp_path):
+    write_record(tmp_path, {"overrides.yaml": "- name=${oc.env:NAME}\n- data.classes=[Käfer,2]\n"})
     assert read_overrides(tmp_path) == ["name=${oc.env:NAME}", "data.classes=[Käfer,2]"]
-    with pytest.raises(FileNotFoundError, match=r"resume=nowhere: no run there .* give the folder of a run"):
-        read_overrides("nowhere")
+
+    for damaged in ("- [unfinished", "a: mapping", "7"):
+        write_record(tmp_path, {"overrides.yaml": damaged})
+        assert read_overrides(tmp_path) == []
+    assert read_overrides("nowhere") == []
+
+
+def test_the_kind_of_a_run_is_read_from_what_it_left(tmp_path):
+    assert kind_of_run(tmp_path) is None
+    write_results(tmp_path, {}, {"name": "probes"}, state="failed")
+    assert kind_of_run(tmp_path) is None
+    write_results(tmp_path, {}, {"name": "probes"})
+    assert kind_of_run(tmp_path) == "probes"
+    (tmp_path / "checkpoints").mkdir()
+    assert kind_of_run(tmp_path) == "training"
 
 
 def test_a_folder_is_held_by_one_alone_and_free_afterwards_also_after_an_error(tmp_path):
@@ -88,33 +101,63 @@ def test_a_folder_is_held_by_one_alone_and_free_afterwards_also_after_an_error(t
         raise RuntimeError("mine")
     with lock(tmp_path):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_folder_in_which_nothing_was_done_goes_with_the_empty_ones_above(tmp_path):
-    run = tmp_path / "outputs/sweeps/one/0"
-    (run / ".hydra").mkdir(parents=True)
-    (run / ".hydra/config.yaml").touch()
-    (run / ".lock").touch()
+def test_a_folder_in_which_nothing_was_done_goes_with_those_made_above_it(tmp_path):
+    (tmp_path / "outputs").mkdir()
 
-    remove_unused(run)
+    with pytest.raises(ValueError, match="refused"), claim(tmp_path / "outputs/a/b") as folder:
+        write_record(folder, {"config.yaml": "seed: 1"})
+        raise ValueError("refused")
 
-    assert not run.exists() and (tmp_path / "outputs/sweeps/one").is_dir()
-    run = tmp_path / "outputs/run"
-    run.mkdir()
-    (tmp_path / "outputs/sweeps/one").rmdir()
-    (tmp_path / "outputs/sweeps").rmdir()
-    remove_unused(run)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["outputs"]
 
 
 def test_a_folder_in_which_something_was_done_stays(tmp_path):
-    run = tmp_path / "outputs/run"
-    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="late"), claim(tmp_path / "a/run") as folder:
+        (folder / "figures").mkdir()
+        raise ValueError("late")
 
-    remove_unused(run)
+    assert (tmp_path / "a/run/figures").is_dir()
 
-    assert (run / "checkpoints").is_dir()
+
+def test_a_folder_that_was_there_is_taken_as_it_is_or_left_alone_for_a_numbered_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+
+    with pytest.raises(ValueError, match="refused"), claim(tmp_path / "run"):
+        raise ValueError("refused")
+    with claim(tmp_path / "run", numbered=True) as second, claim(tmp_path / "run", numbered=True) as third:
+        names = (second.name, third.name)
+
+    assert names == ("run_2", "run_3")
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_is_held_or_whose_content_must_stay_is_refused(tmp_path):
+    def refuse(folder):
+        raise ValueError(f"{folder.name} holds a run")
+
+    with claim(tmp_path / "run"):
+        with pytest.raises(RunFolderLocked, match="run is locked by another process"), claim(tmp_path / "run"):
+            pass
+    with pytest.raises(ValueError, match="run holds a run"), claim(tmp_path / "run", check=refuse):
+        pass
+
+
+@pytest.mark.parametrize("place", ["/proc/here", "file/run", "file"])
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OSError, match=f"{place} (cannot be written|is a file).*; choose another"), claim(place):
+        pass
+    if place != "file":
+        with pytest.raises(OSError, match=f"data.cache={place} cannot be written .*; choose another folder"):
+            check_writable(place, "data.cache")
+    check_writable(tmp_path / "new/below", "data.cache")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_environment_is_plain_and_names_code_libraries_and_threads():

@@ -10,7 +10,8 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 RESULTS = "results.json"
+RECORD = ".hydra"  # what a run was started with
+LOCK = ".lock"
 PACKAGES = ("zfscope", "torch", "torchvision", "lightning", "timm", "numpy")
 
 
@@ -85,27 +88,36 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def kind_of_run(folder: str | Path) -> str | None:
+    """What a folder holds: ``training``, the name of an analysis, or None where nothing was done in it yet."""
+    folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        return "training"
+    results = read_results(folder) or {}
+    return results.get("conditions", {}).get("name") if results.get("state") == "finished" else None
+
+
+def write_record(folder: str | Path, files: Mapping[str, str]) -> None:
+    """Note what a run was started with: ``.hydra/config.yaml``, ``hydra.yaml`` and ``overrides.yaml``, by name."""
+    place = Path(folder) / RECORD
+    place.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        with replacing(place / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
 def read_overrides(folder: str | Path) -> list[str]:
-    """The overrides that a run was started with, as they were typed.
-
-    Raises:
-        FileNotFoundError: If the folder holds no run.
-    """
-    path = Path(folder) / ".hydra" / "overrides.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); give the folder of a run")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def write_overrides(folder: str | Path, overrides: Sequence[str]) -> None:
-    """Note the overrides that a resumed run goes on with."""
-    with replacing(Path(folder) / ".hydra" / "overrides.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
+    """The overrides that a run was started with, as they were typed; none where their file is missing or damaged."""
+    try:
+        overrides = yaml.safe_load(Path(folder, RECORD, "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    return [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
 
 
 def run_id(folder: str | Path) -> str:
     """The run's id for its loggers, made once: a resumed run goes on under the same one."""
-    path = Path(folder) / ".hydra" / "run_id"
+    path = Path(folder) / RECORD / "run_id"
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     number = secrets.token_hex(4)
@@ -117,32 +129,93 @@ def run_id(folder: str | Path) -> str:
 
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Hold a run folder for this process alone."""
-    path = Path(folder) / ".lock"
-    held = FileLock(path, timeout=0)
+    """Hold a run folder for this process alone; the file ``.lock`` stays."""
+    held = FileLock(Path(folder) / LOCK, timeout=0)
     try:
         held.acquire()
     except Timeout:
         message = f"the run folder {folder} is locked by another process; wait for it or choose another hydra.run.dir"
         raise RunFolderLocked(message) from None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
         held.release()
 
 
-def remove_unused(folder: str | Path) -> None:
-    """Remove a run folder in which nothing was done yet, and the empty folders above it."""
-    folder = Path(folder)
-    started_with = {".hydra", ".lock"}
-    if not folder.is_dir() or any(entry.name not in started_with for entry in folder.iterdir()):
-        return
-    shutil.rmtree(folder)
-    for above in folder.parents:
-        if above.name not in {"outputs", "sweeps", "analyses"} or any(above.iterdir()):
+@contextmanager
+def claim(
+    folder: str | Path, *, numbered: bool = False, check: Callable[[Path], None] = lambda folder: None
+) -> Iterator[Path]:
+    """Make a run folder, or take one that is there, and hold it; yields its path.
+
+    With ``numbered`` a folder that is there is left alone, and ``folder_2``, ``folder_3``, … is made. ``check`` raises
+    if what is in the folder must stay. If the block raises before anything was done in the folder, it is removed with
+    the folders that were made above it.
+
+    Raises:
+        RunFolderLocked: If another process holds the folder.
+        OSError: If it cannot be made or written.
+    """
+    wanted = folder = Path(folder)
+    number, made = 1, None
+    while made is None:
+        try:
+            made = _make(folder)
+        except FileExistsError:
+            if not numbered and folder.is_dir():
+                made = []
+            elif not numbered:
+                raise NotADirectoryError(f"{folder} is a file; choose another hydra.run.dir") from None
+            else:
+                number += 1
+                folder = wanted.with_name(f"{wanted.name}_{number}")
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+    with lock(folder):
+        try:
+            check(folder)
+            yield folder
+        except BaseException:
+            _remove_unused(made)
+            raise
+
+
+def check_writable(folder: str | Path, key: str) -> None:
+    """Refuse a folder that cannot be written, or made where it is missing; nothing is left behind.
+
+    ``key`` names it in the message.
+    """
+    place = Path(folder).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder that must not be there yet; returns it with those above it that were missing, deepest first."""
+    missing = [place for place in folder.absolute().parents if not place.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    return [folder.absolute(), *missing]
+
+
+def _unwritable(folder: str | Path, error: OSError) -> OSError:
+    return OSError(f"hydra.run.dir={folder} cannot be written ({error.strerror}); choose another folder")
+
+
+def _remove_unused(made: Sequence[Path]) -> None:
+    """Remove a folder in which nothing was done, and the empty ones above it."""
+    for number, folder in enumerate(made):
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        if names - ({RECORD, LOCK} if number == 0 else set()):
             break
-        above.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

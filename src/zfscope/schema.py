@@ -9,12 +9,24 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _as_path(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]  # a number in YAML is meant as a name
+PathText = Annotated[str, BeforeValidator(_as_text), AfterValidator(_as_path)]
 
 
 class Strict(BaseModel):
@@ -57,7 +69,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 def plain(value: Any) -> Any:
     """Nested mappings and sequences of any kind (OmegaConf's among them) as dicts and lists."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(item) for item in value]
     return value
@@ -110,8 +122,25 @@ def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) 
     return f"{key or 'config'}={value!r}: {message}"
 
 
+def takes_text(schema: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether the value where ``path`` leads is text, or a list of texts, and never a number."""
+
+    def kinds(annotation: Any) -> set[Any]:
+        arguments = get_args(annotation)
+        return {annotation} if not arguments else set().union(*(kinds(argument) for argument in arguments))
+
+    fields = [known.model_fields.get(path[-1]) for known in _models_at(schema, path[:-1])]
+    found = set().union(*(kinds(field.annotation) for field in fields if field is not None))
+    return str in found and not found & {int, float, bool, Any}
+
+
 def _fields(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The names that are allowed where ``path`` leads, found by following the annotations."""
+    """The names that are allowed where ``path`` leads."""
+    return sorted({name for known in _models_at(schema, path) for name in known.model_fields})
+
+
+def _models_at(schema: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+    """The schemas of the group where ``path`` leads, found by following the annotations."""
 
     def models(annotation: Any) -> list[type[BaseModel]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -124,4 +153,4 @@ def _fields(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
             continue
         fields = [known.model_fields[part] for known in schemas if part in known.model_fields]
         schemas = [model for field in fields for model in models(field.annotation)]
-    return sorted({name for known in schemas for name in known.model_fields})
+    return schemas

@@ -6,6 +6,7 @@ import torch
 from tests.networks.examples import model
 from zfscope.networks.build import build_network
 from zfscope.networks.chain import ConvNet
+from zfscope.networks.geometry import steps_of
 from zfscope.networks.spec import ConvLayer, DenseLayer
 
 ZFNET_PARAMETERS = 62_357_608
@@ -72,7 +73,7 @@ def test_mini_is_zfnet_s_topology_in_small():
     zfnet, mini = sizeless("model=zfnet"), sizeless("model=zfnet_mini", num_classes=10, image_size=112)
 
     assert sizes(mini) == [54, 27, 12, 6, 6, 6, 6, 3]
-    assert [step for step in mini.all_steps()] == [step for step in zfnet.all_steps()]
+    assert list(steps_of(mini.spec)) == list(steps_of(zfnet.spec))
     assert parameters(mini) < ZFNET_PARAMETERS / 20
 
 

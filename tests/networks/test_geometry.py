@@ -10,7 +10,7 @@ from tests.conftest import composed, seeds
 from zfscope.networks.build import build_network
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.fields import probe_field, receptive_field
-from zfscope.networks.geometry import ReceptiveField, Step, field_of, map_sizes
+from zfscope.networks.geometry import ReceptiveField, Step, field_of, map_sizes, steps_of
 from zfscope.networks.hooked import HookedNetwork, TimmNetwork
 from zfscope.networks.spec import ConvLayer, DenseLayer, PoolConfig
 
@@ -47,7 +47,7 @@ def test_map_sizes_are_the_paper_s():
 def test_zfnet_s_own_steps_are_those_of_the_paper():
     network = zfnet()
 
-    assert list(network.all_steps()) == [step for step, _, _ in ZFNET]
+    assert list(steps_of(network.spec)) == [step for step, _, _ in ZFNET]
     assert receptive_field(network, "conv2") == ReceptiveField(43, 16, -1)
     assert receptive_field(network, "conv4").size == 107
     with pytest.raises(ValueError, match="no layer 'pool1'; the layers are conv1"):

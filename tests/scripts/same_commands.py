@@ -35,7 +35,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 tree, commands = sys.argv[1], json.loads(sys.argv[2])
 try:
-    from zfscope.commands import SCHEMAS, one_line, prepare
+    from zfscope.commands.configs import SCHEMAS, prepare
+    from zfscope.commands.jobs import one_line
     from zfscope.schema import check
 except ImportError:  # a tree without this room
     from zfscope.config import AnalyzeConfig, TrainConfig, check

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zfscope.networks.devices import DeviceName
-from zfscope.schema import Count, Positive, Strict
+from zfscope.schema import Count, PathText, Positive, Strict
 from zfscope.training.spec import LoggerConfig
 
 Part = Literal["train", "val", "test"]
@@ -97,7 +97,7 @@ class CorrespondenceAnalysis(SampledOptions):
     """``analysis=correspondence``: does hiding one part change features alike in all images (Table 1, Fig. 8)."""
 
     name: Literal["correspondence"] = "correspondence"
-    boxes: str | None = None
+    boxes: PathText | None = None
     part: Part = "test"
     images: Annotated[int, Field(ge=2)] = 5
     layers: tuple[str, ...] | None = None
@@ -109,7 +109,7 @@ class DiagnosticsAnalysis(SampledOptions):
 
     name: Literal["diagnostics"] = "diagnostics"
     part: Part = "val"
-    other: str | None = None
+    other: PathText | None = None
     images: Count | None = None
     maps: Count = 64
 
@@ -178,7 +178,7 @@ class LedgerAnalysis(AnalysisOptions):
     """``analysis=ledger``: every number of Tables 1 to 7 beside ours, and the paper's claims as measured."""
 
     name: Literal["ledger"] = "ledger"
-    runs: tuple[str, ...] = ("outputs",)
+    runs: tuple[PathText, ...] = ("outputs",)
 
 
 Analysis = Annotated[
@@ -201,11 +201,11 @@ Analysis = Annotated[
 class AnalyzeConfig(Strict):
     """All that ``analyze.py`` reads; ``data`` changes single values of the checkpoint's own data config."""
 
-    checkpoint: str | tuple[str, ...] | None = None
+    checkpoint: PathText | tuple[PathText, ...] | None = None
     device: DeviceName = "auto"
     data: dict[str, Any] = {}
     logger: LoggerConfig = LoggerConfig()
-    image: str | None = None
+    image: PathText | None = None
     analysis: Analysis
 
     @model_validator(mode="after")

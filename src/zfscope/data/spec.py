@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from zfscope.schema import Count, NotNegative, Positive, Share, Strict
+from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text
 
 
 class AugmentConfig(Strict):
@@ -40,8 +40,8 @@ class DataConfig(Strict):
     """Where the images are and how they become a batch."""
 
     name: Literal["phantom", "elpv", "folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"]
-    root: str | None = None
-    cache: str = "data_cache"
+    root: PathText | None = None
+    cache: PathText = "data_cache"
     resize: Count = 256
     crop: Count = 224
     batch_size: Count = 128
@@ -51,9 +51,9 @@ class DataConfig(Strict):
     split_seed: Annotated[int, Field(ge=0)] = 0
     download: bool = False
     clutter: bool = False
-    classes: tuple[str, ...] | None = None
+    classes: tuple[Text, ...] | None = None
     cells: Literal["mono", "poly"] | None = None
-    exclude: str | None = None
+    exclude: PathText | None = None
     mean_images: Count | None = None
     augment: AugmentConfig = AugmentConfig()
 

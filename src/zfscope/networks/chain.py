@@ -5,12 +5,12 @@ Source: Zeiler & Fergus (2014), Fig. 3; paddings follow from its map sizes.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zfscope.networks.geometry import ReceptiveField, Step, field_of, map_sizes
+from zfscope.networks.geometry import ReceptiveField, Step, check_chain, field_of, steps_of
 from zfscope.networks.layers import ContrastNorm
 from zfscope.networks.network import Network, Trace, count_parameters, run_to
 from zfscope.networks.spec import ContrastConfig, ConvLayer, DenseLayer, InitConfig
@@ -50,8 +50,8 @@ class ConvNet(Network):
             raise ValueError("a network ends in a dense layer whose units are the classes, such as fc8")
         self.layers = tuple(names)
         self.spec = dict(layers)
-        steps = list(self.all_steps())
-        self.sizes = dict(zip([(step.layer, step.kind) for step in steps], map_sizes(steps, image_size), strict=True))
+        steps = [(step.layer, step.kind) for step in steps_of(layers)]
+        self.sizes = dict(zip(steps, check_chain(layers, image_size), strict=True))
 
         channels = 3
         flat: int | None = None
@@ -59,7 +59,7 @@ class ConvNet(Network):
             if isinstance(spec, ConvLayer):
                 if flat is not None:
                     raise ValueError(f"{name} filters maps, but a dense layer stands below it")
-                module = _conv_layer(name, spec, channels, contrast)
+                module = _conv_layer(spec, channels, contrast)
                 channels = spec.maps
             else:
                 if flat is None:
@@ -133,18 +133,10 @@ class ConvNet(Network):
         """The filterings and poolings up to a layer's feature map; a dense layer sees whole maps."""
         self.check_layer(layer)
         below = self.layers[: self.layers.index(layer) + 1]
-        steps = [step for step in self.all_steps() if step.layer in below]
+        steps = [step for step in steps_of(self.spec) if step.layer in below]
         if isinstance(self.spec[layer], DenseLayer):
             steps.append(Step(layer, "conv", self._top_size(), 1))
         return steps
-
-    def all_steps(self) -> Iterator[Step]:
-        """The filterings and poolings of the whole chain, from the pixels up."""
-        for name, spec in self.spec.items():
-            if isinstance(spec, ConvLayer):
-                yield Step(name, "conv", spec.kernel_size, spec.stride, spec.padding)
-                if spec.pool is not None:
-                    yield Step(name, "pool", spec.pool.kernel_size, spec.pool.stride, 0, spec.pool.ceil_mode)
 
     def initialise(self, init: InitConfig) -> None:
         """Draw all weights anew, from torch's generator; biases become 0.
@@ -196,11 +188,7 @@ class ConvNet(Network):
         return list(self.sizes.values())[-1] if self.sizes else self.image_size
 
 
-def _conv_layer(name: str, spec: ConvLayer, channels: int, contrast: ContrastConfig) -> nn.Sequential:
-    if channels % spec.groups or spec.maps % spec.groups:
-        raise ValueError(
-            f"{name}.groups={spec.groups} must divide the {channels} maps below and the {spec.maps} maps of {name}"
-        )
+def _conv_layer(spec: ConvLayer, channels: int, contrast: ContrastConfig) -> nn.Sequential:
     layer = nn.Sequential()
     conv = nn.Conv2d(channels, spec.maps, spec.kernel_size, spec.stride, spec.padding, groups=spec.groups)
     layer.add_module("conv", conv)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -35,3 +37,29 @@ def trainer_device(name: str) -> dict[str, Any]:
         find_device(name)
     kind, _, number = name.partition(":")
     return {"accelerator": kind, "devices": [int(number)] if number else 1}
+
+
+def has_gpu() -> bool:
+    """Whether this machine seems to have a GPU, found without torch: by the files of its driver."""
+    return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/proc/driver/nvidia/version"))
+
+
+def available_memory() -> int | None:
+    """Bytes of this machine's memory that a new process may take; None where they are not known.
+
+    A container's own limit counts where it is lower.
+    """
+    free = None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit, used = (
+            int(Path("/sys/fs/cgroup", f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
+        )
+    except (OSError, ValueError):
+        return free
+    return limit - used if free is None else min(free, limit - used)

@@ -3,8 +3,10 @@
 Source: Zeiler & Fergus (2014), Fig. 3, whose sizes 110/55/26/13/13/13/13/6 need pooling in ceil mode.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from zfscope.networks.spec import ConvLayer, DenseLayer
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,47 @@ def map_sizes(steps: Sequence[Step], image_size: int) -> list[int]:
         trace += f" -> {name} {size}"
         sizes.append(size)
     return sizes
+
+
+def steps_of(layers: Mapping[str, ConvLayer | DenseLayer]) -> Iterator[Step]:
+    """The filterings and poolings of a chain of layers, from the pixels up."""
+    for name, spec in layers.items():
+        if isinstance(spec, ConvLayer):
+            yield Step(name, "conv", spec.kernel_size, spec.stride, spec.padding)
+            if spec.pool is not None:
+                yield Step(name, "pool", spec.pool.kernel_size, spec.pool.stride, 0, spec.pool.ceil_mode)
+
+
+def check_chain(layers: Mapping[str, ConvLayer | DenseLayer], image_size: int) -> list[int]:
+    """Map sizes above each step of a chain; refused are kernels that do not fit and groups that do not divide."""
+    channels = 3
+    for name, spec in layers.items():
+        if isinstance(spec, ConvLayer):
+            if channels % spec.groups or spec.maps % spec.groups:
+                raise ValueError(
+                    f"{name}.groups={spec.groups} must divide the {channels} maps below and the {spec.maps} maps "
+                    f"of {name}"
+                )
+            channels = spec.maps
+    return map_sizes(list(steps_of(layers)), image_size)
+
+
+def values_of(
+    layers: Mapping[str, ConvLayer | DenseLayer], image_size: int, classes: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """How many numbers a chain holds: weights by layer, and activations of one image by filtering."""
+    steps = [(step.layer, step.kind) for step in steps_of(layers)]
+    sizes = dict(zip(steps, check_chain(layers, image_size), strict=True))
+    weights, activations = {}, {}
+    channels, size = 3, image_size
+    for name, spec in layers.items():
+        if isinstance(spec, ConvLayer):
+            weights[name] = spec.maps * (channels // spec.groups * spec.kernel_size**2 + 1)
+            activations[name] = spec.maps * sizes[name, "conv"] ** 2
+            channels, size = spec.maps, sizes.get((name, "pool"), sizes[name, "conv"])
+        else:
+            units = spec.units or classes
+            weights[name] = units * (channels * size**2 + 1)
+            activations[name] = units
+            channels, size = units, 1
+    return weights, activations

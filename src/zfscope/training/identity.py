@@ -91,7 +91,7 @@ def training_identity(
 
 def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in trainer.items() if not IRRELEVANT_TRAINER_KEYS.fullmatch(key)}
-    devices, nodes = values.pop("devices", 1), int(values.pop("num_nodes", None) or 1)
+    devices, nodes = values.pop("devices", None), int(values.pop("num_nodes", None) or 1)
     ranks = _device_count(devices, trainer.get("accelerator")) * nodes
     if values.get("precision") is not None:
         values["precision"] = PRECISIONS.get(str(values["precision"]), str(values["precision"]))
@@ -107,7 +107,9 @@ def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _device_count(devices: Any, accelerator: Any) -> int:
     """How many devices of a machine ``trainer.devices`` means."""
-    if devices in ("auto", -1, "-1", None):
+    if devices is None:
+        return 1
+    if devices in ("auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if accelerator != "cpu" else 1
     if isinstance(devices, str):
         return len(devices.strip(", ").split(",")) if "," in devices else int(devices)

@@ -2,21 +2,18 @@
 
 import ctypes
 import importlib
-import inspect
 import logging
 import re
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.utilities import rank_zero_only
 
 from zfscope.callbacks import FilterRenorm
 from zfscope.callbacks.loggers import run_logger
@@ -30,32 +27,29 @@ from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_
 from zfscope.networks.devices import trainer_device
 from zfscope.networks.network import count_parameters
 from zfscope.report.paper import numbers_of
-from zfscope.runs import environment, lock, read_results, replacing, write_overrides, write_results
-from zfscope.schema import nearest
+from zfscope.runs import environment, read_results, replacing, write_results
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
 from zfscope.training.classifier import Classifier
 from zfscope.training.identity import training_identity
 from zfscope.training.progress import build_progress
 from zfscope.training.spec import TrainConfig
 
-RESERVED_TRAINER_KEYS = frozenset(
-    ["callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing"]
-)
-
 FIXED_KEYS = re.compile(r"(model|data)\..*|optim\.name|optim\.schedule\.name")  # as in the facts of an identity
 
 
-def train(config: TrainConfig, folder: Path, overrides: Sequence[str] = (), group: str | None = None) -> float:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    group: str | None = None,
+    accepted: Callable[[], None] | None = None,
+) -> float:
     """Build everything that the config names, fit, evaluate.
 
-    ``overrides`` are what was typed, for the run's name and its results; runs of one sweep share a ``group`` in W&B.
+    ``overrides`` are what was typed, for the run's name and its results; runs of one sweep share a ``group`` in W&B;
+    ``accepted`` is called when nothing was refused, before the first step.
     Returns the best validation error in percent; NaN where none was measured.
     """
-    with lock(folder) if rank_zero_only.rank == 0 else nullcontext():  # DDP's other ranks share its folder
-        return _train(config, folder, overrides, group)
-
-
-def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: str | None) -> float:
     quiet_lightning()
     check_trainer(config)
     paper = numbers_of(config.paper)
@@ -113,8 +107,8 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
     about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
     with run_logger(options, folder, **about) as logger:
         trainer.loggers = [logger] if logger else []
-        if last is not None:  # only now: what was refused shall not be part of the run
-            write_overrides(folder, overrides)
+        if accepted is not None:
+            accepted()
         since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
         seconds = time.monotonic() - since + classifier.seconds_before
@@ -258,17 +252,11 @@ def quiet_lightning() -> None:
 
 def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
     """What the config says to ``lightning.Trainer``."""
-    return {**trainer_device(config.device), **config.trainer.model_dump(exclude_unset=True)}
+    return {**trainer_device(config.device), **config.trainer.keywords()}
 
 
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
-    known = [name for name in inspect.signature(lightning.Trainer.__init__).parameters if name != "self"]
-    for name in config.trainer.model_dump(exclude_unset=True):
-        if name in RESERVED_TRAINER_KEYS:
-            raise ValueError(f"trainer.{name} is set by this project; see conf/callbacks, conf/logger, hydra.run.dir")
-        if name not in known:
-            raise ValueError(f"trainer.{name}: lightning.Trainer has no such keyword; {nearest(name, known)}")
     trainer = lightning.Trainer(**trainer_keywords(config), logger=False, enable_progress_bar=False)
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:

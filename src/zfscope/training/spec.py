@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zfscope.data.spec import DataConfig
-from zfscope.networks.devices import DeviceName
+from zfscope.networks.devices import DeviceName, available_memory, has_gpu
+from zfscope.networks.geometry import values_of
 from zfscope.networks.spec import ModelConfig
-from zfscope.schema import Count, NotNegative, Positive, Share, Strict
+from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, nearest
 
 
 class EMAConfig(Strict):
@@ -69,11 +70,31 @@ class OptimConfig(Strict):
     compile: bool = False
 
 
+# Keywords of lightning.Trainer; held here so that a typo is refused before Lightning is imported.
+TRAINER_KEYWORDS = (
+    *("accelerator", "accumulate_grad_batches", "barebones", "benchmark", "callbacks", "check_val_every_n_epoch"),
+    *("default_root_dir", "detect_anomaly", "deterministic", "devices", "enable_autolog_hparams"),
+    *("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run"),
+    *("gradient_clip_algorithm", "gradient_clip_val", "inference_mode", "limit_predict_batches", "limit_test_batches"),
+    *("limit_train_batches", "limit_val_batches", "log_every_n_steps", "logger", "max_epochs", "max_steps", "max_time"),
+    *("min_epochs", "min_steps", "model_registry", "num_nodes", "num_sanity_val_steps", "overfit_batches", "plugins"),
+    *("precision", "profiler", "reload_dataloaders_every_n_epochs", "strategy", "sync_batchnorm"),
+    *("use_distributed_sampler", "val_check_interval"),
+)
+RESERVED_TRAINER_KEYWORDS = frozenset(
+    ["callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing"]
+)
+
+
 class TrainerConfig(BaseModel):
     """Keywords of ``lightning.Trainer``: the usual ones checked here, every other one passes through."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    accelerator: str | None = None
+    devices: int | str | tuple[int, ...] | None = None
+    num_nodes: Count = 1
+    strategy: str | None = None
     max_epochs: Annotated[int, Field(ge=-1)] | None = None
     max_steps: Annotated[int, Field(ge=-1)] = -1
     precision: str | int | None = None
@@ -82,15 +103,27 @@ class TrainerConfig(BaseModel):
     log_every_n_steps: Count = 50
     check_val_every_n_epoch: Count | None = 1
 
+    def keywords(self) -> dict[str, Any]:
+        """What was set, for ``lightning.Trainer``; null leaves a keyword to Lightning, or to ``device``."""
+        values = self.model_dump(exclude_unset=True)
+        return {name: value for name, value in values.items() if value is not None or name == "check_val_every_n_epoch"}
+
 
 class LoggerConfig(Strict):
     """Where curves and pictures go besides the run folder."""
 
     name: Literal["wandb", "csv", "tensorboard", "none"] = "wandb"
     mode: Literal["offline", "online"] = "offline"
-    project: str = "zfscope"
-    entity: str | None = None
+    project: Text = "zfscope"
+    entity: Text | None = None
     log_model: bool = False
+
+    @model_validator(mode="after")
+    def _project_is_a_name(self) -> Self:
+        wrong = sorted(set(self.project) & set("/\\#?%:"))
+        if wrong or not 0 < len(self.project) <= 128:
+            raise ValueError(f"project={self.project!r}: W&B takes names of 1 to 128 characters without / \\ # ? % :")
+        return self
 
     @model_validator(mode="after")
     def _artifacts_need_a_server(self) -> Self:
@@ -116,14 +149,19 @@ class EvaluateConfig(Strict):
 
 # Spelling out what `_target_` may name keeps a config file from running foreign code.
 TARGETS = (
-    "zfscope.callbacks.Diagnostics",
-    "zfscope.callbacks.FeatureEvolution",
-    "zfscope.callbacks.FilterImages",
-    "zfscope.callbacks.OcclusionMaps",
-    "zfscope.callbacks.Projections",
-    "lightning.pytorch.callbacks.EarlyStopping",
-    "lightning.pytorch.callbacks.GradientAccumulationScheduler",
-    "lightning.pytorch.callbacks.Timer",
+    *(f"zfscope.callbacks.{name}" for name in ("Diagnostics", "FeatureEvolution", "FilterImages")),
+    *(f"zfscope.callbacks.{name}" for name in ("OcclusionMaps", "Projections")),
+    *(
+        f"lightning.pytorch.callbacks.{name}"
+        for name in (
+            *("BackboneFinetuning", "BaseFinetuning", "BasePredictionWriter", "BatchSizeFinder", "Callback"),
+            *("Checkpoint", "DeviceStatsMonitor", "EMAWeightAveraging", "EarlyStopping"),
+            *("GradientAccumulationScheduler", "LambdaCallback", "LearningRateFinder", "LearningRateMonitor"),
+            *("ModelCheckpoint", "ModelPruning", "ModelSummary", "OnExceptionCheckpoint", "ProgressBar"),
+            *("RichModelSummary", "RichProgressBar", "SpikeDetection", "StochasticWeightAveraging"),
+            *("TQDMProgressBar", "ThroughputMonitor", "Timer", "WeightAveraging"),
+        )
+    ),
 )
 
 
@@ -132,12 +170,12 @@ class TrainConfig(Strict):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: DeviceName = "auto"
-    name: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-    resume: str | None = None
-    weights: str | None = None
-    trust: tuple[str, ...] = ()
+    name: Text | None = None
+    group: Text | None = None
+    tags: tuple[Text, ...] = ()
+    resume: PathText | None = None
+    weights: PathText | None = None
+    trust: tuple[Text, ...] = ()
     paper: str | dict[str, float] | None = None
     model: ModelConfig
     data: DataConfig
@@ -156,6 +194,42 @@ class TrainConfig(Strict):
             raise ValueError("optim.nesterov=true needs a momentum above 0")
         if self.optim.schedule.name == "cosine" and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ValueError("optim/schedule=cosine needs an end: give trainer.max_epochs or trainer.max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _trainer_knows_its_keywords(self) -> Self:
+        for name in self.trainer.model_dump(exclude_unset=True):
+            if name in RESERVED_TRAINER_KEYWORDS:
+                raise ValueError(
+                    f"trainer.{name} is set by this project; see conf/callbacks, conf/logger, hydra.run.dir"
+                )
+            if name not in TRAINER_KEYWORDS:
+                raise ValueError(
+                    f"trainer.{name}: lightning.Trainer has no such keyword; {nearest(name, TRAINER_KEYWORDS)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        """Refuse what cannot fit, by the least that it needs: a larger training may still end for want of memory."""
+        needs = {"data.resize": 2 * 3 * self.data.resize**2 * 8}  # sums for the mean image, float64
+        if self.model.source == "convnet":
+            weights, activations = values_of(self.model.chain, self.data.crop, classes=2)
+            on_host = self.device == "cpu" or not has_gpu()
+            copies = (
+                1 if not on_host else 3 if self.optim.name == "sgd" else 4
+            )  # gradients and the optimiser's averages
+            size = 2 if str(self.trainer.precision).startswith(("16", "bf16")) else 4
+            needs |= {f"model.{name}": 4 * copies * count for name, count in weights.items()}
+            if on_host:
+                needs["data.batch_size"] = size * self.data.batch_size * sum(activations.values())
+        total, free = sum(needs.values()), available_memory()
+        if free is not None and total > free:
+            key = max(needs, key=needs.get)
+            raise ValueError(
+                f"this training needs at least {total / 1e9:,.1f} GB of memory, most of it by {key}, "
+                f"and {free / 1e9:,.1f} GB are free; make it smaller"
+            )
         return self
 
     @model_validator(mode="after")

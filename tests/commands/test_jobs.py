@@ -12,7 +12,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import ROOT
-from zfscope.commands import check_experiments, one_line, resume_overrides
+from zfscope.commands.jobs import one_line
+from zfscope.commands.overrides import check_experiments
 from zfscope.runs import lock
 
 
@@ -350,32 +351,3 @@ def stored(folder, *overrides):
     (folder / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
 
 
-def test_resume_puts_the_new_overrides_over_those_of_the_run(tmp_path):
-    stored(tmp_path / "run", "model=alexnet", "optim.lr=0.1", "+trainer.max_steps=3", "~callbacks.diagnostics")
-
-    folder, overrides = resume_overrides([f"resume={tmp_path}/run", "optim.lr=0.2", "++trainer.max_steps=9"])
-
-    assert folder == tmp_path / "run"
-    assert overrides == [
-        "model=alexnet",
-        "~callbacks.diagnostics",
-        f"resume={tmp_path}/run",
-        "optim.lr=0.2",
-        "++trainer.max_steps=9",
-        f'hydra.run.dir="{tmp_path}/run"',
-        "hydra.output_subdir=null",
-    ]
-
-
-def test_a_folder_with_an_equals_sign_is_quoted(tmp_path):
-    stored(tmp_path / "seed=1", "seed=1")
-
-    folder, overrides = resume_overrides([f'resume="{tmp_path}/seed=1"'])
-
-    assert folder == tmp_path / "seed=1"
-    assert overrides[-2] == f'hydra.run.dir="{tmp_path}/seed=1"'
-
-
-@pytest.mark.parametrize("overrides", [["seed=1"], ["resume=null", "seed=1"]])
-def test_without_resume_nothing_is_added(overrides):
-    assert resume_overrides(overrides) == (None, overrides)

@@ -1,0 +1,234 @@
+"""Configs as they will run: what was typed is composed and checked, job by job, and every job gets its folder."""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.commands.overrides import CONF, parse, quoted, read_typed
+from zfscope.commands.resumption import Resumption, read_resumption
+from zfscope.schema import check, nearest
+from zfscope.training.spec import TrainConfig
+
+SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}
+# For conf/analyze.yaml: where its second search path is, from any working directory.
+OmegaConf.register_new_resolver("conf", lambda: CONF, replace=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command that was composed and checked: where it will work, and what Hydra shall read."""
+
+    folder: Path  # of the run, or of the whole sweep
+    named: bool  # the folder was typed; else it comes from conf/
+    arguments: list[str]  # for Hydra, all but the folder
+    kinds: list[str]  # of each job: training, or the name of an analysis
+    jobs: list[Path] | None = None  # the folders of a sweep's jobs
+    resuming: bool = False
+
+    @property
+    def in_sweep(self) -> bool:
+        """Whether this is a sweep."""
+        return self.jobs is not None
+
+    def typed(self, folder: Path) -> list[str]:
+        """What Hydra shall read, with the folder that was taken."""
+        key = "hydra.sweep.dir" if self.in_sweep else "hydra.run.dir"
+        return [*self.arguments, f"{key}={quoted(folder)}"]
+
+    def places(self, folder: Path) -> list[Path]:
+        """The folder of each job, with the folder that was taken."""
+        if self.jobs is None:
+            return [folder]
+        inside = [job.is_relative_to(self.folder) for job in self.jobs]
+        jobs = zip(self.jobs, inside, strict=True)
+        return [folder / job.relative_to(self.folder) if below else job for job, below in jobs]
+
+
+def prepare(name: str, arguments: argparse.Namespace) -> Plan:
+    """Compose and check all that was typed for ``train`` or ``analyze``; nothing is written.
+
+    Raises:
+        ValueError: For what cannot be: one line.
+    """
+    overrides = read_typed(name, arguments.overrides, SCHEMAS[name])
+    resumption = read_resumption(overrides, arguments.config_dir) if name == "train" else None
+    if resumption is not None:
+        if arguments.multirun:
+            raise ValueError(f"resume={resumption.folder} goes on with one run; leave out --multirun")
+        return _plan_resumption(resumption)
+    with composing(CONF, name, arguments.config_dir) as hydra:
+        try:
+            run = None if arguments.multirun else _run_config(name, overrides)
+            main = None if run else _main_config(hydra, name, overrides, arguments.multirun)
+            in_sweep = arguments.multirun or (run is None and main.hydra.mode == RunMode.MULTIRUN)
+            if in_sweep:
+                folder, jobs, kinds = _jobs(name, main)
+            else:
+                run = run or compose(name, overrides, return_hydra_config=True)
+                folder, jobs, kinds = _single_run(name, run), None, [kind_of_config(name, run)]
+        except HydraException as error:
+            unknown = re.search(r"Could not override '([^']+)'", str(error))
+            if unknown is None:
+                raise
+            raise ValueError(_unknown_key(name, unknown[1], overrides)) from error
+    key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
+    named = any(override.key_or_group == key for override in parse(overrides))
+    if not named and not folder.absolute().is_relative_to(Path.cwd()):
+        raise ValueError(f"{key}={folder} of a config lies outside the working directory; type it, if it is meant")
+    flags = [f"--config-dir={arguments.config_dir}"] if arguments.config_dir else []
+    flags += ["--multirun"] if arguments.multirun else []
+    return Plan(folder, named, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs)
+
+
+def kind_of_config(name: str, config: DictConfig) -> str:
+    """What a job of a command is: ``training``, or the name of an analysis."""
+    return "training" if name == "train" else str(OmegaConf.select(config, "analysis.name"))
+
+
+@contextmanager
+def composing(folder: str, name: str, config_dir: str | None = None) -> Iterator[Hydra]:
+    """Hydra with the search path that a command has whose configs are in a folder."""
+    with initialize_config_dir(folder, job_name=name, version_base="1.3"):
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise FileNotFoundError(f"--config-dir={config_dir}: there is no such folder")
+            search_path = GlobalHydra.instance().config_loader().get_search_path()
+            place = SearchPathQuery(provider="schema")
+            search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}", anchor=place)
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2(name, search_path)
+        try:
+            yield GlobalHydra.instance().hydra
+        finally:
+            HydraConfig.instance().cfg = None
+
+
+def _plan_resumption(resumption: Resumption) -> Plan:
+    with composing(str(resumption.config_folder), "config"):
+        try:
+            config = compose("config", resumption.overrides, return_hydra_config=True)
+        except HydraException as error:
+            unknown = re.search(r"Could not override '([^']+)'", str(error))
+            if unknown is None:
+                raise
+            raise ValueError(_unknown_key("config", unknown[1], resumption.overrides)) from error
+        _single_run("train", config)
+    arguments = [f"--config-path={resumption.config_folder}", "--config-name=config", *resumption.overrides]
+    return Plan(resumption.folder, True, [*arguments, "hydra.output_subdir=null"], ["training"], resuming=True)
+
+
+def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) -> DictConfig:
+    """The config that Hydra composes before any job.
+
+    In a sweep, a key that only its jobs have (``data.root``, where each job brings another data set) is rewritten in
+    ``overrides`` as a sweep over its one value, which Hydra applies to the jobs alone.
+    """
+    while True:
+        try:
+            return hydra.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        except HydraException as error:
+            unknown = re.search(r"Could not override '([^']+)'", str(error))
+            numbers = [
+                number
+                for number, override in enumerate(parse(overrides))
+                if unknown and override.key_or_group == unknown[1] and not override.is_sweep_override()
+            ]
+            if not in_sweep or not numbers or unknown[1].startswith("hydra."):
+                raise
+            for number in numbers:
+                key, _, value = overrides[number].partition("=")
+                value = value or "''"
+                overrides[number] = f"{key}=choice({value})"
+
+
+def _run_config(name: str, overrides: list[str]) -> DictConfig | None:
+    """The config of a single run; None for a sweep by its config (``hydra.mode``) and for what does not compose."""
+    try:
+        config = compose(name, overrides, return_hydra_config=True)
+    except HydraException:
+        return None
+    return None if config.hydra.mode == RunMode.MULTIRUN else config
+
+
+def _single_run(name: str, config: DictConfig) -> Path:
+    """The folder of a run whose values were checked."""
+    HydraConfig.instance().set_config(config)
+    values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    _check_working_folder(config)
+    return Path(str(config.hydra.run.dir)).expanduser()
+
+
+def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
+    """The folder of a sweep whose jobs all compose, and folder and kind of each job; as BasicSweeper makes them."""
+    typed = OmegaConf.to_container(main.hydra.overrides.task, resolve=False)
+    from_config = [f"{key}={value}" for key, value in (main.hydra.sweeper.get("params") or {}).items()]
+    loader = GlobalHydra.instance().config_loader()
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*from_config, *typed])
+    for override in overrides:
+        if override.is_sweep_override() and override.is_discrete_sweep() and not [*override.sweep_string_iterator()]:
+            raise ValueError(f"{override.input_line} is empty: a sweep needs one value or more")
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
+    HydraConfig.instance().set_config(main)
+    _check_working_folder(main)
+    sweep = Path(str(main.hydra.sweep.dir)).expanduser()
+    folders: list[Path] = []
+    kinds: list[str] = []
+    for number, job in enumerate(jobs):
+        config = compose(name, [*common, *job], return_hydra_config=True)
+        OmegaConf.copy_cache(main, config)
+        with open_dict(config):
+            config.hydra.job.num = config.hydra.job.id = number
+        HydraConfig.instance().set_config(config)
+        own = Path(str(config.hydra.sweep.dir)).expanduser()
+        if own != sweep and number:
+            raise ValueError(f"hydra.sweep.dir must be one folder for all jobs, but is {sweep} and {own}")
+        sweep = own
+        folders.append(Path(sweep, str(config.hydra.sweep.subdir)))
+        kinds.append(kind_of_config(name, config))
+    twice = next((folder for number, folder in enumerate(folders) if folder in folders[:number]), None)
+    if twice is not None:
+        raise ValueError(f"two jobs of the sweep would have the folder {twice}; tell them apart in hydra.sweep.subdir")
+    return sweep, folders, kinds
+
+
+def _check_working_folder(config: DictConfig) -> None:
+    if config.hydra.job.chdir:
+        raise ValueError("hydra.job.chdir=true would change what the typed paths mean; leave it out")
+
+
+def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:
+    """What to tell about an override of a key that does not exist: the nearest one that does."""
+    others = [
+        override.input_line
+        for override in parse(overrides)
+        if override.key_or_group != key and not override.is_hydra_override() and not override.is_sweep_override()
+    ]
+    try:
+        node: Any = compose(name, others, return_hydra_config=True)
+    except HydraException:  # another mistake beside this one
+        node = compose(name, return_hydra_config=True)
+    *path, last = key.split(".")
+    while path and isinstance(node, DictConfig) and path[0] in node:
+        node = node[path.pop(0)]
+    last = path[0] if path else last
+    names = [str(known) for known in node] if isinstance(node, DictConfig) else []
+    way_out = "; a further keyword of the Trainer is written +trainer.NAME=…" if key.startswith("trainer.") else ""
+    return f"{key}: there is no key {last!r}; {nearest(last, names)}{way_out}"

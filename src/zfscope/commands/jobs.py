@@ -1,0 +1,227 @@
+"""A command from what was typed to its exit code: one run, or the jobs of a sweep with their table.
+
+A refusal is one line and exit code 2 (``HYDRA_FULL_ERROR=1`` shows all). A job of a sweep whose values are refused, or
+that fails, is a line of the table at its end, and the exit code is 1.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
+from zfscope.commands.resumption import difference, overrides_of
+from zfscope.console import console, sweep_table
+from zfscope.runs import claim, kind_of_run, read_results, write_record, write_results
+from zfscope.schema import check
+from zfscope.training.spec import TrainConfig
+
+# Other ranks of one run, by who started them (torchrun and Lightning, srun, jsrun), share its folder.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+_claimed: set[Path] = set()  # run folders that this process holds
+_failed: dict[Path, str] = {}  # jobs of this process's sweep that could not even write that they failed
+
+
+class Refused(BaseException):
+    """Carries a refusal past Hydra, which would print lines of its own for an ``Exception``."""
+
+
+def run_command(name: str, main: Callable[[], Any]) -> int:
+    """Run ``train`` or ``analyze`` as typed; ``main`` is what ``hydra.main`` decorates; each job calls ``run_job``.
+
+    Returns the exit code: 0, or 1 if a job of a sweep failed; a refused command exits with 2.
+    """
+    shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    arguments = get_args_parser().parse_args()
+    try:
+        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises instead of printing a page and leaving with 1
+            if _is_hydras_own(arguments):
+                main()
+                return 0
+            plan = prepare(name, arguments)
+            with _claim(name, plan) as folder:
+                sys.argv[1:] = plan.typed(folder)
+                main()
+    except (Refused, *refusals()) as error:
+        if shows_all:
+            raise
+        print(f"{name}.py: {one_line(error.__cause__ if isinstance(error, Refused) else error)}", file=sys.stderr)
+        sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
+    if not plan.in_sweep:
+        return 0
+    results = [
+        {"state": "failed", "cause": _failed[job]} if job in _failed else read_results(job) or {}
+        for job in map(Path.absolute, plan.places(folder))
+    ]
+    console.print(sweep_table(results))
+    return int(any(result.get("state") != "finished" for result in results))
+
+
+def run_job(name: str, values: DictConfig) -> float:
+    """Check and run one job, called by Hydra; in a sweep a failure is this job's alone and stands in its results."""
+    job = HydraConfig.get()
+    in_sweep = job.mode == RunMode.MULTIRUN
+    folder = Path(job.runtime.output_dir if in_sweep else str(job.run.dir))
+    typed = OmegaConf.to_container(job.overrides.task, resolve=False)  # as typed: ${oc.env:…} may hold a secret
+    resuming = name == "train" and values.resume is not None
+    entered = False
+    try:
+        held = folder in _claimed or is_other_rank()
+        kind = kind_of_config(name, values)
+        with nullcontext() if held else claim(folder, check=lambda place: check_content(place, kind, resuming)):
+            entered = True
+            config = check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+            overrides = overrides_of(folder, typed) if resuming else typed
+            record = _recorder(folder, values, overrides)
+            if name == "analyze":
+                return _analyze(config, folder, record)
+            return _train(config, folder, overrides, record, Path(job.sweep.dir).name if in_sweep else None)
+    except Exception as error:
+        if not in_sweep:
+            if not isinstance(error, refusals()):
+                raise
+            raise Refused from error
+        cause = one_line(error)
+        console.print(f"job {job.job.num} failed: {cause}", style="red", markup=False)
+        if entered:
+            write_results(folder, {}, {"overrides": typed}, state="failed", cause=cause)
+        else:  # the folder is another run's
+            _failed[folder] = cause
+        return float("nan")
+
+
+def check_content(folder: Path, kind: str, resuming: bool = False) -> None:
+    """Refuse a run folder whose content would be lost; an analysis may replace its own earlier result.
+
+    ``kind`` is what will run there: ``training``, or the name of an analysis.
+    """
+    earlier = kind_of_run(folder)
+    if earlier is None or (earlier == kind and (resuming or kind != "training")):
+        return
+    if earlier == kind:
+        raise ValueError(f"{folder} holds a run; go on with resume={folder}, or choose another hydra.run.dir")
+    what = "a training" if earlier == "training" else f"the result of analysis={earlier}"
+    raise ValueError(f"{folder} holds {what}, which would be lost; choose another hydra.run.dir")
+
+
+def is_other_rank() -> bool:
+    """Whether this process is another rank of a run than the first: it neither holds nor records the run's folder."""
+    ranks = (os.environ.get(name) for name in RANKS)
+    return next((rank for rank in ranks if rank is not None), "0") != "0"
+
+
+def refusals() -> tuple[type[BaseException], ...]:
+    """The errors that a person can mend: told in one line, without a traceback."""
+    lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")  # not loaded: it has raised nothing yet
+    errors = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)
+    return (*errors, lightning.MisconfigurationException) if lightning else errors
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line; what a loader's process raised is found at the end of its report."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught ") and len(lines) > 1:
+        return lines[-1].partition(": ")[2] or lines[-1]
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {lines[0]}; a value with such characters is put in quotes: 'key=\"value\"'"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(lines)
+    return lines[0]
+
+
+def _is_hydras_own(arguments: argparse.Namespace) -> bool:
+    """Whether Hydra answers by itself (help, a config, completion), or runs what is not in conf/."""
+    asks = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
+    return bool(asks or arguments.experimental_rerun or arguments.config_path or arguments.config_name)
+
+
+@contextmanager
+def _claim(name: str, plan: Plan) -> Iterator[Path]:
+    """Hold the folder of a run, or of a whole sweep, while it runs."""
+    _failed.clear()
+    if is_other_rank():
+        yield plan.folder
+        with suppress(OSError):  # Hydra makes a folder; by the clock it may be another than the first rank's
+            plan.folder.rmdir()
+        return
+
+    def check_all(folder: Path) -> None:
+        for place, kind in zip(plan.places(folder), plan.kinds, strict=True):
+            check_content(place, kind, plan.resuming)
+
+    with claim(plan.folder, numbered=not plan.named, check=check_all) as folder:
+        if not plan.in_sweep:
+            _claimed.add(folder)
+        try:
+            yield folder
+        finally:
+            _claimed.discard(folder)
+
+
+def _analyze(config: AnalyzeConfig, folder: Path, record: Callable[[], None]) -> float:
+    from zfscope.analyses.run import analyze
+
+    earlier = kind_of_run(folder)  # its record stays with its result until there is a new one
+    if not earlier:
+        record()
+    analyze(config, folder)
+    if earlier:
+        record()
+    return float("nan")
+
+
+def _train(
+    config: TrainConfig, folder: Path, overrides: list[str], record: Callable[[], None], sweep: str | None
+) -> float:
+    if sweep is not None and config.trainer.strategy == "ddp":
+        raise ValueError("DDP starts the whole sweep anew on each rank; use trainer.strategy=ddp_spawn in sweeps")
+    if config.resume is None:
+        record()
+    elif line := difference(folder):
+        console.print(line, markup=False, soft_wrap=True)
+    from zfscope.training.run import train
+
+    return train(config, folder, overrides, config.group or sweep, accepted=record if config.resume else None)
+
+
+def _recorder(folder: Path, values: DictConfig, overrides: list[str]) -> Callable[[], None]:
+    """Writes what a run was started with into its folder; other ranks of the run write nothing."""
+
+    def record() -> None:
+        if not is_other_rank():
+            write_record(folder, files)
+
+    files = {
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(_lasting(values))),
+        "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
+        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
+    }
+    return record
+
+
+def _lasting(values: DictConfig) -> Any:
+    """The config, with what only this job knows (its number, the time) as values; other interpolations stay."""
+    raw, resolved = (OmegaConf.to_container(values, resolve=resolve) for resolve in (False, True))
+
+    def walk(raw: Any, resolved: Any) -> Any:
+        if isinstance(raw, Mapping):
+            return {key: walk(value, resolved[key]) for key, value in raw.items()}
+        if isinstance(raw, list):
+            return [walk(*pair) for pair in zip(raw, resolved, strict=True)]
+        return resolved if isinstance(raw, str) and ("${hydra:" in raw or "${now:" in raw) else raw
+
+    return walk(raw, resolved) | ({"resume": None} if "resume" in raw else {})

@@ -1,0 +1,131 @@
+"""What was typed: paths and numbers that are meant as text, earlier spellings, experiments of the other command."""
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
+
+from zfscope.schema import nearest, takes_text
+
+CONF = str(Path(__file__).resolve().parents[3] / "conf")
+# A command's experiments are those in its folder: analyze.py has a second search path (hydra.searchpath in its config).
+EXPERIMENTS = {"train": Path(CONF, "experiment"), "analyze": Path(CONF, "analyze", "experiment")}
+# Overrides that were spelt otherwise once, and what to write now.
+RESPELT = {
+    "train": {
+        r"experiment=\S*ensemble_.*": "train.py -m experiment=table3_zfnet seed=0,1,2,3,4 hydra.sweep.dir=outputs/six, "
+        "then train.py experiment=table3_zfnet_wide seed=5 hydra.run.dir=outputs/six/5"
+    },
+    "analyze": {r"data\.name=(.*)": r"data=\1", r"analysis\.other\.name=(.*)": r"data@analysis.other=\1"},
+}
+# Keys whose values are paths; Hydra's grammar knows no ~, =, # or brackets in them.
+PATHS = re.compile(
+    r"resume|checkpoint|weights|image|data\.(root|cache|exclude)|analysis\.(boxes|other(\.root)?)|hydra\.(run|sweep)\.dir"
+)
+
+
+def read_typed(name: str, overrides: Sequence[str], schema: Any) -> list[str]:
+    """The overrides of ``train`` or ``analyze`` as Hydra understands them; refused are those that can be seen wrong.
+
+    A path may hold what Hydra's grammar does not know (``resume=outputs/lr=0.1``, ``data.root=~/images``). A number
+    where ``schema`` wants text stays as it was typed (``name=2026``).
+    """
+    for override in overrides:
+        for spelling, advice in RESPELT[name].items():
+            if match := re.fullmatch(spelling, override):
+                raise ValueError(f"{override} is spelt otherwise now: {match.expand(advice)}")
+    # Whether conf/trainer has a keyword of the Trainer or not, + sets it.
+    overrides = [re.sub(r"^\+(trainer\.)", r"++\1", override) for override in overrides]
+    overrides = [_text(_path(override), schema) for override in overrides]
+    parsed = parse(overrides)
+    check_experiments(name, parsed)
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if override.is_delete() and "." in key and not key.startswith(("callbacks.", "trainer.", "hydra.")):
+            raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
+        group = key.partition("@")[0]
+        if is_group(group) and isinstance(value, int | float):
+            options = [path.stem for path in Path(CONF, group).glob("*.yaml")]
+            raise ValueError(f"{key}={value} names no option of the group {group}; {nearest(str(value), options)}")
+    return overrides
+
+
+def check_experiments(name: str, overrides: Sequence[Override]) -> None:
+    """Refuse an experiment whose file lies with the other command's."""
+    (other,) = EXPERIMENTS.keys() - {name}
+    for override in overrides:
+        typed = override.input_line if override.key_or_group == "experiment" else ""
+        for experiment in re.findall(r"[\w/-]+", typed.partition("=")[2]):
+            files = {command: folder / f"{experiment}.yaml" for command, folder in EXPERIMENTS.items()}
+            if files[other].is_file() and not files[name].is_file():
+                raise ValueError(
+                    f"experiment={experiment} belongs to {other}.py: python {other}.py experiment={experiment} …"
+                )
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """What Hydra reads in overrides."""
+    return _parser().parse_overrides(list(overrides))
+
+
+def quoted(value: str | Path) -> str:
+    """Any text as a value that Hydra takes as it is, without interpolation."""
+    return QuotedString(str(value).replace("${", "\\${"), Quote.double).with_quotes()
+
+
+def is_group(key: str) -> bool:
+    """Whether a key names a group of ``conf/``, of which an option is chosen."""
+    return bool(key) and "." not in key and Path(CONF, key).is_dir()
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _path(override: str) -> str:
+    """A path that is there, or that Hydra's grammar does not know, is quoted; ``~`` is expanded."""
+    key, equals, value = override.partition("=")
+    if not equals or not PATHS.fullmatch(key.lstrip("+")) or not value.strip():
+        return override
+    literal = None
+    try:
+        (parsed,) = parse([override])
+        meaning = parsed.value()
+        if isinstance(meaning, str) and "${" not in meaning:
+            literal = meaning if meaning.startswith("~") else None
+        elif meaning is not None and _is_there(value):
+            literal = value
+    except (HydraException, OverrideParseException):
+        if _is_there(value) or not (value[0] in "[\"'" or "," in value):
+            literal = value
+    return override if literal is None else f"{key}={quoted(os.path.expanduser(literal))}"
+
+
+def _is_there(value: str) -> bool:
+    return os.path.lexists(os.path.expanduser(value))
+
+
+def _text(override: str, schema: Any) -> str:
+    """A number where the schema wants text, as it was typed, and so in a list."""
+    key, equals, value = override.partition("=")
+    if not equals or not takes_text(schema, key.lstrip("+").split(".")):
+        return override
+    value = value.strip()
+    try:
+        (parsed,) = parse([override])
+        if isinstance(parsed.value(), int | float):
+            return f"{key}={quoted(value)}"
+        if isinstance(parsed.value(), list) and any(isinstance(item, int | float) for item in parsed.value()):
+            items = [item.strip() for item in value[1:-1].split(",")]
+            if len(items) == len(parsed.value()) and not any(character in value for character in "\"'()"):
+                return f"{key}=[{','.join(map(quoted, items))}]"
+    except (HydraException, OverrideParseException):
+        pass  # told when all is parsed
+    return override

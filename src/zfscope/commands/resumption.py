@@ -1,0 +1,110 @@
+"""``resume=RUN``: a run goes on from its own config, ``RUN/.hydra/config.yaml``, with the values that are typed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zfscope.commands.overrides import CONF, is_group, parse
+from zfscope.runs import RECORD, read_overrides
+from zfscope.schema import flatten
+
+# What Hydra needs to go on from a config that chooses no groups of its own.
+QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run to go on with."""
+
+    folder: Path
+    config_folder: Path  # where its config.yaml is
+    overrides: list[str]  # what is typed, as Hydra takes it on top of that config
+
+
+def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> Resumption | None:
+    """The run that ``resume=RUN`` names, with what else is typed; None without ``resume=``.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If its config cannot be read, or a group is chosen: the run's own config has no groups any more.
+    """
+    parsed = parse(overrides)
+    runs = [override for override in parsed if override.key_or_group == "resume"]
+    if not runs or runs[-1].value() is None:
+        return None
+    if runs[-1].is_sweep_override():
+        raise ValueError(f"{runs[-1].input_line}: resume= goes on with one run; give its folder in quotes")
+    folder = Path(str(runs[-1].value()).replace("\\${", "${"))
+    config_folder = (folder / RECORD).absolute()
+    path = config_folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); give the folder of a run")
+    try:
+        keys = flatten(_plain(OmegaConf.load(path)))
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"resume={folder}: {path} cannot be read ({cause}); mend or restore it") from None
+    typed = []
+    for override in parsed:
+        group = override.key_or_group
+        if is_group(group) or (config_dir and "." not in group and Path(config_dir, group).is_dir()):
+            raise ValueError(_group_refusal(override))
+        typed.append(override.input_line)
+        if not override.is_delete() and not override.is_hydra_override():
+            known = group in keys or any(key.startswith(f"{group}.") for key in keys)
+            if known == override.is_add():  # the check of the values tells what is no key
+                typed[-1] = "++" + override.input_line.lstrip("+")
+    return Resumption(folder, config_folder, [*QUIET, *typed])
+
+
+def overrides_of(folder: Path, typed: Sequence[str]) -> list[str]:
+    """All overrides of a run that goes on: those that it was started with, then those typed now."""
+    new = {override.key_or_group for override in parse(typed)}
+    old = [text for text in read_overrides(folder) if _key_of(text) not in new]
+    return [*old, *(text for text in typed if _key_of(text) != "resume")]
+
+
+def difference(folder: Path) -> str | None:
+    """One line that says where today's conf/ would give other values than a run has; None where it would not."""
+    stored = flatten(_plain(OmegaConf.load(folder / RECORD / "config.yaml")))
+    try:
+        with initialize_config_dir(CONF, job_name="train", version_base="1.3"):
+            today = flatten(_plain(compose("train", read_overrides(folder))))
+    except HydraException:
+        return "conf/ has not all that this run was started with; it goes on with its own config"
+    names = [key for key in stored if key in today and stored[key] != today[key] and key != "resume"]
+    if not names:
+        return None
+    first = f"{names[0]}={stored[names[0]]} (conf/ has {today[names[0]]} now)"
+    more = f" and {len(names) - 1} more values" if len(names) > 1 else ""
+    return f"this run goes on with its own {first}{more}"
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _group_refusal(override: Override) -> str:
+    """Which keys to type instead of a group's option."""
+    group, option = override.key_or_group, override.value()
+    path = Path(CONF, group, f"{option}.yaml")
+    keys: dict[str, Any] = {}
+    if path.is_file():
+        prefix = "" if "@package _global_" in path.read_text(encoding="utf-8") else group.replace("/", ".") + "."
+        values = _plain(OmegaConf.load(path))
+        keys = {key: value for key, value in flatten(values, prefix).items() if not key.startswith(f"{prefix}defaults")}
+    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(keys.items())[:6])
+    way_out = f"type its keys instead: {instead}" if instead else "type single keys instead"
+    return f"{override.input_line} chooses a whole group, but the run goes on from its own config; {way_out}"
