@@ -23,7 +23,7 @@ NOT_COMPOSED = {
     "resume=outputs/RUN": "needs a run; test_run goes on with one",
 }
 # Printed as examples of what is refused.
-REFUSED = {"optim.lrr=0.1": "no key 'lrr'"}
+REFUSED = {"optim.lrr=0.1": "no key 'lrr'", "model.conv5.kernel_size=40": "40x40 kernel of conv5 is larger"}
 COMMANDS = {
     f"{page.name}: {' '.join(command)}": command
     for page in PAGES

@@ -139,9 +139,9 @@ def test_a_folder_that_is_held_or_whose_content_must_stay_is_refused(tmp_path):
     def refuse(folder):
         raise ValueError(f"{folder.name} holds a run")
 
-    with claim(tmp_path / "run"):
-        with pytest.raises(RunFolderLocked, match="run is locked by another process"), claim(tmp_path / "run"):
-            pass
+    locked = pytest.raises(RunFolderLocked, match="run is locked by another process")
+    with claim(tmp_path / "run"), locked, claim(tmp_path / "run"):
+        pass
     with pytest.raises(ValueError, match="run holds a run"), claim(tmp_path / "run", check=refuse):
         pass
 

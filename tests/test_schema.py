@@ -47,7 +47,7 @@ def test_nearest_lists_the_names_when_nothing_is_near():
 
 
 def test_plain_turns_nested_containers_into_dicts_and_lists():
-    assert plain({"a": ({"b": (1, 2)},), 3: "text"}) == {"a": [{"b": [1, 2]}], "3": "text"}
+    assert plain({"a": ({"b": (1, 2)},), 3: "text"}) == {"a": [{"b": [1, 2]}], 3: "text"}
 
 
 def test_names_are_listed_in_one_printable_line():

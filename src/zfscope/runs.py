@@ -82,6 +82,31 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_results(folder: str | Path) -> Iterator[Path]:
+    """Write figures, arrays and ``results.json`` of a run, in place of its earlier ones when all are written.
+
+    Yields a folder beside them; its content moves into ``folder`` when the block ends, ``results.json`` last. If the
+    block raises, the earlier ones stay as they were.
+    """
+    folder = Path(folder)
+    new = folder / ".results.tmp"
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
+    new.mkdir()
+    try:
+        yield new
+        written = {path.name for path in new.iterdir()}
+        for name in sorted(written | {"figures", "arrays.npz"}, key=lambda name: name == RESULTS):
+            if (folder / name).is_dir():
+                (folder / name).rename(new / f"old {name}")
+            if name in written:
+                (new / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(new)
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an ``.npz``; ``numpy.load`` reads it without pickle."""
     with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import ROOT
 from zfscope.commands.jobs import one_line
-from zfscope.commands.overrides import check_experiments
-from zfscope.runs import lock
 
 
 def results(folder):
@@ -184,31 +181,6 @@ def test_a_key_that_no_job_of_a_sweep_has_refuses_it(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- experiments ---
-
-
-@pytest.mark.parametrize(
-    ("name", "experiment", "other"),
-    [("train", "caltech101_pretrained", "analyze"), ("analyze", "table3_zfnet", "train")],
-)
-def test_an_experiment_of_the_other_command_is_told_which_one_it_belongs_to(command, tmp_path, name, experiment, other):
-    code, _, err = command(name, f"experiment={experiment}", "data.root=DIR")
-
-    assert code == 2
-    message = f"experiment={experiment} belongs to {other}.py: python {other}.py experiment={experiment} …"
-    assert err.strip() == f"{name}.py: {message}"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_each_experiment_of_a_sweep_is_checked():
-    typed = OverridesParser.create().parse_overrides
-
-    check_experiments("train", typed(["experiment=table3_zfnet,table3_alexnet", "~experiment"]))
-    for sweep in ("elpv,caltech101_pretrained", "[caltech101_pretrained]", "choice(elpv,caltech101_pretrained)"):
-        with pytest.raises(ValueError, match=r"experiment=caltech101_pretrained belongs to analyze\.py"):
-            check_experiments("train", typed([f"experiment={sweep}"]))
-
-
 def test_an_experiment_of_ones_own_comes_from_config_dir(command, tiny, tmp_path):
     (tmp_path / "mine/experiment").mkdir(parents=True)
     (tmp_path / "mine/experiment/fast.yaml").write_text("# @package _global_\nseed: 7\nevaluate: {enabled: false}\n")
@@ -219,28 +191,6 @@ def test_an_experiment_of_ones_own_comes_from_config_dir(command, tiny, tmp_path
 
     assert code == 0, err
     assert results(tmp_path / "run")["conditions"]["seed"] == 7
-
-
-def test_the_old_spelling_of_the_members_is_refused_with_the_new_one(command, tmp_path):
-    stored(tmp_path / "old", "experiment=ensemble_3")
-    for spelling in ("experiment=ensemble_3", "experiment=glob(ensemble_*)", "resume=old"):
-        code, _, err = command("train", "-m", spelling)
-
-        assert code == 2
-        assert "train.py -m experiment=table3_zfnet seed=0,1,2,3,4 " in err and len(err.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("data.name=caltech101", "data=caltech101"),
-        ("analysis.other.name=elpv", "data@analysis.other=elpv"),
-    ],
-)
-def test_the_old_spelling_of_a_data_set_is_refused_with_the_new_one(command, old, new):
-    code, _, err = command("analyze", "analysis=overlap", old)
-
-    assert (code, err) == (2, f"analyze.py: {old} is spelt otherwise now: {new}\n")
 
 
 # --- sweeps ---
@@ -269,7 +219,7 @@ def test_the_table_is_of_the_jobs_wherever_their_folders_are(command, tiny, tmp_
 
     assert code == 1
     assert "2 jobs" in out
-    assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == ["multirun.yaml", "x_0_0", "x_0_1"]
+    assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == [".lock", "multirun.yaml", "x_0_0", "x_0_1"]
 
 
 @pytest.mark.parametrize(
@@ -320,34 +270,3 @@ def test_ddp_in_a_sweep_is_refused_job_by_job(command, tiny):
 
     assert code == 1
     assert out.count("failed: DDP starts the whole sweep anew on each rank") == 2
-
-
-# --- folders and resume= ---
-
-
-def test_a_second_run_in_a_locked_folder_is_refused(command, tiny, tmp_path):
-    (tmp_path / "busy").mkdir()
-    with lock(tmp_path / "busy"):
-        code, _, err = command("train", *tiny, "hydra.run.dir=busy")
-
-    assert code == 2
-    assert "the run folder busy is locked by another process" in err.replace(f"{tmp_path}/", "")
-    assert (tmp_path / "busy").is_dir()
-
-
-def test_a_folder_that_holds_a_run_is_not_overwritten(command, tiny, trained_run):
-    before = (trained_run / ".hydra/overrides.yaml").read_text()
-
-    for spelling in (f"hydra.run.dir={trained_run}", f"hydra.run.dir='{trained_run}'"):
-        code, _, err = command("train", *tiny, spelling)
-
-        assert code == 2
-        assert f"{trained_run} holds a run; go on with resume={trained_run}" in err
-    assert (trained_run / ".hydra/overrides.yaml").read_text() == before
-
-
-def stored(folder, *overrides):
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
-
-

@@ -84,6 +84,6 @@ def test_a_foreign_target_is_allowed_where_the_command_line_trusts_it():
 
 
 def test_any_keyword_of_the_trainer_passes_the_schema():
-    config = check(TrainConfig, composed("+trainer.max_steps=3", "+trainer.limit_train_batches=0.5"))
+    config = check(TrainConfig, composed("trainer.max_steps=3", "+trainer.limit_train_batches=0.5"))
 
     assert config.trainer.model_dump()["limit_train_batches"] == 0.5

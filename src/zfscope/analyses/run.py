@@ -18,7 +18,7 @@ from zfscope.networks.checkpoints import load_network, run_config, run_identity
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.paper import numbers_of
-from zfscope.runs import environment, replacing, write_arrays, write_results
+from zfscope.runs import environment, replacing, replacing_results, write_arrays, write_results
 from zfscope.schema import check
 
 # What makes a data set smaller than its name says.
@@ -32,9 +32,10 @@ def analyze(config: AnalyzeConfig, folder: Path) -> None:
     result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
-    pictures = save(result, folder)
-    write_results(folder, metrics, conditions)
-    log(config, folder, metrics, pictures)
+    with replacing_results(folder) as new:
+        pictures = save(result, new)
+        write_results(new, metrics, conditions)
+    log(config, folder, metrics, {name: folder / path.relative_to(new) for name, path in pictures.items()})
     shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
     title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
     console.print(results_table(shown, title))

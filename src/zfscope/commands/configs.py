@@ -1,6 +1,7 @@
 """Configs as they will run: what was typed is composed and checked, job by job, and every job gets its folder."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.overrides import CONF, parse, quoted, read_typed
-from zfscope.commands.resumption import Resumption, read_resumption
+from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.schema import check, nearest
 from zfscope.training.spec import TrainConfig
 
@@ -40,6 +41,7 @@ class Plan:
     kinds: list[str]  # of each job: training, or the name of an analysis
     jobs: list[Path] | None = None  # the folders of a sweep's jobs
     resuming: bool = False
+    note: str | None = None  # one line to tell before it starts
 
     @property
     def in_sweep(self) -> bool:
@@ -89,7 +91,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
             raise ValueError(_unknown_key(name, unknown[1], overrides)) from error
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
     named = any(override.key_or_group == key for override in parse(overrides))
-    if not named and not folder.absolute().is_relative_to(Path.cwd()):
+    if not named and not Path(os.path.abspath(folder)).is_relative_to(Path.cwd()):
         raise ValueError(f"{key}={folder} of a config lies outside the working directory; type it, if it is meant")
     flags = [f"--config-dir={arguments.config_dir}"] if arguments.config_dir else []
     flags += ["--multirun"] if arguments.multirun else []
@@ -130,7 +132,9 @@ def _plan_resumption(resumption: Resumption) -> Plan:
             raise ValueError(_unknown_key("config", unknown[1], resumption.overrides)) from error
         _single_run("train", config)
     arguments = [f"--config-path={resumption.config_folder}", "--config-name=config", *resumption.overrides]
-    return Plan(resumption.folder, True, [*arguments, "hydra.output_subdir=null"], ["training"], resuming=True)
+    arguments.append("hydra.output_subdir=null")
+    note = difference(resumption.folder)
+    return Plan(resumption.folder, True, arguments, ["training"], resuming=True, note=note)
 
 
 def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) -> DictConfig:
@@ -172,7 +176,7 @@ def _single_run(name: str, config: DictConfig) -> Path:
     values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
     _check_working_folder(config)
-    return Path(str(config.hydra.run.dir)).expanduser()
+    return Path(os.path.expanduser(str(config.hydra.run.dir)))
 
 
 def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
@@ -188,7 +192,7 @@ def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
     common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
     HydraConfig.instance().set_config(main)
     _check_working_folder(main)
-    sweep = Path(str(main.hydra.sweep.dir)).expanduser()
+    sweep = Path(os.path.expanduser(str(main.hydra.sweep.dir)))
     folders: list[Path] = []
     kinds: list[str] = []
     for number, job in enumerate(jobs):
@@ -197,7 +201,7 @@ def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
         HydraConfig.instance().set_config(config)
-        own = Path(str(config.hydra.sweep.dir)).expanduser()
+        own = Path(os.path.expanduser(str(config.hydra.sweep.dir)))
         if own != sweep and number:
             raise ValueError(f"hydra.sweep.dir must be one folder for all jobs, but is {sweep} and {own}")
         sweep = own

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
-from zfscope.commands.resumption import difference, overrides_of
+from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, sweep_table
 from zfscope.runs import claim, kind_of_run, read_results, write_record, write_results
 from zfscope.schema import check
@@ -53,6 +53,8 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
             plan = prepare(name, arguments)
             with _claim(name, plan) as folder:
                 sys.argv[1:] = plan.typed(folder)
+                if plan.note:
+                    console.print(plan.note, markup=False, soft_wrap=True)
                 main()
     except (Refused, *refusals()) as error:
         if shows_all:
@@ -191,8 +193,6 @@ def _train(
         raise ValueError("DDP starts the whole sweep anew on each rank; use trainer.strategy=ddp_spawn in sweeps")
     if config.resume is None:
         record()
-    elif line := difference(folder):
-        console.print(line, markup=False, soft_wrap=True)
     from zfscope.training.run import train
 
     return train(config, folder, overrides, config.group or sweep, accepted=record if config.resume else None)

@@ -98,9 +98,9 @@ def _path(override: str) -> str:
     try:
         (parsed,) = parse([override])
         meaning = parsed.value()
-        if isinstance(meaning, str) and "${" not in meaning:
-            literal = meaning if meaning.startswith("~") else None
-        elif meaning is not None and _is_there(value):
+        if isinstance(meaning, str) and meaning.startswith("~"):
+            literal = meaning
+        elif meaning is not None and (meaning != value or "${" in value) and _is_there(value):
             literal = value
     except (HydraException, OverrideParseException):
         if _is_there(value) or not (value[0] in "[\"'" or "," in value):

@@ -1,6 +1,6 @@
 """``resume=RUN``: a run goes on from its own config, ``RUN/.hydra/config.yaml``, with the values that are typed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     for override in parsed:
         group = override.key_or_group
         if is_group(group) or (config_dir and "." not in group and Path(config_dir, group).is_dir()):
-            raise ValueError(_group_refusal(override))
+            raise ValueError(_group_refusal(override, keys))
         typed.append(override.input_line)
         if not override.is_delete() and not override.is_hydra_override():
             known = group in keys or any(key.startswith(f"{group}.") for key in keys)
@@ -96,15 +96,17 @@ def _key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _group_refusal(override: Override) -> str:
-    """Which keys to type instead of a group's option."""
+def _group_refusal(override: Override, keys: Mapping[str, Any]) -> str:
+    """Which keys to type instead of a group's option; ``keys`` are those of the run's config."""
     group, option = override.key_or_group, override.value()
     path = Path(CONF, group, f"{option}.yaml")
-    keys: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if path.is_file():
         prefix = "" if "@package _global_" in path.read_text(encoding="utf-8") else group.replace("/", ".") + "."
-        values = _plain(OmegaConf.load(path))
-        keys = {key: value for key, value in flatten(values, prefix).items() if not key.startswith(f"{prefix}defaults")}
-    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(keys.items())[:6])
+        values = flatten(_plain(OmegaConf.load(path)), prefix)
+        values = {key: value for key, value in values.items() if not key.startswith(f"{prefix}defaults")}
+    if not values and group == "callbacks":
+        values = {".".join(key.split(".")[:2]): None for key in keys if key.startswith("callbacks.")}
+    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(values.items())[:6])
     way_out = f"type its keys instead: {instead}" if instead else "type single keys instead"
     return f"{override.input_line} chooses a whole group, but the run goes on from its own config; {way_out}"

@@ -113,7 +113,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"analysis.runs: there is no folder {printable(folder)}; {_candidates(folder)}")
         for below, inner, files in os.walk(folder):
-            inner.sort()
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
             if RESULTS in files:
                 paths.setdefault(os.path.realpath(below), Path(below))
     if not paths:
