@@ -42,9 +42,10 @@ def build_logger(
 
     ``kind`` is ``wandb``, ``csv``, ``tensorboard`` or ``none`` (False, as ``Trainer(logger=False)`` takes it);
     everything is written below ``run_folder``. ``config`` is what the run was started with: nested groups become dotted
-    keys, secrets are redacted, and the git commit of this code is added. The rest is for W&B: ``mode`` is ``offline``
-    or ``online``, and without a key or a server an online run warns and goes on offline; the same ``run_id`` continues
-    a run, but a ``wandb agent`` gives its own; ``log_model`` (True or ``all``) makes checkpoints artifacts, online.
+    keys, secrets are redacted, and the git commit of this code is added. The rest is for W&B: ``mode`` is ``offline``,
+    ``online`` or ``disabled`` (as ``none``), and without a key or a server an online run warns and goes on offline; the
+    same ``run_id`` continues a run, but a ``wandb agent`` gives its own; ``log_model`` (True or ``all``) makes
+    checkpoints artifacts, online.
 
     Raises:
         ValueError: If ``kind`` or ``mode`` is unknown.
@@ -52,9 +53,9 @@ def build_logger(
     """
     if kind not in KINDS:
         raise ValueError(f"logger={kind} is unknown; the loggers are {', '.join(KINDS)}")
-    if mode not in ("offline", "online"):
-        raise ValueError(f"logger.mode={mode} must be offline or online; logger=none logs nowhere")
-    if kind == "none":
+    if mode not in ("offline", "online", "disabled"):
+        raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
+    if kind == "none" or (kind == "wandb" and mode == "disabled"):
         return False
     values = redact(flatten(config or {}))
     commit, _ = code_version()
@@ -67,9 +68,18 @@ def build_logger(
     if kind == "csv":
         logger: Logger = CSVLogger(run_folder, name="csv")
     else:
-        logger = TensorBoardLogger(run_folder, name="tensorboard", default_hp_metric=False)
+        logger = OpenTensorBoard(run_folder, name="tensorboard", default_hp_metric=False)
     logger.log_hyperparams(values)
     return logger
+
+
+class OpenTensorBoard(TensorBoardLogger):
+    """Stays open when a fit ends, so that what is logged after it goes into the same file; ``finish`` closes it."""
+
+    def finalize(self, status: str) -> None:
+        """Write what was logged so far."""
+        self.save()
+        self.experiment.flush()
 
 
 def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None], pictures: Mapping[str, Path]) -> None:
@@ -113,6 +123,8 @@ def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
     W&B shows the run as finished where ``exit_code`` is 0, else as failed. Returns the command that sends an offline
     W&B run to the server, else None.
     """
+    if isinstance(logger, OpenTensorBoard) and rank_zero_only.rank == 0:
+        TensorBoardLogger.finalize(logger, "success" if exit_code == 0 else "failed")
     if not isinstance(logger, WandbLogger) or rank_zero_only.rank != 0:
         return None
     run = logger.experiment

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.overrides import CONF, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
+from zfscope.runs import check_writable
 from zfscope.schema import check, nearest
 from zfscope.training.spec import TrainConfig
 
@@ -174,7 +175,13 @@ def _single_run(name: str, config: DictConfig) -> Path:
     """The folder of a run whose values were checked."""
     HydraConfig.instance().set_config(config)
     values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    checked = check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    if name == "train":
+        check_writable(checked.data.cache, "data.cache")
+    if checked.logger.name == "wandb":
+        for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+            if variable in os.environ:
+                check_writable(os.environ[variable], variable)
     _check_working_folder(config)
     return Path(os.path.expanduser(str(config.hydra.run.dir)))
 

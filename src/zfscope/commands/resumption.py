@@ -43,6 +43,8 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     if runs[-1].is_sweep_override():
         raise ValueError(f"{runs[-1].input_line}: resume= goes on with one run; give its folder in quotes")
     folder = Path(str(runs[-1].value()).replace("\\${", "${"))
+    if folder.is_file():  # a checkpoint of the run
+        folder = folder.parent.parent
     config_folder = (folder / RECORD).absolute()
     path = config_folder / "config.yaml"
     if not path.is_file():

@@ -1,6 +1,8 @@
 """When checkpoints are written: the best, the last, and the epochs of Fig. 4; and how they reach the disk."""
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from zfscope.networks.checkpoints import read_checkpoint, write_checkpoint
+from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
+
+# Says to CheckpointFiles that only what ``load_network`` needs is kept: half to a third of a whole checkpoint's size.
+WEIGHTS_ALONE = {"weights_alone": True}
+OF_THE_TRAINING = frozenset(
+    ["optimizer_states", "lr_schedulers", "loops", "callbacks", "progress", "gradients", "current_model_state"]
+)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -65,7 +73,7 @@ def _is_epoch_read(trainer: lightning.Trainer) -> bool:
 
 
 class EpochCheckpoints(lightning.Callback):
-    """``epoch_NNN.ckpt`` at chosen epochs, counted from 1; Source: Zeiler & Fergus (2014), Fig. 4."""
+    """``epoch_NNN.ckpt``, weights alone, at chosen epochs from 1 up; Source: Zeiler & Fergus (2014), Fig. 4."""
 
     def __init__(self, folder: str | Path, epochs: Sequence[int]) -> None:
         self.folder, self.epochs = Path(folder), frozenset(epochs)
@@ -74,7 +82,7 @@ class EpochCheckpoints(lightning.Callback):
         """Save if this is one of the epochs."""
         epoch = trainer.current_epoch + 1
         if epoch in self.epochs and not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.folder / f"epoch_{epoch:03d}.ckpt")
+            trainer.save_checkpoint(self.folder / f"epoch_{epoch:03d}.ckpt", storage_options=WEIGHTS_ALONE)
 
 
 class CheckpointFiles(CheckpointIO):
@@ -82,7 +90,8 @@ class CheckpointFiles(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Write beside the target, flush, rename."""
-        write_checkpoint(checkpoint, path)
+        left_out = OF_THE_TRAINING if storage_options == WEIGHTS_ALONE else ()
+        write_checkpoint({name: value for name, value in checkpoint.items() if name not in left_out}, path)
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
@@ -93,3 +102,39 @@ class CheckpointFiles(CheckpointIO):
     def remove_checkpoint(self, path: _PATH) -> None:
         """Delete the file if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+def find_resumable(source: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a run goes on from, and its content: ``last.ckpt`` of a run folder, or a file by its path.
+
+    Where ``last.ckpt`` is damaged, the run's newest whole checkpoint is taken with a warning.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If none can be read, or a file holds weights alone.
+    """
+    path = find_checkpoint(source if source.is_file() else source / "last")
+    try:
+        return path, _whole(path)
+    except ValueError as error:
+        if source.is_file():
+            raise
+        others: list[tuple[int, Path, dict[str, Any]]] = []
+        for other in sorted(set(path.parent.glob("*.ckpt")) - {path}):
+            with suppress(ValueError):
+                content = _whole(other)
+                others.append((content["global_step"], other, content))
+        if not others:
+            raise
+        step, other, content = max(others, key=lambda found: found[0])
+        warnings.warn(f"{error}; the run goes on from {other}, step {step}", stacklevel=2)
+        return other, content
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    if "optimizer_states" not in content or "loops" not in content:
+        raise ValueError(
+            f"{path} holds weights alone; a run goes on from last.ckpt or best.ckpt, or use weights={path}"
+        )
+    return content

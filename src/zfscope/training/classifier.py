@@ -6,6 +6,7 @@ Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9, dropout; Krizhevsky e
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -91,9 +92,11 @@ class Classifier(lightning.LightningModule):
         loss = self._loss(logits, targets)
         # Asking a GPU for the value waits for it, so there only now and then.
         if (loss.device.type == "cpu" or batch_idx % 50 == 0) and not bool(torch.isfinite(loss)):
+            folder = Path(self.trainer.default_root_dir)
+            back = f", or go on from the last checkpoint with resume={folder} optim.lr=…"
             raise ValueError(
                 f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx}; "
-                "lower optim.lr, or go on from the last checkpoint with resume=RUN"
+                f"lower optim.lr{back if (folder / 'checkpoints/last.ckpt').is_file() else ''}"
             )
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
         self.train_loss.update(loss.detach())  # all batches are of one size

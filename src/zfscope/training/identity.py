@@ -80,7 +80,7 @@ def training_identity(
             "data": data,
             "optim": config["optim"],
             "trainer": _trainer_facts(config.get("trainer") or {}),
-            "callbacks": _callback_facts(config.get("callbacks") or {}),
+            "callbacks": callback_facts(config.get("callbacks") or {}),
             "weights": _weights_of(config.get("weights")),
             "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
         }
@@ -116,7 +116,7 @@ def _device_count(devices: Any, accelerator: Any) -> int:
     return len(devices) if isinstance(devices, Sequence) else int(devices)
 
 
-def _callback_facts(callbacks: Mapping[str, Any]) -> dict[str, Any]:
+def callback_facts(callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the callbacks that may change a training, by class; their names in the config say nothing."""
     facts: dict[str, Any] = {}
     for callback in callbacks.values():

@@ -3,7 +3,9 @@
 import ctypes
 import importlib
 import logging
+import os
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -13,6 +15,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
 from zfscope.callbacks import FilterRenorm
@@ -23,14 +26,20 @@ from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
 from zfscope.networks.build import build_network
-from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_network, read_checkpoint, start_from
+from zfscope.networks.checkpoints import check_same_data, load_network, start_from
 from zfscope.networks.devices import trainer_device
-from zfscope.networks.network import count_parameters
+from zfscope.networks.network import Network, count_parameters
 from zfscope.report.paper import numbers_of
 from zfscope.runs import environment, read_results, replacing, write_results
-from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
+from zfscope.training.checkpointing import (
+    BestCheckpoint,
+    CheckpointFiles,
+    EpochCheckpoints,
+    LastCheckpoint,
+    find_resumable,
+)
 from zfscope.training.classifier import Classifier
-from zfscope.training.identity import training_identity
+from zfscope.training.identity import callback_facts, training_identity
 from zfscope.training.progress import build_progress
 from zfscope.training.spec import TrainConfig
 
@@ -69,13 +78,13 @@ def train(
     if config.weights:
         fresh = start_from(network, config.weights)
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
-    last = find_checkpoint(folder / "last") if config.resume else None
-    checkpoint = None if last is None else read_checkpoint(last)
+    last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
     if checkpoint is not None:
         check_same_data(checkpoint, last, fingerprint)
-        if (epochs := finished_epochs(config, folder, checkpoint)) is not None:
+        if has_finished(config, folder, checkpoint):
+            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             console.print(
-                f"{folder} has finished its {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
+                f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
             )
             return float("nan")
     identity = identity_of(config, splits, checkpoint, last)
@@ -91,6 +100,8 @@ def train(
         multilabel=splits.train.labels.ndim == 2,
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
+    if not config.trainer.model_dump().get("fast_dev_run"):
+        announce_checkpoints(config, network, folder)
 
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
@@ -99,7 +110,7 @@ def train(
         callbacks=build_callbacks(config, best, folder),
         logger=False,
         enable_progress_bar=sys.stdout.isatty(),
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(), *environment_plugins(config)],
         default_root_dir=folder,
     )
     named = config.name or run_name(overrides, config)
@@ -136,16 +147,44 @@ def train(
             console.print(results_table(metrics, str(folder)))
             for logger_of_run in trainer.loggers:
                 logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
+                logger_of_run.save()
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
 
 
-def finished_epochs(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any]) -> int | None:
-    """How many epochs a run has behind it that has its results and no more to do; None if it has more to do."""
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+def has_finished(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a run has its results and, by this config, no more to do."""
+    if (read_results(folder) or {}).get("state") != "finished":
+        return False
+    earlier = checkpoint.get("zfscope", {}).get("config", {})
+    if earlier and end_of(earlier) == end_of(config.model_dump()):
+        return True
     most_epochs, most_steps = config.trainer.max_epochs, config.trainer.max_steps
-    done = most_epochs not in (None, -1) and epochs >= most_epochs
-    done |= most_steps != -1 and checkpoint["global_step"] >= most_steps
-    return epochs if done and (read_results(folder) or {}).get("state") == "finished" else None
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    reached = most_epochs not in (None, -1) and epochs >= most_epochs
+    return reached or (most_steps != -1 and checkpoint["global_step"] >= most_steps)
+
+
+def end_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What says when a training ends: limits of the Trainer, and callbacks, which may stop it."""
+    names = ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps")
+    limits = {name: config["trainer"].get(name) for name in names}
+    return {**limits, "max_steps": limits["max_steps"] or -1, "callbacks": callback_facts(config["callbacks"])}
+
+
+def announce_checkpoints(config: TrainConfig, network: Network, folder: Path) -> None:
+    """Say what the checkpoints will take, and refuse where the disk has not that much left."""
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    whole = weights * (2 + (config.optim.name == "adamw") + (config.optim.ema is not None))
+    most = config.trainer.max_epochs
+    epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
+    total, free = 3 * whole + len(epochs) * weights, shutil.disk_usage(folder).free  # one more while it is written
+    if free < total:
+        raise OSError(
+            f"the checkpoints need {total / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free in {folder}; free space, "
+            "or keep fewer: checkpoints.epochs=[]"
+        )
+    of_epochs = f", {len(epochs)} of epochs with {weights / 1e6:,.1f} MB each" if epochs else ""
+    console.print(f"checkpoints: best and last with {whole / 1e6:,.1f} MB each{of_epochs}", highlight=False)
 
 
 def identity_of(
@@ -257,10 +296,29 @@ def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
 
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
-    trainer = lightning.Trainer(**trainer_keywords(config), logger=False, enable_progress_bar=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
+    trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
         raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")
+
+
+def environment_plugins(config: TrainConfig) -> list[ClusterEnvironment]:
+    """For one process within a larger Slurm allocation: Lightning would take it for one task of many.
+
+    Raises:
+        ValueError: If srun started several tasks of a training of one device.
+    """
+    trainer = config.trainer
+    alone = trainer.devices in (None, 1, "1") and trainer.num_nodes == 1
+    if not alone or int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+        return []
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ValueError(
+            "srun started several tasks of a training on one device; use srun --ntasks=1, or say "
+            "trainer.devices=… trainer.num_nodes=… trainer.strategy=ddp"
+        )
+    return [LightningEnvironment()]
 
 
 def run_name(overrides: Sequence[str], config: TrainConfig) -> str:

@@ -1,5 +1,6 @@
 """The keys of ``conf/train.yaml`` and of its groups optim, trainer, logger, checkpoints, callbacks and evaluate."""
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -113,15 +114,22 @@ class LoggerConfig(Strict):
     """Where curves and pictures go besides the run folder."""
 
     name: Literal["wandb", "csv", "tensorboard", "none"] = "wandb"
-    mode: Literal["offline", "online"] = "offline"
-    project: Text = "zfscope"
+    mode: Literal["offline", "online", "disabled"] | None = None
+    project: Text | None = None
     entity: Text | None = None
     log_model: bool = False
 
     @model_validator(mode="after")
-    def _project_is_a_name(self) -> Self:
-        wrong = sorted(set(self.project) & set("/\\#?%:"))
-        if wrong or not 0 < len(self.project) <= 128:
+    def _takes_the_environments_values(self) -> Self:
+        """What the config leaves open is W&B's own setting in the environment, else offline and zfscope."""
+        defaults = {"mode": "offline", "project": "zfscope", "entity": None}
+        for key, default in defaults.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, os.environ.get(f"WANDB_{key.upper()}") or default)
+        if self.name == "wandb" and self.mode not in ("offline", "online", "disabled"):
+            raise ValueError(f"WANDB_MODE={self.mode} must be offline, online or disabled; logger.mode goes before it")
+        wrong = set(self.project) & set("/\\#?%:")
+        if wrong or len(self.project) > 128:
             raise ValueError(f"project={self.project!r}: W&B takes names of 1 to 128 characters without / \\ # ? % :")
         return self
 

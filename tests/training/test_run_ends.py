@@ -1,0 +1,195 @@
+"""How a run ends: what it leaves, when it has finished, and what a resumed one does then."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+
+from zfscope import load_network
+from zfscope.networks.checkpoints import read_checkpoint
+
+QUICK = ("callbacks=none", "evaluate.ten_crops=false")
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_of_epochs_hold_weights_alone(run_copy):
+    epoch, last = (read_checkpoint(run_copy / f"checkpoints/{name}.ckpt") for name in ("epoch_002", "last"))
+
+    assert {"optimizer_states", "loops", "callbacks"} <= last.keys()
+    assert epoch.keys() <= {"state_dict", "zfscope", "epoch", "global_step", "pytorch-lightning_version"}
+    assert all(torch.equal(epoch["state_dict"][name], tensor) for name, tensor in last["state_dict"].items())
+    sizes = [(run_copy / f"checkpoints/{name}.ckpt").stat().st_size for name in ("epoch_002", "last")]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_checkpoints_of_epochs_hold_averaged_weights_where_there_are_any(command, tiny, tmp_path):
+    code, _, err = command("train", *tiny, *QUICK, "+optim.ema.decay=0.5".replace("+", "++"), "hydra.run.dir=run")
+
+    assert code == 0, err
+    epoch, last = (read_checkpoint(tmp_path / f"run/checkpoints/{name}.ckpt") for name in ("epoch_002", "last"))
+    assert all(torch.equal(epoch["state_dict"][name], tensor) for name, tensor in last["state_dict"].items())
+    raw = last["current_model_state"]
+    assert any(not torch.equal(raw[name], tensor) for name, tensor in epoch["state_dict"].items())
+
+
+def test_what_the_checkpoints_take_is_said_first_and_is_what_they_take(trained_run):
+    said = (trained_run.parent / "stdout.txt").read_text()
+
+    whole, alone = re.search(r"best and last with ([\d.]+) MB each, 2 of epochs with ([\d.]+) MB", said).groups()
+    for name, size in (("last", whole), ("epoch_001", alone)):
+        taken = (trained_run / f"checkpoints/{name}.ckpt").stat().st_size / 1e6
+        assert float(size) <= taken < float(size) + 0.3
+
+
+def test_checkpoints_that_the_disk_has_no_room_for_are_refused_before_the_first_step(
+    command, tiny, tmp_path, monkeypatch
+):
+    class Usage:
+        free = 100_000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+
+    code, _, err = command("train", *tiny, "hydra.run.dir=run")
+
+    assert code == 2
+    assert re.search(r"the checkpoints need \d+ MB, and 0 MB are free in run; free space, or keep fewer", err)
+    assert not (tmp_path / "run").exists()
+
+
+# --- resuming ---
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_whole_one_with_a_warning(command, run_copy):
+    best = read_checkpoint(run_copy / "checkpoints/best.ckpt")["global_step"]
+    damage(run_copy / "checkpoints/last.ckpt")
+
+    with pytest.warns(
+        UserWarning, match=rf"last\.ckpt is damaged at .*; the run goes on from .*best\.ckpt, step {best}"
+    ):
+        code, _, err = command("train", "resume=outputs/run", "trainer.max_epochs=3")
+
+    assert code == 0, err
+    assert read_checkpoint(run_copy / "checkpoints/last.ckpt")["global_step"] == 9
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_by_name(command, run_copy):
+    for path in (run_copy / "checkpoints").iterdir():
+        damage(path)
+
+    code, _, err = command("train", "resume=outputs/run", "trainer.max_epochs=3")
+
+    assert code == 2 and "outputs/run/checkpoints/last.ckpt is damaged at" in err
+
+
+def test_a_checkpoint_to_go_on_from_can_be_named(command, run_copy):
+    damage(run_copy / "checkpoints/last.ckpt")
+
+    code, _, err = command("train", "resume=outputs/run/checkpoints/best.ckpt", "trainer.max_epochs=3")
+    refused, _, alone = command("train", "resume=outputs/run/checkpoints/epoch_001.ckpt", "trainer.max_epochs=4")
+
+    assert code == 0, err
+    assert results(run_copy)["conditions"]["epochs"] == 3
+    assert refused == 2 and "epoch_001.ckpt holds weights alone; a run goes on from last.ckpt" in alone
+
+
+@pytest.mark.parametrize(
+    ("end", "later"),
+    [
+        (["+trainer.max_time=00:00:00:01", "trainer.max_epochs=-1", "optim/schedule=constant"],
+         ["trainer.max_time=00:00:00:04"]),
+        (["trainer.max_epochs=50", "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, "
+          "monitor: val/loss, patience: 0, min_delta: 100}"], ["callbacks.stop.min_delta=200"]),
+        (["trainer.max_steps=4"], ["trainer.max_steps=5"]),
+    ],
+    ids=["time", "early stopping", "steps"],
+)  # fmt: skip
+def test_a_run_that_has_finished_is_left_as_it_is_and_goes_on_with_a_later_end(command, tiny, tmp_path, end, later):
+    run = tmp_path / "run"
+    started = [override for override in tiny if not override.startswith("trainer.max_epochs")]
+    code, _, err = command("train", *started, *QUICK, *end, "hydra.run.dir=run")
+    assert code == 0, err
+    before, steps = files_of(run), read_checkpoint(run / "checkpoints/last.ckpt")["global_step"]
+
+    same, out, err = command("train", "resume=run")
+    assert (same, err) == (0, "") and "run has finished after" in out
+    assert files_of(run) == before
+    more, _, err = command("train", "resume=run", *later)
+
+    assert more == 0, err
+    assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] > steps
+
+
+# --- what is logged last ---
+
+
+def test_the_last_results_are_in_the_csv_file(command, tiny, tmp_path):
+    code, _, err = command("train", *tiny, *QUICK, "logger=csv", "hydra.run.dir=run")
+
+    assert code == 0, err
+    (path,) = (tmp_path / "run").rglob("metrics.csv")
+    with open(path, encoding="utf-8") as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    final = {key: float(value) for row in rows for key, value in row.items() if key.startswith("final/")}
+    assert final["final/val/top1_error"] == pytest.approx(
+        results(tmp_path / "run")["metrics"]["val/top1_error"]["value"]
+    )
+    assert any("train/loss" in row for row in rows)
+
+
+def test_tensorboard_has_one_file_with_the_last_results(command, tiny, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    code, _, err = command("train", *tiny, *QUICK, "logger=tensorboard", "hydra.run.dir=run")
+
+    assert code == 0, err
+    (path,) = (tmp_path / "run").rglob("events.out.tfevents*")
+    accumulator = events.EventAccumulator(str(path))
+    accumulator.Reload()
+    assert {"final/val/top1_error", "val/top1_error"} <= set(accumulator.Tags()["scalars"])
+
+
+# --- larger allocations ---
+
+
+def test_a_run_on_one_device_within_a_larger_slurm_allocation_runs(command, tiny, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+
+    code, _, err = command("train", *tiny, *QUICK, "trainer.max_epochs=1")
+
+    assert code == 0, err
+
+
+def test_several_tasks_of_srun_for_one_device_are_refused(command, tiny, monkeypatch):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "4")
+
+    code, _, err = command("train", *tiny, *QUICK)
+
+    assert code == 2 and "srun started several tasks of a training on one device; use srun --ntasks=1" in err
+
+
+def test_a_loss_that_is_no_number_advises_only_a_checkpoint_that_is_there(command, tiny, tmp_path):
+    first, _, err = command("train", *tiny, *QUICK, "optim.lr=1e30", "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert first == 2 and err.strip().endswith("lower optim.lr")
+    assert not (tmp_path / "run").exists()
+
+    command("train", *tiny, *QUICK, "trainer.max_epochs=1", "hydra.run.dir=run")
+    later, _, err = command("train", "resume=run", "optim.lr=1e30", "trainer.max_epochs=3")
+
+    assert later == 2 and "go on from the last checkpoint with resume=run optim.lr=…" in err
+    assert load_network(tmp_path / "run").classes == ("cat", "dog", "owl")
