@@ -79,9 +79,14 @@ class OcclusionMaps(Callback):
             return
         network = self._network
         for index, (image, label) in self._subjects.items():
-            with isolate_rng():
-                maps = look(network, image, label, layer=self.layer, **self.square)
-                tile = projected(network, image, maps.layer, maps.occlusion.feature_map) if self._projectable else None
+            try:
+                with isolate_rng():
+                    maps = look(network, image, label, layer=self.layer, **self.square)
+                    strongest = maps.occlusion.feature_map
+                    tile = projected(network, image, maps.layer, strongest) if self._projectable else None
+            except ValueError as error:  # NaN by now: that is the training's affair
+                rank_zero_warn(f"OcclusionMaps: no panels: {error}")
+                return
             true = "" if label is None else f", {network.classes[label] if network.classes else f'class {label}'}"
             title = f"validation image {index}{true}, epoch {epoch_number(trainer)}"
             picture = as_pictures(network, image[None])[0]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zfscope.networks.finite import check_finite
+from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
 
 # Of an image's largest feature in the layer. Rounding in float64 stays a thousand times below, a true change above.
@@ -114,19 +116,20 @@ def random_boxes(
 
 @torch.no_grad()
 def correspond(
-    network: Network, images: Tensor, boxes: Tensor, layers: Sequence[str], *, fill: float = 0.0, batch_size: int = 32
+    network: nn.Module, images: Tensor, boxes: Tensor, layers: Sequence[str], *, fill: float = 0.0, batch_size: int = 32
 ) -> dict[str, SignChanges]:
     """Mask images and compare how their features change; by layer, on the CPU.
 
     Everything is computed in float64, so that what the mask cannot reach is told from what it changes a little. Images
     are two or more network inputs ``(N, 3, H, W)``, boxes sets of masks ``(K, N, 4)``, one for each image (see
-    ``occluded``). Refused are a layer that gives no tensor with a row for each image, and a box that hides nothing.
+    ``occluded``); of a module that is no ``Network``, ``layers`` are paths of submodules. Refused are a layer that
+    gives no tensor with a row for each image, a box that hides nothing, weights and images that hold NaN or infinity.
     """
-    for layer in layers:
-        network.check_layer(layer)
+    network = as_network(network, layers)
     corners = boxes.clamp_min(0).minimum(torch.tensor(images.shape[-1:-3:-1] * 2))
     if bool((corners[..., 2:] <= corners[..., :2]).any()):
         raise ValueError("a box is empty or outside its image; what hides nothing would count as perfect agreement")
+    check_finite(network, images)
     changes: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with evaluating(network), in_float64(network):
         images = network.as_input(images)

@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multilab
 
 from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
+from zfscope.networks.finite import check_finite
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import centre_crop, square, ten_crops
 from zfscope.schema import listed
@@ -64,7 +65,7 @@ def predict(
     """Class probabilities with the centre crop and, in the same pass, averaged over ten.
 
     The network is put into eval mode on ``device``. Batches are ``(canvases (N, 3, resize, resize), labels,
-    positions)`` of normalised canvases; ``crops`` adds ten crops.
+    positions)`` of normalised canvases; ``crops`` adds ten crops. Weights that hold NaN or infinity are refused.
     """
     return _predict([network], batches, lambda canvases: [(canvases.to(device), [0])], crops, device)[0]
 
@@ -231,6 +232,8 @@ def _predict(
     device: torch.device | str,
 ) -> list[Predictions]:
     """``prepared`` normalises a batch's canvases, and says of each result which networks see it."""
+    for network in networks:
+        check_finite(network)
     networks = [network.to(device).eval() for network in networks]
     kinds = ("centre", "ten_crops") if crops else ("centre",)
     parts: list[dict[str, list[Tensor]]] = [{kind: [] for kind in kinds} for _ in networks]

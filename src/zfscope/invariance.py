@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zfscope.networks.finite import check_finite, check_result
+from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
 from zfscope.networks.preprocessing import centre_crop
 
@@ -130,7 +132,7 @@ def low_and_high(network: Network) -> tuple[str, str]:
 
 @torch.no_grad()
 def compare(
-    network: Network,
+    network: nn.Module,
     images: Tensor,
     labels: Tensor,
     kind: str,
@@ -143,8 +145,9 @@ def compare(
 
     Images are two or more network inputs, or normalised canvases that are cropped after they were moved, ``(N, 3, H,
     W)``; labels their true classes, ``(N,)`` int64; ``kind`` and ``amounts`` as for ``moved``, in pixels of the
-    network's input. The features of all originals are held in memory. Results lie on the CPU, in the order of images
-    and amounts; an amount that leaves the image as it is gives exactly 0.
+    network's input; of a module that is no ``Network``, ``layers`` are paths of submodules. The features of all
+    originals are held in memory. Results lie on the CPU, in the order of images and amounts; an amount that leaves the
+    image as it is gives exactly 0. Refused are weights, images and results that hold NaN or infinity.
 
     Source: Zeiler & Fergus (2014), Fig. 5.
     """
@@ -153,10 +156,10 @@ def compare(
         raise ValueError("give two images or more, one amount or more, and one layer or more")
     if labels.shape != (len(images),) or labels.is_floating_point():
         raise ValueError(f"labels must be ({len(images)},) integers, but they are {labels.dtype} {tuple(labels.shape)}")
-    for layer in layers:
-        network.check_layer(layer)
+    network = as_network(network, layers)
     for amount in amounts.tolist():  # all of them before the first forward pass
         moved(images[:0], kind, amount, network.image_size)
+    check_finite(network, images)
     originals: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     probability = []
@@ -180,6 +183,9 @@ def compare(
                 originals[layer].append(before[layer].cpu())
                 distances[layer].append(torch.stack(columns[layer], 1))
             probability.append(torch.stack(right, 1))
+    moves = {layer: torch.cat(parts) for layer, parts in distances.items()}
+    for values in (*moves.values(), *probability):
+        check_result(values, network, "the distances and probabilities")
     features = {layer: torch.cat(parts) for layer, parts in originals.items()}
     another = {layer: float(F.pdist(vectors).mean()) for layer, vectors in features.items()}
     for layer, distance in another.items():
@@ -188,7 +194,7 @@ def compare(
     return Invariance(
         kind,
         amounts,
-        {layer: torch.cat(parts) for layer, parts in distances.items()},
+        moves,
         another,
         {layer: vectors.norm(dim=1) for layer, vectors in features.items()},
         torch.cat(probability),

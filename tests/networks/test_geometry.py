@@ -290,5 +290,5 @@ def test_what_cannot_be_probed_is_refused():
         probed(body, "1", 16)
     with torch.no_grad():
         body[0].bias[2] = float("nan")
-    with pytest.raises(ValueError, match="layer '0' is NaN for an ordinary image"):
+    with pytest.raises(ValueError, match=r"layer '0' is NaN for an ordinary image: the network's 0\.bias holds NaN"):
         probed(body, "0", 16)

@@ -87,11 +87,11 @@ class AutogradDeconvnet:
             _frozen(network),
             uncompiled(),
         ):
-            # A tensor from inference mode cannot take part in autograd; a leaf must not be written to in place.
+            # A tensor from inference mode cannot take part in autograd.
             leaf = (images.clone() if images.is_inference() else images.detach()).requires_grad_()
             _check_runs_once(network, leaf, layer)
             with backward_rule(rule):
-                output = run_to(network, leaf.clone(), layer)
+                output = run_to(network, leaf, layer)
                 activations = _address(output, layer, maps, positions)
                 if not output.requires_grad:
                     raise ValueError(f"layer {layer!r} is cut off from the image: no gradient comes down from it")
@@ -123,7 +123,7 @@ def _check_runs_once(network: Network, images: Tensor, layer: str) -> None:
         return
     runs: list[str] = []
     with watching({layer: network.map_module(layer)}, lambda name, _output: runs.append(name)):
-        network.forward(images[:1].clone())
+        network.forward(images[:1])
     if len(runs) > 1:
         raise ValueError(f"layer {layer!r} runs more than once in one pass; name a submodule that runs once")
     known.add(layer)

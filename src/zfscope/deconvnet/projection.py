@@ -6,16 +6,18 @@ Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zfscope.deconvnet.autograd import AutogradDeconvnet, Rule
 from zfscope.deconvnet.chain import ChainDeconvnet, Unpooling
 from zfscope.networks.chain import ConvNet
+from zfscope.networks.finite import check_finite, check_result
+from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
 
 
 def project(
-    network: Network,
+    network: nn.Module,
     images: Tensor,
     layer: str,
     maps: Tensor | Sequence[int],
@@ -32,9 +34,10 @@ def project(
     skipped. The seed is the activation's own value.
 
     Args:
-        network: A ``ConvNet`` is projected layer by layer; any other network by autograd, as is any other ``rule``.
+        network: A ``ConvNet`` is projected layer by layer; any other module by autograd, as is any other ``rule``; all
+            in eval mode.
         images: Network inputs, ``(N, 3, H, W)``; an image that is wanted several times comes several times.
-        layer: Name from ``network.layers``.
+        layer: Name from ``network.layers``; of any other module the path of a submodule.
         maps: Feature map of each image, ``(N,)``.
         positions: ``(row, column)`` in the feature map, ``(N, 2)``; default: its strongest activation.
         unpooling: Where windows of a pool share their maximum, ``sum`` adds their values (the adjoint of pooling);
@@ -49,17 +52,21 @@ def project(
         same whatever the rule.
 
     Raises:
-        ValueError: For an unknown layer, map, position, rule, or a network that cannot be projected.
+        ValueError: For an unknown layer, map, position, rule, or a network that cannot be projected; for weights,
+            images or projections that hold NaN or infinity.
 
     Source: Zeiler & Fergus (2014), Sec. 2.1. The paper leaves open what happens where windows overlap, and whether
     the pooled map of a layer that pools is the one that is seeded; we take that one.
     """
-    network.check_layer(layer)
+    network = as_network(network, [layer])
     maps = torch.as_tensor(maps, dtype=torch.int64).cpu()
     if maps.shape != images.shape[:1]:  # before a forward pass
         raise ValueError(f"maps must name one feature map for each of {len(images)} images, but is {tuple(maps.shape)}")
+    check_finite(network, images)
     deconvnet = deconvnet_of(network, images, layer, unpooling=unpooling, rule=rule)
-    return deconvnet.project(layer, maps, positions, crop=crop)
+    projections = deconvnet.project(layer, maps, positions, crop=crop)
+    check_result(projections[0] if crop else projections, network, "the projections")
+    return projections
 
 
 def deconvnet_of(

@@ -17,6 +17,7 @@ from zfscope.networks.build import build_network
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
+from zfscope.networks.tensors import read_tensors
 from zfscope.runs import replacing
 from zfscope.schema import plain
 
@@ -235,14 +236,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path} is no checkpoint, or is cut off ({error}); use another one of the run") from None
     if compressed:
-        raise ValueError(f"{path} is no checkpoint: {compressed[0]} in it is compressed, which torch never does")
+        raise ValueError(
+            f"{path} is no checkpoint: {compressed[0]} in it is compressed, as in a TorchScript archive; "
+            "torch.save(…state_dict()) writes what can be read"
+        )
     if damaged is not None:
         raise ValueError(f"{path} is damaged at {damaged} (checksum); use another checkpoint of the run")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, runtime and key errors for malformed files
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} holds more than tensors and plain containers and was not loaded ({cause})") from None
+    content = read_tensors(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content

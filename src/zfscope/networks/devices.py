@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from zfscope.schema import listed
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,11 +25,14 @@ def find_device(name: str) -> torch.device:
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = name.partition(":")[0]
-    if kind == "auto":
+    kind, numbered, _ = name.partition(":")
+    if kind == "auto" and not numbered:
         return torch.device(next(kind for kind, present in available.items() if present))
-    if not available[kind]:
+    if not available.get(kind):
         raise ValueError(f"device={name}: this machine has none; use device=auto or device=cpu")
+    present = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
+    if numbered and present and name not in present:
+        raise ValueError(f"device={name}: this machine has {listed(present)}; use one of them or device=auto")
     return torch.device(name)
 
 

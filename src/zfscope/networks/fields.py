@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zfscope.networks.finite import broken_tensor
 from zfscope.networks.geometry import ReceptiveField
 from zfscope.networks.network import Network, evaluating, run_to
 
@@ -42,7 +43,9 @@ def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField
         if not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
             raise ValueError(f"layer {layer!r} has no feature maps (N, C, h, w) or (N, C); choose another layer")
         if maps.isnan().any():
-            raise ValueError(f"layer {layer!r} is NaN for an ordinary image; are the weights NaN?")
+            name = broken_tensor(network)
+            cause = f"the network's {name} holds NaN or infinity" if name else "but all weights are finite"
+            raise ValueError(f"layer {layer!r} is NaN for an ordinary image: {cause}")
         if maps.ndim == 2:
             return whole
         known: dict[tuple[int, bool], int] = {}

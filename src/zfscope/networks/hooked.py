@@ -16,8 +16,9 @@ from zfscope.schema import nearest
 class HookedNetwork(Network):
     """Any module that gives logits; its layers are some of its submodules, traced by hooks.
 
-    The module, ``body``, stays as it is: it is only called, and hooks are on it only while ``trace`` runs. ``layers``
-    are paths of submodules; default: up to five of the conv layers, spread evenly.
+    The module, ``body``, stays as it is: it is only called, and hooks are on it only while ``trace`` runs. It gets a
+    copy of the images, so that one that writes into its input changes nothing of the caller's. ``layers`` are paths of
+    submodules; default: up to five of the conv layers, spread evenly.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class HookedNetwork(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
-        return self.body(images)
+        return self.body(images.clone())
 
     def map_module(self, layer: str) -> nn.Module:
         """The submodule of that name."""
@@ -120,8 +121,10 @@ def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Networ
     """A module as a Network: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
 
     The module, which takes images ``(N, 3, H, W)``, stays as it is. ``layers`` are the submodules to wrap as layers;
-    of a Network they are only checked.
+    of a Network they are only checked. A wrapped module that is kept measures its receptive fields only once.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module, but it is a {type(module).__name__}")
     module = getattr(module, "_orig_mod", module)
     inner = getattr(module, "network", None)
     inner = getattr(inner, "_orig_mod", inner)

@@ -39,7 +39,7 @@ class Trace:
 
 
 class Network(nn.Module):
-    """A classifier with named layers whose feature maps can be read.
+    """A classifier with named layers whose feature maps can be read; it never writes into the images it is called with.
 
     ``classes`` (their names), ``preprocessing``, ``num_classes`` and ``image_size`` (height and width of the input,
     pixels) are None where they are not known. ``spec`` describes each layer of a chain; it is empty for other networks.

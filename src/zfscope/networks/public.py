@@ -20,6 +20,7 @@ from torch import Tensor
 from zfscope.networks.build import build_network
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.tensors import cause_of, read_tensors
 from zfscope.schema import nearest
 
 NUM_CLASSES, IMAGE_SIZE, RESIZE = 1000, 224, 256
@@ -174,7 +175,7 @@ def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
     folder = Path("~/.torch/models").expanduser()
     with _downloading(name, url, f"unpacked into {folder}"):
         # pytorchcv's own loading would unpickle whatever the file holds.
-        return torch.load(get_model_file(model, str(folder)), map_location="cpu", weights_only=True)
+        return read_tensors(get_model_file(model, str(folder)))
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
@@ -189,7 +190,9 @@ def _downloading(name: str, url: str, target: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # no connection, an error page, a wrong checksum and half a file differ in their kind
-        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+        advises = "weights_only" in str(error)  # torch does, of a file in its cache
+        text = f"the file {cause_of(error)}" if advises else f"{type(error).__name__}: {error}"
+        cause = textwrap.shorten(text, 160, placeholder=" …")
         raise ConnectionError(
             f"{name}: the weights could not be downloaded from {url} ({cause}); without a network connection put that "
             f"file {target}{os.sep}, or give a local checkpoint instead (weights=FILE, checkpoint=FILE)"

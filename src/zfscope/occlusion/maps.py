@@ -7,16 +7,25 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zfscope.networks.chain import ConvNet
-from zfscope.networks.network import Network, evaluating
+from zfscope.networks.finite import check_finite, check_result
+from zfscope.networks.hooked import as_network
+from zfscope.networks.network import Network, Trace, evaluating
 from zfscope.networks.spec import ConvLayer
 from zfscope.occlusion.passes import FullPasses, _is_whole
 from zfscope.occlusion.windows import WindowedPasses
 
 FULL_PASS_SHARE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
+
+
+class _Default(str):
+    """A layer that nobody named."""
+
+
+CONV5 = _Default("conv5")
 
 
 class Occlusion(NamedTuple):
@@ -30,14 +39,14 @@ class Occlusion(NamedTuple):
 
 @torch.no_grad()
 def occlude(
-    network: Network,
+    network: nn.Module,
     image: Tensor,
     target: int,
     *,
     size: int = 48,
     stride: int = 16,
     fill: float | Tensor = 0.0,
-    layer: str = "conv5",
+    layer: str | None = CONV5,
     feature_map: int | None = None,
 ) -> Occlusion:
     """Slide a square over an image and note what the network makes of it.
@@ -46,28 +55,36 @@ def occlude(
     is clipped.
 
     Args:
-        network: A chain of named layers goes window by window, any other network by batched full passes.
+        network: A chain of named layers goes window by window, any other module by batched full passes; all in eval
+            mode.
         image: A network input, ``(3, H, W)``.
         target: The class whose probability is followed.
         size: Side of the square, pixels.
         stride: Its step, pixels.
         fill: What it is filled with, in units of the image (0 is the mean grey): a number, or one per colour, ``(3,)``.
-        layer: Whose feature map is watched; a name from ``network.layers``.
+        layer: Whose feature map is watched; a name from ``network.layers``, or the path of a submodule of any other
+            module. None is the last layer with maps, and so is the default in a network without conv5.
         feature_map: Which one; default: the one with the largest sum in the unoccluded image.
 
     Raises:
-        ValueError: For a square larger than the image, a step below 1, an unknown layer, class or map.
+        ValueError: For a square larger than the image, a step below 1, an unknown layer, class or map; for weights, an
+            image or maps that hold NaN or infinity.
 
     Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7. The paper says neither size nor step nor grey value.
     """
-    _check_square(network, image, size, stride, layer)
+    unnamed = layer is None or isinstance(layer, _Default)
+    network = as_network(network, None if unnamed else [layer])
+    _check_square(image, size, stride)
     image = network.as_input(image)
+    check_finite(network, image)
     fill = torch.as_tensor(fill, dtype=image.dtype, device=image.device)
     if fill.shape not in ((), (3,)) or not bool(fill.isfinite().all()):
         raise ValueError(f"fill must be a finite number, or three of them, but is {fill.tolist()}")
     starts = [range(0, math.ceil((side - size) / stride) * stride + 1, stride) for side in image.shape[1:]]
     shape = [len(axis) for axis in starts]
     with evaluating(network):
+        if layer is None or layer not in network.layers:
+            layer = top_layer(network, network.trace(image[None]))
         chain = isinstance(network, ConvNet) and isinstance(network.spec[network.layers[0]], ConvLayer)
         passes = WindowedPasses(network, image, fill, size, layer) if chain else None
         if passes is None or passes.share(starts) > FULL_PASS_SHARE:
@@ -79,12 +96,21 @@ def occlude(
             probability = F.softmax(logits, dim=1)[:, target]
             parts.append([part.cpu() for part in (where, probability, logits.argmax(1), activation)])
     where, *values = (torch.cat(batches) for batches in zip(*parts, strict=True))
+    check_result(torch.stack([values[0], values[2].to(values[0])]), network, "the occlusion maps")
     return Occlusion(*(value[where.argsort()].view(shape) for value in values), feature_map)
 
 
-def _check_square(network: Network, image: Tensor, size: int, stride: int, layer: str) -> None:
+def top_layer(network: Network, trace: Trace) -> str:
+    """The last layer whose output is maps ``(N, C, h, w)``: conv5 of AlexNet and ZFNet."""
+    layers = network.layers_with_maps
+    spatial = [name for name in layers if isinstance(trace.maps[name], Tensor) and trace.maps[name].ndim == 4]
+    if not spatial:
+        raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
+    return spatial[-1]
+
+
+def _check_square(image: Tensor, size: int, stride: int) -> None:
     """Refuse what cannot slide."""
-    network.check_layer(layer)
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image must be one network input (3, H, W), but is {tuple(image.shape)}")
     for name, value in (("size", size), ("stride", stride)):

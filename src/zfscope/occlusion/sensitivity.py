@@ -6,13 +6,14 @@ Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zfscope.deconvnet.projection import project
 from zfscope.images import contrast_limits, to_tiles
-from zfscope.networks.network import Network, evaluating
-from zfscope.occlusion.maps import Occlusion, occlude
+from zfscope.networks.hooked import as_network
+from zfscope.networks.network import evaluating
+from zfscope.occlusion.maps import Occlusion, occlude, top_layer
 from zfscope.occlusion.passes import logits_of
 
 
@@ -37,7 +38,7 @@ class Sensitivity:
 
 @torch.no_grad()
 def look(
-    network: Network,
+    network: nn.Module,
     image: Tensor,
     target: int | None = None,
     *,
@@ -49,25 +50,23 @@ def look(
     """Slide a square over an image, and compare with the image as it is.
 
     Args:
-        network: Any network, on the device to compute on.
+        network: Any network or module, on the device to compute on; it runs in eval mode.
         image: A network input, ``(3, H, W)``.
         target: The class whose probability is followed; default: the most probable one of the whole image.
         size: Side of the square in pixels; default: 48 of 224 pixels, in proportion.
         stride: Between two positions in pixels; default: 16 of 224 pixels, in proportion.
         fill: Value inside the square, in network inputs: 0 is the mean grey.
         layer: Whose strongest map is followed; default: the last layer with maps (conv5).
+
+    Raises:
+        ValueError: As ``occlude`` does.
     """
-    if layer is not None:
-        network.check_layer(layer)
+    network = as_network(network, None if layer is None else [layer])
     image = network.as_input(image)
     with evaluating(network):
         trace = network.trace(image[None])
     if layer is None:
-        layers = network.layers_with_maps
-        spatial = [name for name in layers if isinstance(trace.maps[name], Tensor) and trace.maps[name].ndim == 4]
-        if not spatial:
-            raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
-        layer = spatial[-1]
+        layer = top_layer(network, trace)
     probabilities = F.softmax(logits_of(trace)[0].float(), dim=0).cpu()
     label = int(probabilities.argmax())
     side = min(image.shape[1:])
@@ -79,7 +78,8 @@ def look(
     return Sensitivity(occlusion, target, float(probabilities[target]), label, activation, layer, size, stride)
 
 
-def projected(network: Network, image: Tensor, layer: str, number: int) -> Tensor:
+def projected(network: nn.Module, image: Tensor, layer: str, number: int) -> Tensor:
     """The strongest activation of a layer's map ``number``, projected: a uint8 tile ``(3, H, W)``, 0 mid grey."""
+    network = as_network(network, [layer])
     canvas = project(network, network.as_input(image[None]), layer, [number])
     return to_tiles(canvas, limit=contrast_limits(canvas))[0]
