@@ -148,7 +148,7 @@ def test_the_last_results_are_in_the_csv_file(command, tiny, tmp_path):
     assert final["final/val/top1_error"] == pytest.approx(
         results(tmp_path / "run")["metrics"]["val/top1_error"]["value"]
     )
-    assert any("train/loss" in row for row in rows)
+    assert any("val/loss" in row for row in rows)
 
 
 def test_tensorboard_has_one_file_with_the_last_results(command, tiny, tmp_path):
