@@ -2,17 +2,32 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 import yaml
 
-from tests.conftest import type_command
+from tests.conftest import ROOT, type_command
 from zfscope.runs import lock
+
+QUICK = ("callbacks=none", "evaluate.enabled=false", "hydra.run.dir=run", "hydra.sweep.dir=sweep")
 
 
 def results(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def typed(folder, name, *arguments, starter=None):
+    """Type a command in a process of its own, or with torchrun in two."""
+    python = (
+        [sys.executable]
+        if starter != "torchrun"
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    )
+    command = [*python, str(ROOT / f"{name}.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -222,3 +237,31 @@ def test_an_analysis_replaces_its_own_earlier_result_once_it_has_a_new_one(comma
     assert results(found)["conditions"]["part"] == "train"
     assert "analysis.part=train" in (found / ".hydra/overrides.yaml").read_text()
     assert sorted(path.name for path in found.iterdir()) == [".hydra", ".lock", "results.json"]
+
+
+# --- other processes ---
+
+
+@pytest.mark.slow
+def test_jobs_that_joblib_runs_side_by_side_read_class_folders_with_processes_of_their_own(tmp_path, tiny):
+    more = [override for override in tiny if not override.startswith("data.num_workers")]
+
+    answer = typed(tmp_path, "train", "-m", "hydra/launcher=joblib", *more, "data.num_workers=2", "seed=0,1", *QUICK)
+
+    assert answer.returncode == 0, answer.stderr
+    assert [results(tmp_path / "sweep" / job)["state"] for job in "01"] == ["finished"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", ["lightning", "torchrun"])
+def test_two_ranks_share_one_folder_and_one_record(tmp_path, tiny, starter):
+    ranks = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.batch_size=4"]
+
+    answer = typed(tmp_path, "train", *tiny, *QUICK, *ranks, starter=starter)
+    more = typed(tmp_path, "train", "resume=run", "trainer.max_epochs=3", starter=starter)
+
+    assert answer.returncode == 0, answer.stderr
+    assert more.returncode == 0, more.stderr
+    assert results(tmp_path / "run")["conditions"]["epochs"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "images", "run"]
+    assert "trainer.max_epochs=3" in (tmp_path / "run/.hydra/overrides.yaml").read_text()

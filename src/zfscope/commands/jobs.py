@@ -8,6 +8,7 @@ import argparse
 import atexit
 import gc
 import io
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -78,6 +79,9 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
 
 def run_job(name: str, values: DictConfig) -> float:
     """Check and run one job, called by Hydra; in a sweep a failure is this job's alone and stands in its results."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's, which starts no process of a loader
+        methods = multiprocessing.get_all_start_methods()
+        multiprocessing.set_start_method("fork" if "fork" in methods else "spawn", force=True)
     job = HydraConfig.get()
     in_sweep = job.mode == RunMode.MULTIRUN
     folder = Path(job.runtime.output_dir if in_sweep else str(job.run.dir))
