@@ -215,7 +215,7 @@ def test_a_sweep_goes_on_after_a_job_that_is_refused_and_ends_with_a_table(comma
 def test_the_table_is_of_the_jobs_wherever_their_folders_are(command, tiny, tmp_path):
     folders = ["hydra.sweep.dir='a b'", "hydra.sweep.subdir=x_${seed}_${hydra:job.num}"]
 
-    code, out, _ = command("train", "-m", *tiny, "model.conv1.kernel_size=98,99", *folders)
+    code, out, _ = command("train", "-m", *tiny, "data.root=nowhere", "seed=0,0", *folders)
 
     assert code == 1
     assert "2 jobs" in out
@@ -238,6 +238,15 @@ def test_a_sweep_that_does_not_compose_is_refused_whole(command, tiny, tmp_path,
     assert code == 2
     assert len(err.strip().splitlines()) == 1 and re.search(message, err), err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_sweep_whose_jobs_are_all_refused_is_refused_whole(command, tiny, tmp_path):
+    for override in ("model.conv1.kernel_size=98,99", "optim.momentum=5,6", "+optim.typo=1,2"):
+        code, _, err = command("train", "-m", *tiny, override)
+
+        assert code == 2, err
+        assert "all 2 jobs of the sweep are refused, the first one: " in err and len(err.strip().splitlines()) == 1
+        assert not (tmp_path / "outputs").exists()
 
 
 def test_any_error_of_a_sweeps_job_is_its_own(command, tiny, tmp_path, monkeypatch):

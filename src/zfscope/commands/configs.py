@@ -174,8 +174,7 @@ def _run_config(name: str, overrides: list[str]) -> DictConfig | None:
 def _single_run(name: str, config: DictConfig) -> Path:
     """The folder of a run whose values were checked."""
     HydraConfig.instance().set_config(config)
-    values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    checked = check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    checked = _check_values(name, config)
     if name == "train":
         check_writable(checked.data.cache, "data.cache")
     if checked.logger.name == "wandb":
@@ -202,6 +201,7 @@ def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
     sweep = Path(os.path.expanduser(str(main.hydra.sweep.dir)))
     folders: list[Path] = []
     kinds: list[str] = []
+    refused: list[ValueError] = []
     for number, job in enumerate(jobs):
         config = compose(name, [*common, *job], return_hydra_config=True)
         OmegaConf.copy_cache(main, config)
@@ -214,10 +214,21 @@ def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
         sweep = own
         folders.append(Path(sweep, str(config.hydra.sweep.subdir)))
         kinds.append(kind_of_config(name, config))
+        try:
+            _check_values(name, config)
+        except ValueError as error:  # a line of the table at the sweep's end
+            refused.append(error)
+    if len(refused) == len(jobs):
+        raise ValueError(f"all {len(jobs)} jobs of the sweep are refused, the first one: {refused[0]}")
     twice = next((folder for number, folder in enumerate(folders) if folder in folders[:number]), None)
     if twice is not None:
         raise ValueError(f"two jobs of the sweep would have the folder {twice}; tell them apart in hydra.sweep.subdir")
     return sweep, folders, kinds
+
+
+def _check_values(name: str, config: DictConfig) -> Any:
+    values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
 
 
 def _check_working_folder(config: DictConfig) -> None:
