@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.console import console, sweep_table
+from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.runs import RunFolderLocked, lock, read_overrides, read_results, remove_unused, write_results
 from zfscope.schema import check, nearest
 from zfscope.training.spec import TrainConfig
@@ -60,6 +60,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
 
     Returns the exit code: 0, or 1 if a job of a sweep failed; a refused command exits with 2.
     """
+    print_anywhere()
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = get_args_parser().parse_args()
     try:

@@ -127,7 +127,7 @@ def fingerprint(network: Network) -> str:
 
 def _known(path: Path) -> FeatureTable | None:
     try:
-        count, width = map(int, path.with_suffix(".txt").read_text().split())
+        count, width = map(int, path.with_suffix(".txt").read_text(encoding="utf-8").split())
         table = FeatureTable(path, count, width)
         return table if path.stat().st_size == 4 * count * width else None
     except (OSError, ValueError):
@@ -162,7 +162,7 @@ def write_tables(
         for layer, file in files.items():
             file.close()
             os.replace(temporary[layer], targets[layer])
-            targets[layer].with_suffix(".txt").write_text(f"{count} {widths[layer]}\n")
+            targets[layer].with_suffix(".txt").write_text(f"{count} {widths[layer]}\n", encoding="utf-8")
     finally:
         for layer, file in files.items():
             file.close()

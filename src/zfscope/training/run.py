@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from zfscope.callbacks import FilterRenorm
 from zfscope.callbacks.loggers import run_logger
 from zfscope.console import console, network_table, results_table
+from zfscope.data.contents import check_unchanged, contents_of, warn_of_repeats
 from zfscope.data.datamodule import ImageData, open_data, workers_for
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
@@ -64,9 +65,17 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
 
     splits = open_data(config.data)
     fingerprint = splits.train.fingerprint
+    sample = config.data.mean_images
+    contents = contents_of(splits, config.data.cache, sample)
+    warn_of_repeats(splits, contents)
     workers = workers_for(splits.train, config.data)
     statistics = statistics_of(
-        splits.train, config.data.resize, config.data.cache, most=config.data.mean_images, num_workers=workers
+        splits.train,
+        config.data.resize,
+        config.data.cache,
+        most=sample,
+        num_workers=workers,
+        contents=contents["train"],
     )
     torch.manual_seed(config.seed)  # measuring a data set draws numbers, reading what was measured does not
     network = build_network(config.model, len(splits.train.classes), config.data.crop)
@@ -78,6 +87,7 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
     last = find_checkpoint(folder / "last") if config.resume else None
     checkpoint = None if last is None else read_checkpoint(last)
     if checkpoint is not None:
+        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
         check_same_data(checkpoint, last, fingerprint)
         if (epochs := finished_epochs(config, folder, checkpoint)) is not None:
             console.print(
@@ -94,6 +104,7 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         config=config.model_dump(),
         data=fingerprint,
         identity=identity,
+        contents={part: torch.from_numpy(contents[part]) for part in ("train", "val")},
         multilabel=splits.train.labels.ndim == 2,
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
