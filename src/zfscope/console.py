@@ -14,7 +14,7 @@ console = Console()
 
 
 def print_anywhere() -> None:
-    """Let what the terminal's encoding has not (a class named in Greek, in the C locale) be printed as ``\\u03b1``."""
+    """Let characters that the terminal's encoding has not (Greek in the C locale) be printed by their numbers."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a test's or a notebook's stream may be none of Python's own
             stream.reconfigure(errors="backslashreplace")

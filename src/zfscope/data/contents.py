@@ -53,6 +53,11 @@ def content_hashes(images: ImageSet, cache: str | Path, most: int | None = None)
     return _hashes_of_files(images, Path(cache), most)
 
 
+def contents_digest(images: ImageSet, cache: str | Path) -> str:
+    """Hex digest of the fingerprint and of what every image holds: the key of what was computed from them."""
+    return hashlib.sha256(images.fingerprint.encode() + content_hashes(images, cache).tobytes()).hexdigest()
+
+
 def evenly_spread(count: int, most: int | None) -> np.ndarray:
     """Positions of ``most`` of ``count`` images, or of all, ``(min(most, count),)`` int64."""
     return np.linspace(0, count - 1, count if most is None else min(most, count)).round().astype(int)

@@ -14,7 +14,6 @@ import contextlib
 import multiprocessing
 import os
 import warnings
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
 from zfscope.data.splits import Splits
-from zfscope.runs import replacing
+from zfscope.runs import checksum, replacing
 from zfscope.schema import printable
 
 VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
@@ -80,7 +79,7 @@ def _mapped(path: Path, size: int) -> np.ndarray | None:
     """The cached images; None if they are missing, or damaged, with a warning."""
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-        if images.shape == (size, SIZE, SIZE, 3) and images.dtype == np.uint8 and _checksum_fits(path, images):
+        if images.shape == (size, SIZE, SIZE, 3) and images.dtype == np.uint8 and _checksum_fits(path):
             return images
     except FileNotFoundError:
         return None
@@ -90,10 +89,10 @@ def _mapped(path: Path, size: int) -> np.ndarray | None:
     return None
 
 
-def _checksum_fits(path: Path, images: np.ndarray) -> bool:
-    """Whether the pixels are those that were drawn; a cache that was drawn before checksums were kept is trusted."""
+def _checksum_fits(path: Path) -> bool:
+    """Whether a file is as it was drawn; one that was drawn before checksums were kept is trusted."""
     try:
-        return _checksum_file(path).read_text(encoding="utf-8") == f"{zlib.crc32(images):08x}\n"
+        return _checksum_file(path).read_text(encoding="utf-8") == checksum(path)
     except FileNotFoundError:
         return True
 
@@ -121,7 +120,7 @@ def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
                     images[start:stop] = chunk
                 images.flush()
                 with replacing(_checksum_file(path)) as note:
-                    note.write_text(f"{zlib.crc32(images):08x}\n", encoding="utf-8")
+                    note.write_text(checksum(temporary), encoding="utf-8")
 
 
 def _draw_images(work: tuple[int, str, int, int]) -> np.ndarray:
