@@ -133,19 +133,18 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
 
     One row that fits no file stands in an index that is missing or damaged.
     """
+    nothing = {"names": np.array([b"/"]), "states": np.full((1, 4), -2), "hashes": np.zeros((1, HASH_BYTES), np.uint8)}
     try:
-        with np.load(path, allow_pickle=False) as file:  # a zip: its checksums are compared while it is read
-            known = {name: file[name] for name in ("names", "states", "hashes")}
-        if len(known["names"]) and known["states"].shape[1:] == (4,) and known["hashes"].shape[1:] == (HASH_BYTES,):
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # a zip compares its checksums
+            known = {name: arrays[name] for name in nothing}
+        if len(known["names"]) and all(known[name].shape[1:] == nothing[name].shape[1:] for name in nothing):
             return known
-        cause: object = "other columns"
     except FileNotFoundError:
-        cause = None
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds
-        cause = error
-    if cause is not None:
-        warnings.warn(f"{printable(path)} is damaged ({cause}); the images are read again", stacklevel=2)
-    return {"names": np.array([b"/"]), "states": np.full((1, 4), -2), "hashes": np.zeros((1, HASH_BYTES), np.uint8)}
+        return nothing
+    except Exception:  # zipfile, zlib and numpy raise a dozen kinds
+        pass
+    warnings.warn(f"{printable(path)} is damaged; the images are read again", stacklevel=2)
+    return nothing
 
 
 def _state(path: bytes) -> tuple[int, int, int, int]:
