@@ -251,10 +251,19 @@ def test_a_checkpoint_without_hashes_and_an_image_that_was_not_read_are_no_reaso
 
     check_unchanged(None, "last.ckpt", splits, now)
     check_unchanged(earlier, "last.ckpt", splits, now)
+    (tmp_path / "train/0.png").unlink()  # the reader of images names it
+    check_unchanged(earlier, "last.ckpt", splits, contents.contents_of(splits, tmp_path / "cache"))
 
     (tmp_path / "train/2.png").write_bytes(b"another!")
     with pytest.raises(ValueError, match=r"training images changed since last\.ckpt was written, 1 of 6: .*/2\.png"):
         check_unchanged(earlier, "last.ckpt", splits, contents.contents_of(splits, tmp_path / "cache"))
+
+
+def test_another_number_of_images_is_left_to_the_fingerprint(tmp_path):
+    splits = splits_of(tmp_path)
+    now = contents.contents_of(splits, tmp_path / "cache")
+
+    check_unchanged({"train": torch.ones(5, 8, dtype=torch.uint8)}, "last.ckpt", splits, now)
 
 
 @pytest.mark.parametrize(
