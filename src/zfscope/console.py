@@ -1,5 +1,6 @@
 """What a person reads while it runs: the network before training, results after it, a sweep's jobs at its end, bars."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,13 @@ from rich.table import Table
 Item = TypeVar("Item")
 
 console = Console()
+
+
+def print_anywhere() -> None:
+    """Let characters that the terminal's encoding has not (Greek in the C locale) be printed by their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test's or a notebook's stream may be none of Python's own
+            stream.reconfigure(errors="backslashreplace")
 
 
 def progress(iterable: Iterable[Item], description: str, total: float | None = None) -> Iterator[Item]:

@@ -142,9 +142,27 @@ def test_a_broken_exif_block_does_not_lose_the_image(tmp_path):
     assert pixel(path) == (9, 9, 9)
 
 
-def test_of_an_animation_the_first_frame_is_read_with_a_warning(tmp_path):
+@pytest.mark.parametrize("short_side", [None, 40])
+def test_the_exif_orientation_of_a_jpeg_is_applied_also_when_it_is_decoded_smaller(tmp_path, short_side):
+    upright = np.zeros((200, 120, 3), np.uint8)
+    upright[:100] = 255  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    path = saved(stored, tmp_path / "a.jpg", exif=exif, quality=95)
+
+    image = read_image(path, short_side)
+
+    assert image.size == ((120, 200) if short_side is None else (60, 100))
+    halves = np.asarray(image, float).reshape(2, -1).mean(1)
+    assert halves == pytest.approx([255, 0], abs=3)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_of_an_animation_the_first_frame_is_read_with_a_warning(tmp_path, name):
     frames = [Image.new("RGB", (9, 9), colour) for colour in ((255, 0, 0), (0, 255, 0))]
-    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    lossless = {"lossless": True} if name == "a.webp" else {}
+    path = saved(frames[0], tmp_path / name, save_all=True, append_images=frames[1:], **lossless)
 
     with pytest.warns(UserWarning, match="only the first frame"):
         assert pixel(path) == (255, 0, 0)

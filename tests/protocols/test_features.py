@@ -4,15 +4,18 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import zfscope.protocols.features as features
 from tests.conftest import tiny_images
-from zfscope.data.datamodule import Examples
-from zfscope.data.imageset import ArrayImages
+from zfscope.data.datamodule import Examples, ImageData
+from zfscope.data.imageset import ArrayImages, FileImages
+from zfscope.data.spec import DataConfig
+from zfscope.data.splits import Splits
 from zfscope.networks.build import build_network
 from zfscope.networks.preprocessing import Preprocessing
-from zfscope.protocols.features import extract, fingerprint
+from zfscope.protocols.features import extract, feature_tables, fingerprint
 
 MODEL = {
     "name": "n",
@@ -92,12 +95,43 @@ def test_other_weights_other_preprocessing_and_other_images_have_tables_of_their
     assert extracted(network, tmp_path, images="b" * 64, count=5)["fc6"].count == 5
 
 
-def test_a_table_that_was_cut_off_is_computed_anew(network, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+        lambda path: path.with_suffix(".txt").write_bytes(b"\xff"),
+    ],
+    ids=["cut off", "flipped bit", "note lost"],
+)
+def test_a_damaged_table_is_computed_anew_with_one_line(network, tmp_path, damage):
     table = extracted(network, tmp_path)["fc6"]
     whole = table.rows(range(21))
-    table.path.write_bytes(table.path.read_bytes()[:-4])
+    damage(table.path)
 
-    assert torch.equal(extracted(network, tmp_path)["fc6"].rows(range(21)), whole)
+    with pytest.warns(UserWarning, match=r"_fc6\.f32 is damaged; its features are computed anew") as told:
+        again = extracted(network, tmp_path)["fc6"].rows(range(21))
+
+    assert torch.equal(again, whole) and len(told) == 1
+
+
+def test_an_image_replaced_under_its_name_and_size_has_features_of_its_own(network, tmp_path):
+    pixels, labels = tiny_images(21)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.bmp")
+    images = FileImages([f"{number}.bmp" for number in range(21)], labels, ("cat", "dog", "owl"), root=tmp_path)
+    config = DataConfig(name="folder", root=str(tmp_path), cache=str(tmp_path / "cache"), num_workers=0, batch_size=8)
+    data = ImageData(Splits(images, images), config, network.preprocessing)
+
+    def features_of():
+        return feature_tables(network, data, images, ["fc6"], 8, torch.device("cpu"))["fc6"].rows(range(21))
+
+    before = features_of()
+    Image.fromarray(pixels[4]).save(tmp_path / "3.bmp")
+    after = features_of()
+
+    assert (before != after).any(1).nonzero().flatten().tolist() == [3]
+    assert torch.equal(after[3], after[4])
 
 
 def test_nothing_half_written_stays_behind(network, tmp_path):

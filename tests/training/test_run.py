@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,32 @@ def test_other_images_than_the_run_has_seen_are_refused(command, run_copy, tmp_p
 
     assert code == 2
     assert "the training images changed since" in err
+
+
+def test_a_run_goes_on_in_a_copy_of_its_images_and_a_repeated_image_is_a_warning(command, run_copy, trained_run):
+    copy = shutil.copytree(trained_run.parent / "images", run_copy.parent / "copy")
+
+    with pytest.warns(UserWarning, match="12 of the 12 validation images also stand among the training images"):
+        code, _, err = command("train", "resume=outputs/run", f"data.root={copy}", "trainer.max_epochs=3")
+
+    assert code == 0, err
+    assert results(run_copy)["conditions"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(("part", "called"), [("train", "training"), ("val", "validation")])
+def test_an_image_that_changed_under_its_name_and_size_is_refused(command, run_copy, trained_run, part, called):
+    images = shutil.copytree(trained_run.parent / "images", run_copy.parent / "copy")
+    changed = images / part / "dog/1.jpg"
+    content = bytearray(changed.read_bytes())
+    content[-10] ^= 1
+    changed.write_bytes(content)
+    before = (run_copy / ".hydra/overrides.yaml").read_text()
+
+    code, _, err = command("train", "resume=outputs/run", f"data.root={images}", "trainer.max_epochs=3")
+
+    assert code == 2 and (run_copy / ".hydra/overrides.yaml").read_text() == before
+    refusal = rf"the {called} images changed since .*last\.ckpt was written, 1 of \d+: {changed}; put the old ones back"
+    assert re.search(refusal, err.strip().splitlines()[-1]), err
 
 
 def test_a_run_whose_data_was_measured_before_repeats_the_one_that_measured_it(command, trained_run, tmp_path):

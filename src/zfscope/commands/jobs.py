@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
 from zfscope.commands.resumption import overrides_of
-from zfscope.console import console, sweep_table
+from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.runs import claim, kind_of_run, read_results, write_record, write_results
 from zfscope.schema import check
 from zfscope.training.spec import TrainConfig
@@ -48,6 +48,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
 
     Returns the exit code: 0, or 1 if a job of a sweep failed; a refused command exits with 2.
     """
+    print_anywhere()
     _leave_quickly()
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = get_args_parser().parse_args()

@@ -125,11 +125,11 @@ class FileImages(ImageSet):
 
     def name(self, index: int) -> str:
         """The path, in one line."""
-        return printable(self.path(index))
+        return printable(utf8(os.fsencode(self.path(index))))
 
     def key(self, index: int) -> str:
         """The path relative to the root; escaped, also a backslash and a leading #, so that no two become alike."""
-        text = os.fsdecode(self._rows[index])
+        text = utf8(self._rows[index])
         if text.isprintable() and "\\" not in text and text[0] != "#":  # all names of most sets, and there are millions
             return text
         text = printable(text.replace("\\", "\\\\"))
@@ -237,6 +237,11 @@ class JoinedImages(ImageSet):
     def _find(self, index: int) -> tuple[ImageSet, int]:
         owner, position = self._rows[index]
         return self.sets[owner], int(position)
+
+
+def utf8(name: bytes) -> str:
+    """A file's name as text, the same in every locale; undecodable bytes become surrogates."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _size(path: bytes) -> int:

@@ -1,9 +1,11 @@
 """What a training set looks like on average: mean image, spread, and how its colours vary.
 
-Computed once from the training images and kept beside the data, then with every checkpoint.
+Computed once from the contents of the training images, kept in the cache folder, then with every checkpoint.
 Source: Zeiler & Fergus (2014), Sec. 3 (per-pixel mean); Krizhevsky et al. (2012), Sec. 4.1 (PCA of RGB).
 """
 
+import hashlib
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from zfscope.console import progress
+from zfscope.data.contents import content_hashes, evenly_spread
 from zfscope.data.imageset import ArrayImages, ImageSet
 from zfscope.data.transforms import Examples
+from zfscope.networks.checkpoints import read_checkpoint
 from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
 from zfscope.runs import replacing
+from zfscope.schema import printable
 
 
 @dataclass(frozen=True)
@@ -45,17 +50,29 @@ class Statistics:
 
 
 def statistics_of(
-    images: ImageSet, resize: int, cache: str | Path, *, most: int | None = None, num_workers: int = 0
+    images: ImageSet,
+    resize: int,
+    cache: str | Path,
+    *,
+    most: int | None = None,
+    num_workers: int = 0,
+    contents: np.ndarray | None = None,
 ) -> Statistics:
     """Statistics of the training images on square canvases of ``resize`` pixels, from the cache where they are known.
 
-    Only ``most`` images are read, spread evenly; None reads all.
+    Only ``most`` images are read, spread evenly; None reads all. They are known of images with the same ``contents``,
+    as `content_hashes` returns them; None asks it. What is damaged in the cache is measured anew, with a warning.
     """
-    count = len(images) if most is None else min(most, len(images))
-    path = Path(cache) / f"statistics_{images.fingerprint[:16]}_{resize}_{count}.pt"
+    indices = evenly_spread(len(images), most)
+    contents = content_hashes(images, cache, most) if contents is None else contents
+    digest = hashlib.sha256(contents[indices].tobytes()).hexdigest()
+    path = Path(cache) / f"statistics_{digest[:16]}_{resize}_{len(indices)}.pt"
     if path.exists():
-        return Statistics(**torch.load(path, weights_only=True))
-    statistics = _measure(images, resize, np.linspace(0, len(images) - 1, count).round().astype(int), num_workers)
+        try:
+            return Statistics(**read_checkpoint(path))
+        except (ValueError, TypeError):  # checksums that differ, or other keys
+            warnings.warn(f"{printable(path)} is damaged; the mean image is measured anew", stacklevel=2)
+    statistics = _measure(images, resize, indices, num_workers)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(vars(statistics), temporary)

@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from zfscope.schema import printable
+
 RED, GREY = "#b00020", "#606060"  # what is wrong or has changed; notes
 EMPTY, EDGE = 244, 208  # greys of a place with nothing to show and of lines around tiles; far from that of a 0
 DASHED = (0, (4, 3))
@@ -45,7 +47,11 @@ def draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: I
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, *, end: bool = False) -> str:
-    """As much of a text as fits into a width: its beginning, or its end (of a path, which tells images apart)."""
+    """As much of a text as fits into a width: its beginning, or its end (of a path, which tells images apart).
+
+    Line breaks and undecodable bytes of a name, which no font can draw, are escaped, as in `clipped`.
+    """
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     while len(text) > 1 and font.getlength(text + "…") > width:
@@ -54,7 +60,8 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, *, end: boo
 
 
 def clipped(text: str, most: int, *, end: bool = False) -> str:
-    """A text of at most so many characters: its beginning, or its end."""
+    """A text of at most so many characters, escaped: its beginning, or its end."""
+    text = printable(text)
     if len(text) <= most:
         return text
     return f"…{text[1 - most :]}" if end else f"{text[: most - 1]}…"

@@ -48,17 +48,23 @@ def save_network(network: Network, config: Mapping[str, Any], path: str | Path) 
 
 
 def network_state(
-    network: Network, config: Mapping[str, Any], data: str | None = None, identity: Mapping[str, Any] | None = None
+    network: Network,
+    config: Mapping[str, Any],
+    data: str | None = None,
+    identity: Mapping[str, Any] | None = None,
+    contents: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint holds beside the weights: how to build the network, its preprocessing, classes and run.
 
-    ``data`` is the fingerprint of its training set, ``identity`` that of the training (see ``training.identity``).
+    ``data`` is the fingerprint of its training set, ``identity`` that of the training (see ``training.identity``),
+    ``contents`` the hashes of its images by part, ``(N, 8)`` uint8 (see ``data.contents``).
     """
     return {
         "format": FORMAT,
         "model": plain(config["model"]),
         "config": plain(config),
         "data": data,
+        "contents": dict(contents) if contents else None,
         "identity": plain(identity) if identity else None,
         "num_classes": network.num_classes,
         "image_size": network.image_size,

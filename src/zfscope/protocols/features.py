@@ -8,6 +8,7 @@ Source: Zeiler & Fergus (2014), Sec. 5.2 and 5.3 use such features; files and bl
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor
 
 from zfscope.console import progress
+from zfscope.data.contents import contents_digest
 from zfscope.data.datamodule import ImageData
 from zfscope.data.imageset import ImageSet
 from zfscope.networks.network import Network, evaluating
 from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
+from zfscope.runs import checksum
+from zfscope.schema import printable
 
 BLOCK = 4096  # columns of a block
 
@@ -69,8 +73,8 @@ def extract(
 ) -> dict[str, FeatureTable]:
     """Features of all images at some layers, in one pass; from the cache where the same network saw the same images.
 
-    Batches are network inputs ``(n, 3, H, W)``, labels, and positions that count up from 0; ``images`` is the
-    fingerprint of these images in this order; ``cache`` a folder for files of 4 bytes a feature. A feature is a value
+    Batches are network inputs ``(n, 3, H, W)``, labels, and positions that count up from 0; ``images`` is a
+    digest of these images in this order; ``cache`` a folder for files of 4 bytes a feature. A feature is a value
     of a layer's feature map. Refused are an unknown layer and features that do not fit on the disk.
     """
     for layer in layers:
@@ -89,7 +93,8 @@ def feature_tables(
 ) -> dict[str, FeatureTable]:
     """The features of these images at some layers, centre crops, from the cache where they are known."""
     batches = data.centre_crops(images, batch_size)
-    return extract(network, batches, layers, images.fingerprint, data.config.cache, device)
+    digest = contents_digest(images, data.config.cache)
+    return extract(network, batches, layers, digest, data.config.cache, device)
 
 
 def standardised(
@@ -126,12 +131,17 @@ def fingerprint(network: Network) -> str:
 
 
 def _known(path: Path) -> FeatureTable | None:
+    """The table in a file, None if there is none or, with a warning, if it is damaged."""
     try:
-        count, width = map(int, path.with_suffix(".txt").read_text().split())
-        table = FeatureTable(path, count, width)
-        return table if path.stat().st_size == 4 * count * width else None
-    except (OSError, ValueError):
+        count, width, expected = path.with_suffix(".txt").read_text(encoding="utf-8").split()
+        if checksum(path) == expected:
+            return FeatureTable(path, int(count), int(width))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError):
+        pass
+    warnings.warn(f"{printable(path)} is damaged; its features are computed anew", stacklevel=2)
+    return None
 
 
 @torch.inference_mode()
@@ -162,7 +172,9 @@ def write_tables(
         for layer, file in files.items():
             file.close()
             os.replace(temporary[layer], targets[layer])
-            targets[layer].with_suffix(".txt").write_text(f"{count} {widths[layer]}\n")
+            targets[layer].with_suffix(".txt").write_text(
+                f"{count} {widths[layer]} {checksum(targets[layer])}\n", encoding="utf-8"
+            )
     finally:
         for layer, file in files.items():
             file.close()

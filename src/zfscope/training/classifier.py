@@ -29,8 +29,8 @@ class Classifier(lightning.LightningModule):
     """A network, with ``classes`` and ``preprocessing`` set, that learns to tell classes apart.
 
     Dropout and mixup follow from ``seed`` and the number of the batch. Every checkpoint holds ``config`` (of the run),
-    ``data`` (fingerprint of the training set) and ``identity`` (see ``training_identity``). With ``multilabel`` labels
-    are ``(N, classes)`` of 0 and 1.
+    ``data`` (fingerprint of the training set), ``contents`` (hashes of its images and of those that validate) and
+    ``identity`` (see ``training_identity``). With ``multilabel`` labels are ``(N, classes)`` of 0 and 1.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class Classifier(lightning.LightningModule):
         config: Mapping[str, Any] | None = None,
         data: str | None = None,
         identity: Mapping[str, Any] | None = None,
+        contents: Mapping[str, Tensor] | None = None,
         multilabel: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.optim, self.seed = network, optim, seed
-        self.config, self.data, self.identity, self.multilabel = config, data, identity, multilabel
+        self.config, self.data, self.identity, self.contents = config, data, identity, contents
+        self.multilabel = multilabel
         classes = network.num_classes
         if multilabel:
             scores: dict[str, Any] = {"mean_average_precision": MultilabelAveragePrecision(classes)}
@@ -184,7 +186,7 @@ class Classifier(lightning.LightningModule):
         within a window of accumulated batches their gradients.
         """
         if self.config is not None:
-            checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity)
+            checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity, self.contents)
         trainer = self.trainer
         seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
         checkpoint["progress"] = {"seconds": seconds}

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from zfscope.callbacks import FilterRenorm
 from zfscope.callbacks.loggers import run_logger
 from zfscope.console import console, network_table, results_table
+from zfscope.data.contents import check_unchanged, contents_of, warn_of_repeats
 from zfscope.data.datamodule import ImageData, open_data, workers_for
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
@@ -67,9 +68,17 @@ def train(
 
     splits = open_data(config.data)
     fingerprint = splits.train.fingerprint
+    sample = config.data.mean_images
+    contents = contents_of(splits, config.data.cache, sample)
+    warn_of_repeats(splits, contents)
     workers = workers_for(splits.train, config.data)
     statistics = statistics_of(
-        splits.train, config.data.resize, config.data.cache, most=config.data.mean_images, num_workers=workers
+        splits.train,
+        config.data.resize,
+        config.data.cache,
+        most=sample,
+        num_workers=workers,
+        contents=contents["train"],
     )
     torch.manual_seed(config.seed)  # measuring a data set draws numbers, reading what was measured does not
     network = build_network(config.model, len(splits.train.classes), config.data.crop)
@@ -80,6 +89,7 @@ def train(
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
     last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
     if checkpoint is not None:
+        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
         check_same_data(checkpoint, last, fingerprint)
         if has_finished(config, folder, checkpoint):
             epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -97,6 +107,7 @@ def train(
         config=config.model_dump(),
         data=fingerprint,
         identity=identity,
+        contents={part: torch.from_numpy(contents[part]) for part in ("train", "val")},
         multilabel=splits.train.labels.ndim == 2,
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))

@@ -1,7 +1,9 @@
 """Class folders as they lie on disk, Caltech's layouts, and what makes no data set."""
 
 import os
+import socket
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,14 +142,34 @@ def test_what_is_no_image_is_left_out_and_counted_by_ending(tmp_path):
         assert kind in str(told[0].message)
 
 
+def test_pipes_sockets_and_endings_without_number_are_counted_in_one_short_line_and_never_opened(tmp_path, monkeypatch):
+    put(tmp_path / "train", a=1, b=1)
+    put(tmp_path / "val", a=1, b=1)
+    monkeypatch.chdir(tmp_path / "train/a")  # a socket's path may have 107 characters
+    for name in ("pipe", "pipe.heic", "pipe.png"):
+        os.mkfifo(name)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        for number in range(20):
+            Path(f"scan.{number}").write_bytes(b"")
+        Path(os.fsdecode(b"scan.\n\xff")).write_bytes(b"")
+
+        with pytest.warns(UserWarning, match=r"pipes and the like \(4\), .* and 17 more; known are") as told:
+            splits = open_folder(tmp_path)
+
+    assert len(splits.train) == 2 and len(told) == 1
+    assert str(told[0].message).isprintable()
+
+
 def test_hidden_and_junk_folders_are_never_a_class_and_are_counted(tmp_path):
     put(tmp_path / "train", a=2, b=2)
     put(tmp_path / "val", a=1, b=1)
     put(tmp_path / "train", **{".ipynb_checkpoints": 1, "__MACOSX": 2})
+    put(tmp_path / "train" / "a", **{".ipynb_checkpoints": 1})
     (tmp_path / "train" / "a" / "._a_00.png").write_bytes(b"x")
     (tmp_path / "train" / ".DS_Store").write_bytes(b"x")
 
-    with pytest.warns(UserWarning, match=r"left out 4 hidden or junk .*: \.DS_Store, \._a_00\.png, \.ipynb_.*__MACOSX"):
+    with pytest.warns(UserWarning, match=r"left out 5 hidden or junk .*: \.DS_Store, \._a_00\.png, \.ipynb_.*__MACOSX"):
         splits = open_folder(tmp_path)
 
     assert splits.train.classes == ("a", "b") and len(splits.train) == 4
@@ -175,6 +197,11 @@ def empty_class(root):
     put(root / "train", a=1, b=1, c=0)
 
 
+def empty_class_in_val(root):
+    put(root / "train", a=1, b=1)
+    put(root / "val", a=1, b=0)
+
+
 def other_classes(root):
     put(root / "train", a=1, b=1, dog=1)
     put(root / "val", a=1, b=1, dogs=1, cats=1)
@@ -188,6 +215,12 @@ def no_images(root):
 def symlink_to_parent(root):
     put(root / "train", a=1, b=1)
     (root / "train" / "a" / "loop").symlink_to("..")
+
+
+def symlinks_to_each_other(root):
+    put(root / "train", a=1, b=1)
+    (root / "train" / "a" / "there").symlink_to("../b")
+    (root / "train" / "b" / "back").symlink_to("../a")
 
 
 def symlink_to_itself(root):
@@ -218,6 +251,7 @@ REFUSALS = {
     ),
     "no images": (no_images, r"no images in the folders of {root}/train \(a, b\); known are bmp gif jfif jpeg"),
     "empty class": (empty_class, r"no images in class folder c of {root}/train; add some .* or remove it"),
+    "empty class in val": (empty_class_in_val, r"no images in class folder b of {root}/val; add some .* or remove it"),
     "one class": (lambda root: put(root, a=5), "only one class, a, in {root}; a classifier needs two"),
     "other classes": (
         other_classes,
@@ -225,6 +259,7 @@ REFUSALS = {
     ),
     "other test classes": (other_test_classes, "only in {root}/train: b; only in {root}/test: c"),
     "loop": (symlink_to_parent, "the link {root}/train/a/loop leads back to a folder above it"),
+    "loop of two": (symlinks_to_each_other, "the link {root}/train/a/there/back leads back to a folder above it"),
     "loop to itself": (symlink_to_itself, "the link {root}/loop leads to itself"),
     "flat val": (flat_val, r"no class folders in {root}/val, but 3 images; .*data=imagenet"),
     "val without train": (val_alone, "{root}/val has class folders but {root}/train has none; put the training"),

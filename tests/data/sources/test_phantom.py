@@ -80,15 +80,29 @@ def test_several_processes_draw_the_same_images_as_one(tmp_path, cache, monkeypa
     [
         lambda path: path.write_bytes(path.read_bytes()[:1000]),
         lambda path: np.save(path, np.zeros((2, 64, 64, 3), np.uint8)),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+        lambda path: path.with_suffix(".crc32").write_bytes(b"\xff"),
     ],
-    ids=["cut off", "other images"],
+    ids=["cut off", "other images", "flipped bit", "checksum lost"],
 )
-def test_a_damaged_file_is_drawn_again(tmp_path, damage):
+def test_a_damaged_file_is_drawn_again_with_one_line(tmp_path, damage):
     whole = open_phantom(tmp_path, sizes=(2, 1, 1)).train.images.tobytes()
     (path,) = tmp_path.glob("*train*.npy")
     damage(path)
 
-    assert open_phantom(tmp_path, sizes=(2, 1, 1)).train.images.tobytes() == whole
+    with pytest.warns(UserWarning, match=r"-train-2\.npy is damaged; its images are drawn anew") as told:
+        again = open_phantom(tmp_path, sizes=(2, 1, 1)).train.images.tobytes()
+
+    assert again == whole and len(told) == 1
+
+
+def test_a_file_drawn_before_checksums_were_kept_is_not_drawn_again(tmp_path, monkeypatch):
+    open_phantom(tmp_path, sizes=(2, 1, 1))
+    for path in tmp_path.glob("*.crc32"):
+        path.unlink()
+    monkeypatch.setattr(phantom, "draw", lambda *args: pytest.fail("drawn again"))
+
+    assert len(open_phantom(tmp_path, sizes=(2, 1, 1)).train) == 2
 
 
 def test_an_interrupted_call_leaves_no_file(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from torchvision import datasets
 
-from zfscope.data.imageset import FileImages
+from zfscope.data.imageset import FileImages, utf8
 from zfscope.data.reading import EXTENSIONS
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits, stratified_split
@@ -133,7 +133,7 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
             if not files:
                 empty.append(entry.name)
             labels.append(np.full(len(files), len(classes)))
-            classes.append(entry.name)
+            classes.append(utf8(os.fsencode(entry.name)))  # one name in every locale
             names.extend(files)
     where = printable(folder)
     if junk:
@@ -156,7 +156,7 @@ def read_class_folders(folder: Path, leave_out: tuple[str, ...] = (), recursive:
     if len(classes) == 1:
         raise ValueError(f"only one class, {printable(classes[0])}, in {where}; a classifier needs two class folders")
     if others:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(others).most_common())
+        kinds = listed(f"{kind} ({count})" for kind, count in Counter(others).most_common())
         warnings.warn(f"left out what is no image below {where}: {kinds}; known are {_known()}", stacklevel=3)
     return FileImages(names, np.concatenate(labels), classes, folder)
 

@@ -13,6 +13,7 @@ Source: not in the paper; a stand-in for ImageNet that needs no download. All of
 import contextlib
 import multiprocessing
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,7 +25,8 @@ from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
 from zfscope.data.splits import Splits
-from zfscope.runs import replacing
+from zfscope.runs import checksum, replacing
+from zfscope.schema import printable
 
 VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
 _CHUNK = 50  # images drawn by a worker at a time
@@ -61,23 +63,42 @@ def open_phantom(cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] =
         Path(cache) / f"phantom-v{VERSION}-seed{seed}-{split}-{size}.npy": (seed, split, size)
         for split, size in zip(SPLITS, sizes, strict=True)
     }
-    _fill({path: content for path, content in files.items() if _mapped(path, content[2]) is None})
+    mapped = {path: _mapped(path, size) for path, (_, _, size) in files.items()}
+    missing = [path for path, images in mapped.items() if images is None]
+    _fill({path: files[path] for path in missing})
+    mapped |= {path: _mapped(path, files[path][2]) for path in missing}
     phantoms = []
-    for path, (_, split, size) in files.items():
-        images = _mapped(path, size)
-        if images is None:
+    for path, (_, split, _) in files.items():
+        if mapped[path] is None:
             raise OSError(f"the drawn images {path} cannot be read back; give the phantom another cache folder")
-        phantoms.append(Phantom(images, seed, split))
+        phantoms.append(Phantom(mapped[path], seed, split))
     return Splits(*phantoms)
 
 
 def _mapped(path: Path, size: int) -> np.ndarray | None:
-    """The cached images; None if they are missing or damaged."""
+    """The cached images; None if they are missing, or damaged, with a warning."""
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        if images.shape == (size, SIZE, SIZE, 3) and images.dtype == np.uint8 and _checksum_fits(path):
+            return images
+    except FileNotFoundError:
         return None
-    return images if images.shape == (size, SIZE, SIZE, 3) and images.dtype == np.uint8 else None
+    except (OSError, ValueError, EOFError):
+        pass
+    warnings.warn(f"{printable(path)} is damaged; its images are drawn anew", stacklevel=2)
+    return None
+
+
+def _checksum_fits(path: Path) -> bool:
+    """Whether a file is as it was drawn; one that was drawn before checksums were kept is trusted."""
+    try:
+        return _checksum_file(path).read_text(encoding="utf-8") == checksum(path)
+    except FileNotFoundError:
+        return True
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".crc32")
 
 
 def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
@@ -98,6 +119,8 @@ def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
                 for (_, _, start, stop), chunk in zip(work, chunks, strict=True):
                     images[start:stop] = chunk
                 images.flush()
+                with replacing(_checksum_file(path)) as note:
+                    note.write_text(checksum(temporary), encoding="utf-8")
 
 
 def _draw_images(work: tuple[int, str, int, int]) -> np.ndarray:
