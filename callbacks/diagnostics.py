@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from zfscope.callbacks.omissions import network_for
 from zfscope.callbacks.when import When
+from zfscope.deconvnet.winners import layers_to_watch
 from zfscope.diagnostics import MapWatch, dead_maps, filter_frequencies, first_filters, near_dead_maps
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
@@ -25,21 +28,29 @@ class Diagnostics(Callback):
         when: Every n-th epoch, or a list of epochs counted from 1.
 
     Raises:
-        ValueError: If ``when`` names no epochs; before training, if there is no such layer.
+        ValueError: If ``when`` names no epochs; before training, if there is no such layer. Where no layer was named,
+            a network without such layers or without filters is told of in a warning.
     """
 
     def __init__(self, layers: Sequence[str] | None = None, when: int | Sequence[int] = 1) -> None:
         self.layers, self.when = layers, When(when)
         self._network: Network | None = None
+        self._told = False
         self._watch: MapWatch | None = None
+
+    def refuse(self, pl_module: LightningModule, image: Tensor | None = None) -> None:
+        """Refuse layers that were named and cannot be counted in."""
+        if self.layers is not None:
+            layers_to_watch(as_network(pl_module, self.layers), self.layers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network = as_network(pl_module, self.layers)
+        self.refuse(pl_module)
+        self._network, self._told = network_for("Diagnostics", pl_module, self.layers, "no numbers"), False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on: before other callbacks do, and off after them, for both keep compiled code from running."""
-        if self.when.is_now(trainer):
+        if self._network is not None and self.when.is_now(trainer):
             self._watch = MapWatch(self._network, self.layers)
             self._watch.listening = False
 
@@ -65,6 +76,11 @@ class Diagnostics(Callback):
             values[f"{layer}/dead_maps"] = dead_maps(ranges).sum()
             values[f"{layer}/near_dead_maps"] = near_dead_maps(ranges).sum()
         first = first_filters(self._network)
+        if not self._told and (not self._watch.ranges or first is None):
+            self._told = True
+            dead = "" if self._watch.ranges else "no dead maps, for no layer gives activations (N, C, h, w) or (N, C)"
+            filters = "" if first is not None else "no frequencies, for there are no conv layers"
+            rank_zero_warn(f"Diagnostics: {'; '.join(filter(None, (dead, filters)))}; layers=[…] names other layers")
         if first is not None:
             name, conv = first
             shares = filter_frequencies(conv.weight, conv.stride)

@@ -78,6 +78,7 @@ class MapWatch:
         if layers is None:
             bare = (nn.Linear, nn.Conv2d)
             layers = [layer for layer in network.layers if not isinstance(network.map_module(layer), bare)]
+            layers = [layer for layer in layers if layer not in network.channels_last]
         self.listening = True
         self.ranges: dict[str, MapRanges] = {}
         self._hooks = ExitStack()

@@ -47,7 +47,7 @@ def occlude(
 
     Args:
         network: A chain of named layers goes window by window, any other network by batched full passes.
-        image: A network input, ``(3, H, W)``.
+        image: A network input, ``(3, H, W)``; a module that takes other channels has ``(C, H, W)``.
         target: The class whose probability is followed.
         size: Side of the square, pixels.
         stride: Its step, pixels.
@@ -85,8 +85,8 @@ def occlude(
 def _check_square(network: Network, image: Tensor, size: int, stride: int, layer: str) -> None:
     """Refuse what cannot slide."""
     network.check_layer(layer)
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image must be one network input (3, H, W), but is {tuple(image.shape)}")
+    if image.ndim != 3:
+        raise ValueError(f"image must be one network input (3, H, W), or (C, H, W), but is {tuple(image.shape)}")
     for name, value in (("size", size), ("stride", stride)):
         if not _is_whole(value) or value < 1:
             raise ValueError(f"{name} must be a whole number of pixels, 1 or more, but is {value!r}")

@@ -108,6 +108,9 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
         plugins=[CheckpointFiles()],
         default_root_dir=folder,
     )
+    for callback in trainer.callbacks:  # likewise what was typed for a picture that cannot be drawn
+        if hasattr(callback, "refuse"):
+            callback.refuse(classifier, torch.zeros(3, config.data.crop, config.data.crop))
     named = config.name or run_name(overrides, config)
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
     about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
