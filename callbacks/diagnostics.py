@@ -9,10 +9,11 @@ from torch import Tensor
 
 from zfscope.callbacks.omissions import network_for
 from zfscope.callbacks.when import When
-from zfscope.deconvnet.winners import layers_to_watch
+from zfscope.deconvnet.winners import NoFeatureMaps, layers_to_watch
 from zfscope.diagnostics import MapWatch, dead_maps, filter_frequencies, first_filters, near_dead_maps
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
+from zfscope.schema import listed
 
 
 class Diagnostics(Callback):
@@ -76,11 +77,9 @@ class Diagnostics(Callback):
             values[f"{layer}/dead_maps"] = dead_maps(ranges).sum()
             values[f"{layer}/near_dead_maps"] = near_dead_maps(ranges).sum()
         first = first_filters(self._network)
-        if not self._told and (not self._watch.ranges or first is None):
+        if not self._told:
             self._told = True
-            dead = "" if self._watch.ranges else "no dead maps, for no layer gives activations (N, C, h, w) or (N, C)"
-            filters = "" if first is not None else "no frequencies, for there are no conv layers"
-            rank_zero_warn(f"Diagnostics: {'; '.join(filter(None, (dead, filters)))}; layers=[…] names other layers")
+            self._tell(self._watch, first is not None)
         if first is not None:
             name, conv = first
             shares = filter_frequencies(conv.weight, conv.stride)
@@ -97,6 +96,17 @@ class Diagnostics(Callback):
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+
+    def _tell(self, watch: MapWatch, has_filters: bool) -> None:
+        """Warn of what the network has not."""
+        lacking = [] if has_filters else ["no frequencies: the network has no conv layers"]
+        if not watch.ranges and not watch.layers:
+            names = listed(self._network.layers)
+            lacking.append(f"no dead maps: none of {names} ends in an activation; name modules that do: layers=[…]")
+        elif not watch.ranges:
+            lacking.append(f"no dead maps: {NoFeatureMaps(self._network, watch.layers)}")
+        if lacking:
+            rank_zero_warn(f"Diagnostics: {'; '.join(lacking)}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hooks off: Lightning tears nothing down after an exception."""

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from zfscope.callbacks.batches import Part, classes_of, image_of, label_of, read_item, validation_set
-from zfscope.callbacks.omissions import left_out, network_for
+from zfscope.callbacks.omissions import left_out, network_for, with_way_out
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, in_training, moment
 from zfscope.deconvnet.rules import Rule, check_rule
@@ -156,10 +156,8 @@ class OcclusionMaps(Callback):
         except Exception as error:
             if self.rule is not None:
                 raise
-            way = " (callbacks.occlusion_maps.rule=gradient, or OcclusionMaps(rule='gradient'))"
-            rank_zero_warn(
-                f"OcclusionMaps: the panels come without projections: {error}" + way * ("rule='gradient'" in str(error))
-            )
+            cause = with_way_out(str(error), "OcclusionMaps", "occlusion_maps")
+            rank_zero_warn(f"OcclusionMaps: the panels come without projections: {cause}")
             self._projectable = False
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zfscope.deconvnet.chain import Unpooling
-from zfscope.deconvnet.rules import Rule
+from zfscope.deconvnet.rules import WAY_OUT, Rule
 from zfscope.deconvnet.winners import NoFeatureMaps, check_projectable, projectable_layers
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
@@ -66,9 +66,16 @@ def layers_drawn(
         return ()
     if refused:
         causes = "; ".join(f"{listed(names)}: {cause}" for cause, names in _by_cause(refused).items())
-        way = f" (callbacks.{key}.rule=gradient, or {who}(rule='gradient'))" if "rule='gradient'" in causes else ""
-        rank_zero_warn(f"{who}: {'not all layers are' if drawn else 'nothing is'} drawn: {causes}{way}")
+        rank_zero_warn(
+            f"{who}: {'not all layers are' if drawn else 'nothing is'} drawn: {with_way_out(causes, who, key)}"
+        )
     return drawn
+
+
+def with_way_out(cause: str, who: str, key: str) -> str:
+    """What a rule is not defined for, and how to choose another: by an override, and in a Trainer of one's own."""
+    way = f" (callbacks.{key}.rule=gradient, or {who}(rule='gradient'))"
+    return cause.replace(WAY_OUT, WAY_OUT + way)
 
 
 def _by_cause(refused: dict[str, str]) -> dict[str, list[str]]:

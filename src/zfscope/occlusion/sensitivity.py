@@ -15,6 +15,7 @@ from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.network import Network, evaluating
 from zfscope.occlusion.maps import Occlusion, occlude
 from zfscope.occlusion.passes import logits_of
+from zfscope.schema import listed
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def look(
         layers = network.layers_with_maps
         spatial = [name for name in layers if isinstance(trace.maps[name], Tensor) and trace.maps[name].ndim == 4]
         if not spatial:
-            raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
+            dense = [name for name in network.layers if getattr(trace.maps.get(name), "ndim", 0) == 2]
+            way = f"name another layer, such as layer={dense[-1]}" if dense else "name another layer"
+            raise ValueError(f"none of {listed(layers or network.layers)} has feature maps (N, C, h, w); {way}")
         layer = spatial[-1]
     probabilities = F.softmax(logits_of(trace)[0].float(), dim=0).cpu()
     label = int(probabilities.argmax())
