@@ -172,7 +172,10 @@ def _part(item: Any, part: Part, place: int, keys: Sequence[str], option: str, a
     None where there is nothing; with ``alone`` an item that is no tuple, and a mapping without the keys, as a whole.
     """
     if callable(part):
-        return part(item)
+        try:
+            return part(item)
+        except Exception as error:
+            raise ValueError(f"{option} failed on an item of the data: {type(error).__name__}: {error}") from error
     if part is not None:
         try:
             return item[part]

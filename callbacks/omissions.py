@@ -17,14 +17,15 @@ from zfscope.schema import listed
 
 @contextmanager
 def left_out(who: str, typed: bool = False, what: str = "no pictures") -> Iterator[None]:
-    """Turn an error inside into a warning, for pictures must not end a training; where options were ``typed`` raise it.
+    """Turn an error inside into a warning, for pictures must not end a training.
 
-    Foreign modules and data sets raise errors of any kind. The warning says ``who`` leaves ``what`` out, and why.
+    Foreign modules and data sets raise errors of any kind. The warning says ``who`` leaves ``what`` out, and why. Where
+    options were ``typed``, a ``ValueError``, which is how they are refused, is raised.
     """
     try:
         yield
     except Exception as error:
-        if typed:
+        if typed and isinstance(error, ValueError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

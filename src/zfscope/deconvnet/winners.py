@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zfscope.activations import TopActivations, TopTable
 from zfscope.console import progress
@@ -31,8 +31,9 @@ class NoFeatureMaps(ValueError):
 
     def __init__(self, network: Network, layers: Sequence[str]) -> None:
         way = "name other layers"
-        if isinstance(network, TimmNetwork) and network.conv_modules:
-            way = f"train with other layers, such as model.layers=[{next(iter(network.conv_modules))}]"
+        if isinstance(network, TimmNetwork):
+            convs = (path for path, module in network.body.named_modules() if isinstance(module, nn.Conv2d))
+            way = f"train with other layers, such as model.layers=[{next(convs, '…')}]"
         super().__init__(f"none of {listed(layers or network.layers)} has feature maps (N, C, h, w); {way}")
 
 
