@@ -20,8 +20,7 @@ def batch_number(trainer: Trainer) -> int | None:
     if not (in_training(trainer) and trainer.validating):
         return None
     batches = trainer.fit_loop.epoch_loop.batch_progress
-    ready = batches.current.ready
-    return None if batches.is_last_batch or ready >= trainer.num_training_batches else ready
+    return None if batches.is_last_batch else batches.current.ready
 
 
 def moment(trainer: Trainer) -> str:

@@ -61,13 +61,13 @@ def no_maps(layers, first):
     ],
 )  # fmt: skip
 def test_a_model_of_timm_trains_with_all_callbacks_and_what_it_has_is_drawn(
-    tmp_path, recwarn, name, layers, cause, telling
+    tmp_path, warned, name, layers, cause, telling
 ):
     train(tmp_path, timm_network(name), *all_callbacks())
 
     assert drawn(tmp_path, "projections") == drawn(tmp_path, "feature_evolution") == layers
     assert len(drawn(tmp_path, "occlusion")) == len(drawn(tmp_path, "filter_images")) == 1
-    messages = {who: told(recwarn, who) for who in NAMES}
+    messages = {who: told(warned, who) for who in NAMES}
     assert [who for who in messages if messages[who]] == telling.split()
     assert all(len(each) <= 1 and "\n" not in "".join(each) for each in messages.values())
     if cause is not None:
@@ -77,7 +77,7 @@ def test_a_model_of_timm_trains_with_all_callbacks_and_what_it_has_is_drawn(
             assert f"(callbacks.{NAMES[who]}.rule=gradient, or {who}(rule='gradient'))" in messages[who][0]
 
 
-def test_the_way_out_that_a_warning_names_draws_everything_and_warns_of_nothing(tmp_path, recwarn):
+def test_the_way_out_that_a_warning_names_draws_everything_and_warns_of_nothing(tmp_path, warned):
     rule = {"rule": "gradient"}
 
     train(
@@ -86,18 +86,18 @@ def test_the_way_out_that_a_warning_names_draws_everything_and_warns_of_nothing(
         *all_callbacks(projections=rule, feature_evolution=rule, occlusion_maps=rule),
     )
 
-    assert not any(told(recwarn, who) for who in NAMES)
+    assert not any(told(warned, who) for who in NAMES)
     stages = [f"stages.{number}" for number in range(4)]
     assert drawn(tmp_path, "projections") == drawn(tmp_path, "feature_evolution") == stages
 
 
-def test_the_other_layers_that_a_warning_names_are_drawn(tmp_path, recwarn):
+def test_the_other_layers_that_a_warning_names_are_drawn(tmp_path, warned):
     network = timm_network("test_vit", layers=("patch_embed.proj",))
 
     train(tmp_path, network, *all_callbacks())
 
     assert drawn(tmp_path, "projections") == drawn(tmp_path, "feature_evolution") == ["patch_embed.proj"]
-    assert [who for who in NAMES if told(recwarn, who)] == ["Diagnostics"]  # it ends in no activation
+    assert [who for who in NAMES if told(warned, who)] == ["Diagnostics"]  # it ends in no activation
 
 
 def test_channels_that_come_last_are_refused_where_they_were_named(tmp_path):
@@ -131,11 +131,11 @@ def test_occlusion_of_a_network_without_maps_shows_probability_and_class_alone(t
     torch.testing.assert_close(maps.occlusion.probability[0, 1], expected)
 
 
-def test_a_network_of_dense_layers_trains_with_all_callbacks(tmp_path, recwarn):
+def test_a_network_of_dense_layers_trains_with_all_callbacks(tmp_path, warned):
     fit(tmp_path, Module(without_convs()), *all_callbacks(), max_epochs=2)
 
-    assert [len(told(recwarn, who)) for who in NAMES] == [1] * 5
-    assert "no frequencies: the network has no conv layers" in told(recwarn, "Diagnostics")[0]
+    assert [len(told(warned, who)) for who in NAMES] == [1] * 5
+    assert "no frequencies: the network has no conv layers" in told(warned, "Diagnostics")[0]
     assert {panel.split("/")[0] for panel in panels(tmp_path)} == {"occlusion"}
 
 
@@ -149,23 +149,23 @@ class WithoutForward(Module):
         self.network(batch[0])
 
 
-def test_a_module_that_cannot_be_called_trains_and_is_told_of(tmp_path, recwarn):
+def test_a_module_that_cannot_be_called_trains_and_is_told_of(tmp_path, warned):
     fit(tmp_path, WithoutForward(), *all_callbacks(), max_epochs=2)
 
     for who in ("Projections", "FeatureEvolution", "OcclusionMaps"):
-        (message,) = told(recwarn, who)
+        (message,) = told(warned, who)
         assert "missing the required" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("who", ["Projections", "FeatureEvolution", "OcclusionMaps"])
-def test_what_fails_while_drawing_ends_the_pictures_and_not_the_training(tmp_path, recwarn, monkeypatch, who):
+def test_what_fails_while_drawing_ends_the_pictures_and_not_the_training(tmp_path, warned, monkeypatch, who):
     monkeypatch.setattr(f"zfscope.callbacks.{NAMES[who]}.show", lambda *_: 1 / 0)
     module = Module()
 
     fit(tmp_path, module, *all_callbacks(feature_evolution={"epochs": [1, 2, 3]}), max_epochs=3)
 
     assert module.global_step == 9
-    assert told(recwarn, who) == [f"{who}: no pictures: ZeroDivisionError: division by zero"]
+    assert told(warned, who) == [f"{who}: no pictures: ZeroDivisionError: division by zero"]
 
 
 class Doubling(Module):
@@ -175,32 +175,32 @@ class Doubling(Module):
         self(torch.cat([batch[0], batch[0].flip(3)]))
 
 
-def test_layers_that_run_on_other_images_than_the_batch_holds_are_told_of(tmp_path, recwarn):
+def test_layers_that_run_on_other_images_than_the_batch_holds_are_told_of(tmp_path, warned):
     module = Doubling()
 
     fit(tmp_path, module, Projections(), max_epochs=2)
 
     assert module.global_step == 6 and panels(tmp_path) == []
     assert any(
-        "network.conv1 gave 8 maps for a batch of 4 images" in message for message in told(recwarn, "Projections")
+        "network.conv1 gave 8 maps for a batch of 4 images" in message for message in told(warned, "Projections")
     )
 
 
-def test_a_stream_of_training_images_or_of_validation_images_is_told_of(tmp_path, recwarn):
+def test_a_stream_of_training_images_or_of_validation_images_is_told_of(tmp_path, warned):
     fit(tmp_path, Module(validation=Stream(), training=Stream()), FeatureEvolution(), OcclusionMaps(), FilterImages())
 
-    assert "need a validation data set with dataset[index] and a length" in told(recwarn, "OcclusionMaps")[0]
-    assert "the data set needs dataset[index] and a length" in told(recwarn, "FeatureEvolution")[0]
+    assert "need a validation data set with dataset[index] and a length" in told(warned, "OcclusionMaps")[0]
+    assert "the data set needs dataset[index] and a length" in told(warned, "FeatureEvolution")[0]
     assert len(panels(tmp_path)) == 1  # the filters
 
 
-def test_items_in_which_no_image_is_found_are_told_of_with_their_keys(tmp_path, recwarn):
+def test_items_in_which_no_image_is_found_are_told_of_with_their_keys(tmp_path, warned):
     data = Shaped(wrap=lambda image, label: {"scan": image, "finding": label})
     module = Taking(Body(), data, lambda batch: (batch["scan"], batch["finding"]))
 
     fit(tmp_path, module, *all_callbacks())
 
     for who in ("Projections", "FeatureEvolution", "OcclusionMaps"):
-        (message,) = told(recwarn, who)
+        (message,) = told(warned, who)
         assert "got dict with the keys scan, finding; image_of=" in message
     assert drawn(tmp_path, "filter_images") == ["conv1"]

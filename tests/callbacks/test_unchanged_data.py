@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.callbacks.conftest import COUNT, SIDE, Module, fit, panels
 from tests.callbacks.foreign import SMALL, Writing
-from zfscope.callbacks import OcclusionMaps
+from zfscope.callbacks import OcclusionMaps, Projections
 
 
 def tensors():
@@ -25,6 +25,21 @@ def test_a_callback_gives_a_module_that_writes_into_its_input_copies(tmp_path, n
     assert torch.equal(validation.tensors[0], tensors().tensors[0])
     assert torch.equal(training.tensors[0], tensors().tensors[0])
     assert panels(tmp_path) or name == "diagnostics"
+
+
+def test_images_of_a_shuffled_pass_are_kept_as_the_loader_gave_them(tmp_path, monkeypatch):
+    read = []
+
+    def recording(network, tables, maps, read_images, **options):
+        read.append(read_images(sorted({int(n) for table in tables.values() for n in table.indices.unique()})))
+        return iter(())
+
+    monkeypatch.setattr("zfscope.callbacks.projections.project_winners", recording)
+
+    fit(tmp_path, Module(Writing(), DataLoader(tensors(), batch_size=4, shuffle=True)), Projections())
+
+    (images,) = read
+    assert all(any(torch.equal(image, own) for own in tensors().tensors[0]) for image in images) and len(images) > 5
 
 
 def test_images_that_are_kept_are_the_same_at_each_validation(tmp_path):

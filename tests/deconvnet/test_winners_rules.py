@@ -101,6 +101,22 @@ def test_the_field_of_a_unit_is_measured_in_images_of_any_shape(shape):
     assert (second.size, second.stride, second.offset) == (5, 2, -1)
 
 
+def test_a_unit_that_sees_the_shorter_side_is_shown_with_the_whole_image():
+    torch.manual_seed(0)
+    network = HookedNetwork(nn.Sequential(nn.Conv2d(3, 4, 15, padding=7), nn.ReLU()), ["1"]).eval()
+    images = torch.randn(2, 3, 9, 30)
+    values = network.features(images, "1").detach()[:, :1].flatten(1).amax(1)
+    place = network.features(images, "1").detach()[:, 0].flatten(1).argmax(1)
+    positions = torch.stack([place // 30, place % 30], 1)
+    table = TopTable(values[None].double(), torch.tensor([[0, 1]]), positions[None])
+
+    (winners,) = project_winners(network, {"1": table}, {"1": torch.tensor([0])}, lambda indices: images[indices])
+
+    assert winners.boxes.tolist() == [[0, 0, 30, 9]] * 2
+    assert torch.equal(winners.patches, as_pictures(network, images))
+    assert winners.projections.shape == images.shape
+
+
 def test_pictures_of_other_channels_are_grey():
     network = HookedNetwork(nn.Sequential(nn.Conv2d(2, 2, 1)))
     images = torch.rand(3, 2, 4, 5)
