@@ -118,9 +118,11 @@ class Projections(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Tell the hook which images come."""
-        if dataloader_idx == 0 and self._layers is None and self.when.is_now(trainer):
+        now = self.when.is_now(trainer)
+        if dataloader_idx == 0 and self._layers is None and (now or trainer.sanity_checking):
             self._prepare(trainer, batch)  # of a stream nothing is seen before its first batch
-            self._listen(trainer)
+            if now:
+                self._listen(trainer)
         if self._hook is None:
             return
         self._hook.indices = None

@@ -1,9 +1,11 @@
 """What projections cannot show is refused before the first step, or told in a warning."""
 
+import lightning
 import pytest
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from tests.callbacks.conftest import Body, Module, Pictures, fit, hooks_of, small_chain
+from tests.callbacks.conftest import Body, Module, Pictures, Stream, fit, hooks_of, small_chain
 from zfscope.callbacks import Projections
 
 
@@ -70,6 +72,16 @@ def test_what_lightning_shows_late_is_refused_before_the_pass(tmp_path):
     assert passed == []
 
 
+@pytest.mark.parametrize("options", [{"rule": "guided"}, {"image_of": "image"}])
+def test_what_cannot_be_is_refused_by_the_first_batch_of_a_stream(tmp_path, options):
+    module = Module(Body(activation=F.gelu), Stream())
+
+    with pytest.raises(ValueError, match="not defined for gelu|is not in an item of the data"):
+        fit(tmp_path, module, Projections(**options), num_sanity_val_steps=1)
+
+    assert module.global_step == 0 and not hooks_of(module)
+
+
 def test_an_unknown_layer_is_refused_where_nothing_is_validated(tmp_path):
     module = Module(small_chain())
 
@@ -90,6 +102,16 @@ class Scaling(Module):
 def test_images_that_do_not_come_again_as_they_were_are_told_of(tmp_path, make):
     with pytest.warns(UserWarning, match="an image read again .* does not give the activations that it won with"):
         fit(tmp_path, make(), Projections())
+
+
+def test_which_images_a_batch_holds_must_be_known_where_several_processes_train(tmp_path, monkeypatch, warned):
+    module = Module(validation=DataLoader(Pictures(), batch_size=4, shuffle=True))
+    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
+
+    fit(tmp_path, module, Projections(), use_distributed_sampler=False, max_epochs=2)
+
+    messages = [str(warning.message) for warning in warned if "several processes" in str(warning.message)]
+    assert len(messages) == 1 and module.global_step == 6 and not (tmp_path / "figures").exists()
 
 
 def test_a_validation_that_runs_no_layer_is_told_of(tmp_path):
