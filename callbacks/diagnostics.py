@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from zfscope.callbacks.omissions import network_for
 from zfscope.callbacks.when import When
+from zfscope.deconvnet.winners import NoFeatureMaps, layers_to_watch
 from zfscope.diagnostics import MapWatch, dead_maps, filter_frequencies, first_filters, near_dead_maps
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
+from zfscope.schema import listed
 
 
 class Diagnostics(Callback):
@@ -25,21 +29,29 @@ class Diagnostics(Callback):
         when: Every n-th epoch, or a list of epochs counted from 1.
 
     Raises:
-        ValueError: If ``when`` names no epochs; before training, if there is no such layer.
+        ValueError: If ``when`` names no epochs; before training, if there is no such layer. Where no layer was named,
+            a network without such layers or without filters is told of in a warning.
     """
 
     def __init__(self, layers: Sequence[str] | None = None, when: int | Sequence[int] = 1) -> None:
         self.layers, self.when = layers, When(when)
         self._network: Network | None = None
+        self._told = False
         self._watch: MapWatch | None = None
+
+    def refuse(self, pl_module: LightningModule, image: Tensor | None = None) -> None:
+        """Refuse layers that were named and cannot be counted in."""
+        if self.layers is not None:
+            layers_to_watch(as_network(pl_module, self.layers), self.layers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network = as_network(pl_module, self.layers)
+        self.refuse(pl_module)
+        self._network, self._told = network_for("Diagnostics", pl_module, self.layers, "no numbers"), False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on: before other callbacks do, and off after them, for both keep compiled code from running."""
-        if self.when.is_now(trainer):
+        if self._network is not None and self.when.is_now(trainer):
             self._watch = MapWatch(self._network, self.layers)
             self._watch.listening = False
 
@@ -65,6 +77,9 @@ class Diagnostics(Callback):
             values[f"{layer}/dead_maps"] = dead_maps(ranges).sum()
             values[f"{layer}/near_dead_maps"] = near_dead_maps(ranges).sum()
         first = first_filters(self._network)
+        if not self._told:
+            self._told = True
+            self._tell(self._watch, first is not None)
         if first is not None:
             name, conv = first
             shares = filter_frequencies(conv.weight, conv.stride)
@@ -81,6 +96,17 @@ class Diagnostics(Callback):
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+
+    def _tell(self, watch: MapWatch, has_filters: bool) -> None:
+        """Warn of what the network has not."""
+        lacking = [] if has_filters else ["no frequencies: the network has no conv layers"]
+        if not watch.ranges and not watch.layers:
+            names = listed(self._network.layers)
+            lacking.append(f"no dead maps: none of {names} ends in an activation; name modules that do: layers=[…]")
+        elif not watch.ranges:
+            lacking.append(f"no dead maps: {NoFeatureMaps(self._network, watch.layers)}")
+        if lacking:
+            rank_zero_warn(f"Diagnostics: {'; '.join(lacking)}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hooks off: Lightning tears nothing down after an exception."""

@@ -1,7 +1,7 @@
 """How features come to be while a network trains. Source: Zeiler & Fergus (2014), Fig. 4."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from zfscope.callbacks.batches import first_loader, readable_dataset
+from zfscope.callbacks.batches import Part, first_loader, image_of, readable_dataset
+from zfscope.callbacks.omissions import layers_drawn, left_out, network_for
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
+from zfscope.deconvnet.rules import Rule, check_rule
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
-from zfscope.evolution import Evolution, feature_maps, join, observe
+from zfscope.evolution import Evolution, join, observe
 from zfscope.figures import evolution_sheet
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
@@ -27,19 +29,24 @@ class FeatureEvolution(Callback):
     At the end of each chosen epoch a fixed subset of the training images, kept in memory, goes through the network as
     it is. Checkpoints hold the strips, so that a resumed run continues them.
 
+    What cannot be shown is left out with a warning. What was named here and cannot be is refused.
+
     Args:
-    Args:
-        layers: Layers to look into; default: the conv layers of a zfscope network, the stages of a timm model, up to
-            five conv layers of any other module.
+        layers: Layers to look into; default: the conv layers of a zfscope network, the stages of a timm model or of
+            another deep one such as a ResNet, up to five conv layers of any other module.
         maps: Feature maps shown of each layer, a fixed random subset.
         epochs: Epochs counted from 1, or n for every n-th.
         images: Training images among which the strongest activation is sought, a fixed random subset.
         seed: Of both subsets, and of the images' random views where the data set makes any.
         batch_size: Images that go forward together.
+        rule: ``deconvnet``, ``guided`` or ``gradient``, see ``zfscope.deconvnet.project``; ``gradient`` takes any
+            network. Default: the deconvnet, without the layers that it is not defined for.
+        image_of: Where the images of the data set's items are: a key, a place or a function; default: first in a
+            tuple, under a usual name such as ``image`` in a dict.
 
     Raises:
-        ValueError: If a number is below 1; before training, if there is no such layer, the network cannot be
-            projected, or the training data set cannot be read by index.
+        ValueError: If a number is below 1; before training, if ``layers``, ``rule`` or ``image_of`` were given and
+            cannot be.
 
     Source: Zeiler & Fergus (2014), Fig. 4: over all training examples; a subset is our choice.
     """
@@ -52,13 +59,18 @@ class FeatureEvolution(Callback):
         images: int = 256,
         seed: int = 0,
         batch_size: int = 32,
+        rule: Rule | None = None,
+        image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if min(maps, images, batch_size) < 1:
             raise ValueError(
                 f"FeatureEvolution: maps={maps}, images={images} and batch_size={batch_size} must be 1 or more"
             )
+        if rule is not None:
+            check_rule(rule)
         self.layers, self.maps, self.epochs, self.images = layers, maps, When(epochs), images
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.rule = seed, batch_size, rule
+        self.part: Part = image_of
         self.strips: dict[str, Evolution] = {}
         self._network: Network | None = None
         self._layers: tuple[str, ...] = ()
@@ -69,7 +81,8 @@ class FeatureEvolution(Callback):
     def state_key(self) -> str:
         """A strip drawn under other settings is another one."""
         layers = self.layers if self.layers is None else list(self.layers)
-        return self._generate_state_key(layers=layers, maps=self.maps, images=self.images, seed=self.seed)
+        rule = {} if self.rule in (None, "deconvnet") else {"rule": self.rule}
+        return self._generate_state_key(layers=layers, maps=self.maps, images=self.images, seed=self.seed, **rule)
 
     def state_dict(self) -> dict[str, Any]:
         """The strips so far: tensors and plain containers."""
@@ -80,80 +93,95 @@ class FeatureEvolution(Callback):
         self._indices = state_dict["indices"]
         self.strips = {layer: Evolution(**strip) for layer, strip in state_dict["found"].items()}
 
+    def refuse(self, pl_module: LightningModule, image: Tensor) -> None:
+        """Refuse layers or a rule that were given and cannot be; ``image`` is an input ``(C, H, W)``."""
+        if self.layers is not None or self.rule is not None:
+            self._drawn(as_network(pl_module, self.layers), image)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse layers that it has not."""
-        self._network = as_network(pl_module, self.layers)
-        self._layers = layers_to_watch(self._network, self.layers)
+        self._network = network_for("FeatureEvolution", pl_module, self.layers)
+        if self.layers is not None:
+            layers_to_watch(self._network, self.layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images, forget epochs that come again, and look at one image: what is refused is refused now."""
-        dataset = _training_set(trainer)
+        self._layers, self._inputs = (), None
+        dataset, first = None, None
+        with left_out("FeatureEvolution", typed=self.part is not None):
+            dataset = _training_set(trainer)
+        if dataset is None or self._network is None:
+            return
         indices = random_subset(len(dataset), self.images, self.seed)
         earlier = {layer: strip.before(epoch_number(trainer)) for layer, strip in self.strips.items()}
         self.strips = {layer: strip for layer, strip in earlier.items() if strip.epochs}
         if self.strips and not torch.equal(indices, self._indices):
             rank_zero_warn("FeatureEvolution: the training set is not the checkpoint's; the strips begin anew")
             self.strips = {}
-        self._indices, self._inputs = indices, None
+        self._indices = indices
         if not trainer.is_global_zero:
             return
-        first = _read(dataset, indices[:1], self.seed)
-        if self.layers is None:
-            watched, self._layers = self._layers, tuple(feature_maps(self._network, first, self._layers))
-            if not self._layers:
-                raise ValueError(
-                    f"FeatureEvolution: none of {', '.join(watched)} has feature maps (N, C, h, w) or (N, C); "
-                    "name other submodules: layers=[…]"
-                )
-        self._observe(0, first, indices[:1])
+        with left_out("FeatureEvolution", typed=self.part is not None):
+            first = self._read(dataset, indices[:1])
+        if first is None:
+            return
+        with left_out("FeatureEvolution", typed=self.layers is not None or self.rule is not None):
+            self._layers = self._drawn(self._network, first[0])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, draw and show."""
         epoch = epoch_number(trainer)
-        if epoch not in self.epochs or not trainer.is_global_zero:
+        if epoch not in self.epochs or not trainer.is_global_zero or not self._layers:
             return
-        if self._inputs is None:
-            self._inputs = _read(_training_set(trainer), self._indices, self.seed)
-        for layer, moment in self._observe(epoch, self._inputs, self._indices).items():
-            earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
-            strip = self.strips[layer] = join([*earlier, moment])
-            title = f"{layer}, epoch {epoch}"
-            sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
-            show(trainer, f"feature_evolution/{layer}", sheet)
+        layers, self._layers = self._layers, ()
+        with left_out("FeatureEvolution"):
+            if self._inputs is None:
+                self._inputs = self._read(_training_set(trainer), self._indices)
+            self._draw(trainer, epoch, layers)
+            self._layers = layers
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of network and images."""
         self._network = self._inputs = None
 
-    def _observe(self, epoch: int, inputs: Tensor, indices: Tensor) -> dict[str, Evolution]:
-        def read(wanted: Sequence[int]) -> Tensor:
-            return inputs[torch.searchsorted(indices, torch.tensor(wanted))]
+    def _drawn(self, network: Network, image: Tensor) -> tuple[str, ...]:
+        return layers_drawn("FeatureEvolution", "feature_evolution", network, image, self.layers, self.rule)
 
-        return observe(self._network, epoch, read, indices, self._layers, self.maps, self.seed, self.batch_size)
+    def _draw(self, trainer: Trainer, epoch: int, layers: tuple[str, ...]) -> None:
+        def read(wanted: Sequence[int]) -> Tensor:
+            return self._inputs[torch.searchsorted(self._indices, torch.tensor(wanted))]
+
+        rule = self.rule or "deconvnet"
+        ways = self.maps, self.seed, self.batch_size, rule
+        for layer, moment in observe(self._network, epoch, read, self._indices, layers, *ways).items():
+            earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
+            strip = self.strips[layer] = join([*earlier, moment])
+            title = f"{layer}, epoch {epoch}" + ("" if rule == "deconvnet" else f", rule {rule}")
+            sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
+            show(trainer, f"feature_evolution/{layer}", sheet)
+
+    def _read(self, dataset: Any, indices: Tensor) -> Tensor:
+        """Network inputs ``(N, C, H, W)`` of these images: a random view is a function of the seed and the index."""
+        inputs: list[Tensor] = []
+        for index in indices.tolist():
+            with isolate_rng():
+                number = (self.seed * 1_000_003 + index) % 2**32
+                torch.default_generator.manual_seed(number)
+                random.seed(number)
+                np.random.seed(number)
+                item = dataset[index]
+            inputs.append(image_of(item, self.part))
+            if inputs[-1].ndim != 3 or inputs[-1].shape != inputs[0].shape:
+                raise ValueError(
+                    f"image {index} of the training set came as {tuple(inputs[-1].shape)}, image {indices[0]} as "
+                    f"{tuple(inputs[0].shape)}; they must be (C, H, W), all of one size"
+                )
+        return torch.stack(inputs)
 
 
 def _training_set(trainer: Trainer) -> Any:
     """The first training data set; images are read from it by index."""
     dataset = readable_dataset(first_loader(trainer.train_dataloader))
     if dataset is None:
-        raise ValueError("FeatureEvolution reads some training images: the data set needs dataset[index] and a length")
+        raise ValueError("some training images are read again: the data set needs dataset[index] and a length")
     return dataset
-
-
-def _read(dataset: Any, indices: Tensor, seed: int) -> Tensor:
-    """Network inputs ``(N, 3, H, W)`` of these images: a random view is a function of the seed and the index."""
-    inputs: list[Tensor] = []
-    for index in indices.tolist():
-        with isolate_rng():
-            number = (seed * 1_000_003 + index) % 2**32
-            torch.default_generator.manual_seed(number)
-            random.seed(number)
-            np.random.seed(number)
-            item = dataset[index]
-        inputs.append(torch.as_tensor(item[0] if isinstance(item, list | tuple) else item))
-        if inputs[-1].ndim != 3 or inputs[-1].shape != inputs[0].shape:
-            raise ValueError(
-                f"FeatureEvolution: image {index} of the training set came as {tuple(inputs[-1].shape)}, image "
-                f"{indices[0]} as {tuple(inputs[0].shape)}; they must be (3, H, W), all of one size"
-            )
-    return torch.stack(inputs)

@@ -1,19 +1,24 @@
 """What a network says while a square slides over an image, at each epoch. Source: Zeiler & Fergus (2014), Fig. 7."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from zfscope.callbacks.batches import image_of, label_of, validation_loader
+from zfscope.callbacks.batches import Part, classes_of, image_of, label_of, read_item, validation_set
+from zfscope.callbacks.omissions import left_out, network_for, with_way_out
 from zfscope.callbacks.panel import show
-from zfscope.callbacks.when import When, epoch_number, in_training
-from zfscope.deconvnet.winners import as_pictures, random_subset
+from zfscope.callbacks.when import When, in_training, moment
+from zfscope.deconvnet.rules import Rule, check_rule
+from zfscope.deconvnet.winners import NoFeatureMaps, as_pictures, layers_to_watch, random_subset
 from zfscope.figures import occlusion_panel
 from zfscope.networks.hooked import as_network
-from zfscope.networks.network import Network
+from zfscope.networks.network import Network, evaluating
+from zfscope.occlusion.passes import logits_of
 from zfscope.occlusion.sensitivity import look, projected
 
 
@@ -21,7 +26,11 @@ class OcclusionMaps(Callback):
     """Occlusion maps of the same validation images after each validation; panels ``occlusion/<image index>``.
 
     The images are a fixed random subset of the first validation loader's data set, read once and kept. Their target is
-    their label; where the data has no whole-number labels, the most probable class.
+    their label; where the data has no whole-number labels, the most probable class. Class names are the network's, or
+    those of the data set (``dataset.classes``).
+
+    What cannot be shown is left out with a warning: of a network without feature maps, such as a vision transformer,
+    the strongest map and its projection. What was named here and cannot be is refused.
 
     Args:
         images: How many.
@@ -31,10 +40,15 @@ class OcclusionMaps(Callback):
         layer: Whose strongest map is shown; default: the last layer with maps.
         when: Every n-th epoch, or a list of epochs counted from 1.
         seed: Of the subset.
+        rule: Of the strongest map's projection: ``deconvnet`` (default), ``guided`` or ``gradient``, which takes any
+            network; see ``zfscope.deconvnet.project``.
+        image_of: Where the images of the data set's items are: a key, a place or a function; default: first in a
+            tuple, under a usual name such as ``image`` in a dict.
+        label_of: Where their labels are, likewise; default: second in a tuple, under a name such as ``label``.
 
     Raises:
-        ValueError: If a number is below 1; before training, if there is no such layer, the square is larger than an
-            image, or the validation data set cannot be read by index.
+        ValueError: If a number is below 1; before training, if an option was given and cannot be: a layer, a square
+            larger than an image, a rule, or a key that the data has not.
 
     Source: Zeiler & Fergus (2014), Fig. 7. To be quick the panels have no projections from other images;
     ``analysis=occlusion`` has them.
@@ -49,19 +63,38 @@ class OcclusionMaps(Callback):
         layer: str | None = None,
         when: int | Sequence[int] = 1,
         seed: int = 0,
+        rule: Rule | None = None,
+        image_of: str | int | Callable[[Any], Tensor] | None = None,
+        label_of: str | int | Callable[[Any], Any] | None = None,
     ) -> None:
         if any(number is not None and number < 1 for number in (images, size, stride)):
             raise ValueError(f"OcclusionMaps: images={images}, size={size} and stride={stride} must be 1 or more")
-        self.images, self.layer, self.when, self.seed = images, layer, When(when), seed
+        if rule is not None:
+            check_rule(rule)
+        self.images, self.layer, self.when, self.seed, self.rule = images, layer, When(when), seed, rule
+        self.parts: tuple[Part, Part] = image_of, label_of
         self.square = {"size": size, "stride": stride, "fill": fill}
         self._network: Network | None = None
-        self._subjects: dict[int, tuple[Tensor, int | None]] = {}
-        self._projectable = True
+        self._classes: Sequence[str] | None = None
+        self._subjects: dict[int, tuple[Tensor, int | None]] | None = None  # None: not read yet; empty: nothing to show
+        self._layer, self._number = "", 0  # whose activations are followed; how many classes there are
+        self._has_maps = self._projectable = True
+
+    def refuse(self, pl_module: LightningModule, image: Tensor) -> None:
+        """Refuse a layer, a square or a rule that were given and cannot be; ``image`` is an input ``(C, H, W)``."""
+        if self.layer is not None:
+            layers_to_watch(as_network(pl_module, [self.layer]), [self.layer])
+        if self._typed:
+            network = as_network(pl_module, None if self.layer is None else [self.layer])
+            self._try_out(network, image, None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the network and refuse a layer that it has not."""
-        self._network = as_network(pl_module, None if self.layer is None else [self.layer])
-        self._subjects, self._projectable = {}, True
+        layers = None if self.layer is None else [self.layer]
+        self._network = network_for("OcclusionMaps", pl_module, layers)
+        if layers is not None:
+            layers_to_watch(self._network, layers)
+        self._subjects = {} if self._network is None else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be shown before the first step; a loader that Lightning has not yet, before its pass."""
@@ -75,42 +108,96 @@ class OcclusionMaps(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, draw and show."""
-        if not trainer.is_global_zero or not self.when.is_now(trainer):
+        if not self._subjects or not trainer.is_global_zero or not self.when.is_now(trainer):
             return
-        network = self._network
-        for index, (image, label) in self._subjects.items():
-            try:
-                with isolate_rng():
-                    maps = look(network, image, label, layer=self.layer, **self.square)
-                    strongest = maps.occlusion.feature_map
-                    tile = projected(network, image, maps.layer, strongest) if self._projectable else None
-            except ValueError as error:  # NaN by now: that is the training's affair
-                rank_zero_warn(f"OcclusionMaps: no panels: {error}")
-                return
-            true = "" if label is None else f", {network.classes[label] if network.classes else f'class {label}'}"
-            title = f"validation image {index}{true}, epoch {epoch_number(trainer)}"
-            picture = as_pictures(network, image[None])[0]
-            panel = occlusion_panel(picture, maps, classes=network.classes, projection=tile, title=title)
-            show(trainer, f"occlusion/{index}", panel)
+        subjects, self._subjects = self._subjects, {}
+        with left_out("OcclusionMaps"), isolate_rng():
+            for index, (image, label) in subjects.items():
+                self._draw(trainer, index, image, label)
+            self._subjects = subjects
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of network and images."""
-        self._network, self._subjects = None, {}
+        self._network, self._subjects = None, None
+
+    @property
+    def _typed(self) -> bool:
+        """Whether an option was given that a network or an image may not allow."""
+        return self.layer is not None or self.rule is not None or any(self.square.values())
 
     def _prepare(self, trainer: Trainer) -> None:
         """Read the images; look at the first with the square at its corners, and see whether it can be projected."""
-        if self._subjects or not trainer.is_global_zero:
+        if self._subjects is not None or not trainer.is_global_zero:
             return
-        dataset = validation_loader(trainer).dataset
-        with isolate_rng():
+        subjects, self._subjects = {}, {}
+        with left_out("OcclusionMaps", typed=any(part is not None for part in self.parts)):
+            dataset = validation_set(trainer)
             for index in random_subset(len(dataset), self.images, self.seed).tolist():
-                item = dataset[index]
-                self._subjects[index] = image_of(item), label_of(item)
-            image, label = next(iter(self._subjects.values()))
-            corners = {**self.square, "stride": max(image.shape[1:])}
-            maps = look(self._network, image, label, layer=self.layer, **corners)
-            try:
-                projected(self._network, image, maps.layer, maps.occlusion.feature_map)
-            except ValueError as error:
-                rank_zero_warn(f"OcclusionMaps: the panels come without projections: {error}")
-                self._projectable = False
+                item = read_item(dataset, index)
+                subjects[index] = image_of(item, self.parts[0]), label_of(item, self.parts[1])
+            self._classes = self._network.classes or classes_of(dataset)
+        if not subjects:
+            return
+        with left_out("OcclusionMaps", typed=self._typed), isolate_rng():
+            image, label = next(iter(subjects.values()))
+            self._try_out(self._network, image, label)
+            self._subjects = subjects
+
+    def _try_out(self, network: Network, image: Tensor, label: int | None) -> None:
+        """Choose what is shown, and look with the square at the corners of an image ``(C, H, W)``."""
+        self._layer, self._number = self._follow(network, image)
+        corners = {**self.square, "stride": max(image.shape[1:])}
+        maps = look(network, image.clone(), self._target(label), layer=self._layer, **corners)
+        self._projectable = self._has_maps
+        if not self._has_maps:
+            return
+        try:
+            projected(network, image.clone(), maps.layer, maps.occlusion.feature_map, self.rule or "deconvnet")
+        except Exception as error:
+            if self.rule is not None:
+                raise
+            cause = with_way_out(str(error), "OcclusionMaps", "occlusion_maps")
+            rank_zero_warn(f"OcclusionMaps: the panels come without projections: {cause}")
+            self._projectable = False
+
+    @torch.no_grad()
+    def _follow(self, network: Network, image: Tensor) -> tuple[str, int]:
+        """The layer whose activations are followed, and the number of classes.
+
+        It is the last one with maps; without any the last one that gives ``(N, C)``, whose panels are left out.
+        """
+        with evaluating(network):
+            trace = network.trace(network.as_input(image[None].clone()))
+        number = logits_of(trace).shape[1]
+        self._has_maps = True
+        if self.layer is not None:
+            return self.layer, number
+        axes = {layer: maps.ndim for layer, maps in trace.maps.items() if isinstance(maps, Tensor) and len(maps) == 1}
+        spatial = [layer for layer in network.layers_with_maps if axes.get(layer) == 4]
+        dense = [layer for layer in network.layers if axes.get(layer) == 2]
+        if not spatial and not dense:
+            raise NoFeatureMaps(network, network.layers_with_maps)
+        self._has_maps = bool(spatial)
+        if not spatial:
+            cause = NoFeatureMaps(network, network.layers_with_maps)
+            rank_zero_warn(f"OcclusionMaps: the panels come without the strongest map and its projection: {cause}")
+        return (spatial or dense)[-1], number
+
+    def _target(self, label: int | None) -> int | None:
+        """The label, where it is one of the network's classes."""
+        return label if label is not None and 0 <= label < self._number else None
+
+    def _draw(self, trainer: Trainer, index: int, image: Tensor, label: int | None) -> None:
+        network, classes, rule, tile = self._network, self._classes, self.rule or "deconvnet", None
+        label = self._target(label)
+        maps = look(network, image.clone(), label, layer=self._layer, **self.square)
+        if self._projectable:
+            tile = projected(network, image.clone(), maps.layer, maps.occlusion.feature_map, rule)
+        named = classes is not None and label is not None and label < len(classes)
+        true = "" if label is None else f", {classes[label] if named else f'class {label}'}"
+        title = f"validation image {index}{true}, {moment(trainer)}"
+        if tile is not None and rule != "deconvnet":
+            title += f", rule {rule}"
+        picture = as_pictures(network, image[None])[0]
+        panel = occlusion_panel(picture, maps, classes=classes, projection=tile, title=title, with_map=self._has_maps)
+        show(trainer, f"occlusion/{index}", panel)

@@ -1,4 +1,9 @@
-"""Where a picture goes: always to a file of the run folder, then to each logger that takes images."""
+"""Where a picture goes: always to a file of the run folder, then to each logger that takes images.
+
+``figures/<key>/epoch_NNN.png`` is the picture of an epoch's end. Of a validation inside an epoch
+(``trainer.val_check_interval``) it is ``epoch_NNN_batch_NNNNNN.png``, with the number of the epoch's training batches
+before it.
+"""
 
 import re
 import zlib
@@ -10,7 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
-from zfscope.callbacks.when import epoch_number
+from zfscope.callbacks.when import batch_number, epoch_number, moment
 from zfscope.runs import replacing
 
 LARGE = 2**19  # pixels above which W&B gets a JPEG: of grids of photographs a tenth of a PNG's size, and fast
@@ -22,7 +27,8 @@ COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 def show(trainer: Trainer, key: str, picture: Image.Image) -> Path | None:
     """Write a picture to ``<run folder>/figures/<key>/epoch_NNN.png`` and send it to the loggers under its key.
 
-    A file that cannot be written or a logger that fails is told in a warning; the training goes on.
+    A validation inside an epoch has a name of its own, as above, so that it overwrites no other's picture. A file that
+    cannot be written or a logger that fails is told in a warning; the training goes on.
 
     The trainer's ``default_root_dir`` is the run folder, ``key`` the panel, such as ``projections/conv5``. Only global
     rank 0 writes. Returns the file, or None if it was not written.
@@ -30,7 +36,9 @@ def show(trainer: Trainer, key: str, picture: Image.Image) -> Path | None:
     if not trainer.is_global_zero:
         return None
     folder = Path(trainer.default_root_dir, "figures", *(_plain(part) for part in key.split("/")))
-    path: Path | None = folder / f"epoch_{epoch_number(trainer):03d}.png"
+    batch = batch_number(trainer)
+    inside = "" if batch is None else f"_batch_{batch:06d}"
+    path: Path | None = folder / f"epoch_{epoch_number(trainer):03d}{inside}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -53,7 +61,8 @@ def _send(logger: Logger, trainer: Trainer, key: str, picture: Image.Image, path
     if isinstance(logger, WandbLogger):
         import wandb
 
-        caption = f"epoch {epoch_number(trainer)}"
+        inside = "" if batch_number(trainer) is None else f", step {trainer.global_step}"
+        caption = moment(trainer) + inside
         if picture.width * picture.height > LARGE:
             image = wandb.Image(picture, caption=caption, file_type="jpg")
         else:  # a PNG: encoded once is enough, if it could be written

@@ -11,6 +11,24 @@ def epoch_number(trainer: Trainer) -> int:
     return trainer.current_epoch + 1
 
 
+def batch_number(trainer: Trainer) -> int | None:
+    """The training batch of the epoch, counted from 1, after which a validation inside it runs; else None.
+
+    None at the end of an epoch, too. Batches, not optimiser steps, tell two validations apart: gradients may be
+    accumulated over several batches.
+    """
+    if not (in_training(trainer) and trainer.validating):
+        return None
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    return None if batches.is_last_batch else batches.current.ready
+
+
+def moment(trainer: Trainer) -> str:
+    """When a picture is drawn, for its title: ``epoch 3``, or ``epoch 3, batch 20`` inside an epoch."""
+    batch = batch_number(trainer)
+    return f"epoch {epoch_number(trainer)}" + ("" if batch is None else f", batch {batch}")
+
+
 def in_training(trainer: Trainer) -> bool:
     """Whether a validation pass belongs to a training: it is neither its sanity check nor ``trainer.validate``."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

@@ -87,6 +87,10 @@ class TopActivations(Metric):
 
     def compute(self) -> dict[str, TopTable]:
         """The tables by layer, over all ranks."""
+        return self.own_tables()
+
+    def own_tables(self) -> dict[str, TopTable]:
+        """The tables by layer as they are in this process."""
         return {layer: _table(getattr(self, _state_name(layer))) for layer in self.channels}
 
     def _check(self, layer: str, batch: Tensor, indices: Tensor) -> None:

@@ -71,14 +71,16 @@ class MapWatch:
 
     Watched are ``layers``, by default all that end in an activation: a bare filtering (logits) may be negative without
     being dead. Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over.
-    ``ranges`` holds the ranges by layer, once it has run; nothing is noted while ``listening`` is False.
+    ``layers`` are those watched; ``ranges`` holds the ranges by layer, once it has run; nothing is noted while
+    ``listening`` is False.
     """
 
     def __init__(self, network: Network, layers: Sequence[str] | None = None) -> None:
         if layers is None:
             bare = (nn.Linear, nn.Conv2d)
             layers = [layer for layer in network.layers if not isinstance(network.map_module(layer), bare)]
-        self.listening = True
+            layers = [layer for layer in layers if layer not in network.channels_last]
+        self.layers, self.listening = tuple(layers), True
         self.ranges: dict[str, MapRanges] = {}
         self._hooks = ExitStack()
         self._hooks.enter_context(watching({layer: network.map_module(layer) for layer in layers}, self._note))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zfscope.activations import TopActivations
+from zfscope.deconvnet.rules import Rule
 from zfscope.deconvnet.winners import OUTSIDE, project_winners, random_subset
 from zfscope.networks.network import Network, evaluating
 
@@ -64,13 +65,14 @@ def observe(
     maps: int,
     seed: int,
     batch_size: int = 32,
+    rule: Rule = "deconvnet",
 ) -> dict[str, Evolution]:
     """Strongest activations of some feature maps over some images at one epoch, projected: one ``Evolution`` a layer.
 
     The weights are taken as they are; nothing is drawn from the global random generators. ``read`` gives the network
     inputs ``(N, 3, H, W)`` of image indices; the images, ``indices (N,)``, and the maps of each layer (a random subset
-    of at most ``maps`` by ``seed``) are the same at all epochs, which count from 1. Refused are no images, no layer,
-    and a layer without feature maps.
+    of at most ``maps`` by ``seed``) are the same at all epochs, which count from 1. ``rule`` is that of ``project``.
+    Refused are no images, no layer, and a layer without feature maps.
 
     Source: Zeiler & Fergus (2014), Fig. 4, there over all training examples. The subsets are our choice.
     """
@@ -98,7 +100,8 @@ def observe(
     scales = {layer: torch.zeros(len(subset)) for layer, subset in chosen.items()}
     boxes = {layer: torch.zeros(len(subset), 4, dtype=torch.int64) for layer, subset in chosen.items()}
     living = {layer: table for layer, table in tables.items() if (table.values > 0).any()}
-    for winners in project_winners(network, living, chosen, read_inputs, batch_size=batch_size) if living else ():
+    ways = {"batch_size": batch_size, "rule": rule}
+    for winners in project_winners(network, living, chosen, read_inputs, **ways) if living else ():
         layer, rows = winners.layer, winners.rows
         shown, limits = winners.tiles()
         blank = torch.full((len(chosen[layer]), *shown.shape[1:]), OUTSIDE, dtype=torch.uint8)

@@ -32,6 +32,11 @@ def to_tiles(values: Tensor, limit: float | Tensor | None = None) -> Tensor:
     return (127.5 + 127.5 * shares).round().to(torch.uint8)
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """Images or projections ``(N, C, H, W)`` in three channels: as they are, or their mean over ``C`` in all three."""
+    return images if images.shape[1] == 3 else images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+
+
 def contrast_limits(values: Tensor, share: float = 0.995) -> Tensor:
     """The magnitude, ``(N,)``, that all but a few of a tile's values stay below; 0 where a tile is all zero.
 

@@ -1,10 +1,12 @@
 """What the callbacks' tests share: fixed noise to look at, networks of every kind, short trainings on the CPU."""
 
 import random
+import warnings
 from functools import cache
 
 import lightning
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -138,6 +140,14 @@ def fit(folder, module, *callbacks, seed=7, ckpt_path=None, **options):
     trainer = trainer_of(folder, *callbacks, **({"max_epochs": 1, "num_sanity_val_steps": 0} | options))
     trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
     return trainer
+
+
+@pytest.fixture
+def warned():
+    """All warnings of a test, those that come again too."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
 
 
 def panels(folder):

@@ -13,7 +13,6 @@ from tests.callbacks.conftest import (
     Module,
     Noted,
     Pictures,
-    Stream,
     hooks_of,
     panels,
     resnet,
@@ -163,16 +162,17 @@ def test_a_number_below_one_is_refused(number):
 
 
 @pytest.mark.parametrize(
-    ("options", "validation", "message"),
+    ("options", "make", "message"),
     [
-        ({"layer": "conv9"}, None, "no layer 'conv9'; the layers are conv1, conv2, fc3, fc4"),
-        ({"size": 22}, None, "size=22 is larger than the image"),
-        ({}, Stream(), r"a validation data set with dataset\[index\] and a length"),
+        ({"layer": "conv9"}, small_chain, "no layer 'conv9'; the layers are conv1, conv2, fc3, fc4"),
+        ({"size": 22}, small_chain, "size=22 is larger than the image"),
+        ({"label_of": "class"}, small_chain, "label_of='class' is not in an item of the data; it is tuple of 2"),
+        ({"rule": "guided"}, lambda: Body(activation=F.gelu), "the rule 'guided' is not defined for gelu"),
     ],
-    ids=["layer", "size", "dataset"],
+    ids=["layer", "size", "key", "rule"],
 )
-def test_what_cannot_be_shown_is_refused_before_the_first_step(tmp_path, options, validation, message):
-    module = Module(small_chain(), validation)
+def test_what_was_typed_and_cannot_be_is_refused_before_the_first_step(tmp_path, options, make, message):
+    module = Module(make())
 
     # With a sanity check Lightning has the validation loader before training starts.
     with pytest.raises(ValueError, match=message):

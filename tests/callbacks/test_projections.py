@@ -174,9 +174,6 @@ def test_a_third_part_that_is_no_index_is_not_taken_for_one(tmp_path, projected)
     fit(tmp_path, module, Projections(top=3))
 
     check_winners(projected, module)
-    with pytest.raises(ValueError, match="which images a validation batch holds"):
-        shuffled = DataLoader(Groups(), batch_size=4, shuffle=True)
-        fit(tmp_path, Module(validation=shuffled), Projections(), num_sanity_val_steps=1)
 
 
 class KeepingGradients(Module):

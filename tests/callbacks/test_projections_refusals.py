@@ -5,16 +5,7 @@ import pytest
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from tests.callbacks.conftest import (
-    Body,
-    Module,
-    Pictures,
-    Stream,
-    fit,
-    hooks_of,
-    in_batches_of_its_own,
-    small_chain,
-)
+from tests.callbacks.conftest import Body, Module, Pictures, Stream, fit, hooks_of, small_chain
 from zfscope.callbacks import Projections
 
 
@@ -25,6 +16,7 @@ from zfscope.callbacks import Projections
         ({"top": 0}, "Projections: maps=6 and top=0 must be 1 or more"),
         ({"unpooling": "overwrit"}, "Projections: unpooling='overwrit' must be sum or overwrite"),
         ({"when": 0}, "0 must be a whole number n"),
+        ({"rule": "gradent"}, "no rule 'gradent'; the rules are deconvnet, guided, gradient"),
     ],
 )
 def test_numbers_and_words_that_cannot_be_are_refused_at_once(options, message):
@@ -32,38 +24,8 @@ def test_numbers_and_words_that_cannot_be_are_refused_at_once(options, message):
         Projections(**options)
 
 
-class LongStream(Stream):
-    def __len__(self):
-        return 4
-
-
-class ByName(Pictures):
-    def __getitem__(self, index):
-        return {"image": self.images[index], "label": index % 2}
-
-
-class ValidatingByName(Module):
-    def validation_step(self, batch, _):
-        self(batch["image"])
-
-
-class WithoutForward(Module):
-    forward = lightning.LightningModule.forward
-
-    def training_step(self, batch, _):
-        return F.cross_entropy(self.network(batch[0]), batch[1])
-
-    def validation_step(self, batch, _):
-        self.network(batch[0])
-
-
-def grey():
-    images = Pictures(channels=1)
-    return Module(Body(channels=1), images, images)
-
-
-def validated_on(validation):
-    return lambda: Module(validation=validation)
+def gelu():
+    return Module(Body(activation=F.gelu))
 
 
 @pytest.mark.parametrize(
@@ -72,20 +34,21 @@ def validated_on(validation):
         (Module, {"layers": ["conv9"]}, ValueError, "Module has no submodule 'conv9'; there are network"),
         (lambda: Module(small_chain()), {"layers": ["conv9"]}, ValueError, "no layer 'conv9'; .* conv1, conv2, fc3"),
         (lambda: Module(small_chain()), {"layers": []}, ValueError, "layers names no layer; the layers are conv1"),
-        (validated_on(Stream()), {}, ValueError, r"a validation data set with dataset\[index\] and a length"),
-        (validated_on(LongStream()), {}, ValueError, r"a validation data set with dataset\[index\] and a length"),
-        (validated_on(DataLoader(Pictures(), 4, shuffle=True)), {}, ValueError, "use a loader without shuffling"),
-        (validated_on(in_batches_of_its_own(Pictures())), {}, ValueError, "use a loader without shuffling"),
-        (lambda: ValidatingByName(validation=ByName()), {}, ValueError, "need validation data .* but got dict"),
-        (lambda: Module(Body(activation=F.gelu)), {}, ValueError, "the rule 'deconvnet' is not defined for gelu"),
-        (grey, {}, ValueError, r"square images in colour.* \(1, 21, 21\)"),
+        (gelu, {"layers": ["network.conv2"]}, ValueError, "the rule 'deconvnet' is not defined for gelu; rule='grad"),
+        (gelu, {"rule": "guided"}, ValueError, "the rule 'guided' is not defined for gelu; rule='gradient' takes any"),
+        (gelu, {"rule": "deconvnet"}, ValueError, "the rule 'deconvnet' is not defined for gelu"),
         (Module, {"unpooling": "overwrite"}, ValueError, "unpooling='overwrite' needs a chain"),
-        (WithoutForward, {}, NotImplementedError, "missing the required .forward. function"),
+        (Module, {"image_of": "image"}, ValueError, "image_of='image' is not in an item of the data; it is tuple of 2"),
+        (Module, {"image_of": 2}, ValueError, "image_of=2 is not in an item of the data; it is tuple of 2"),
+        (Module, {"image_of": lambda item: item["x"]}, ValueError, "image_of failed on an item of the data: TypeError"),
+        (Module, {"image_of": lambda item: "dog.png"}, ValueError, "with the image as a tensor, but got str"),
     ],
-    ids=["submodule", "layer", "no layer", "stream", "long stream", "shuffled", "own batches", "dict", "gelu", "grey",
-         "overwrite", "no forward"],
+    ids=["submodule", "layer", "no layer", "layer of gelu", "guided", "deconvnet", "overwrite", "key", "place", "fails",
+         "text"],
 )  # fmt: skip
-def test_what_cannot_be_shown_is_refused_in_a_line_before_the_first_step(tmp_path, make, options, error, message):
+def test_what_was_typed_and_cannot_be_is_refused_in_a_line_before_the_first_step(
+    tmp_path, make, options, error, message
+):
     module = make()
 
     with pytest.raises(error, match=message) as caught:
@@ -95,25 +58,28 @@ def test_what_cannot_be_shown_is_refused_in_a_line_before_the_first_step(tmp_pat
     assert not hooks_of(module) and not (tmp_path / "figures").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"validation": Stream()}, r"set with dataset\[index\] and a length"),
-        ({"network": Body(activation=F.gelu)}, "for gelu"),
-    ],
-    ids=["stream", "gelu"],
-)
-def test_what_lightning_shows_late_is_refused_before_the_pass(tmp_path, options, message):
+def test_what_lightning_shows_late_is_refused_before_the_pass(tmp_path):
     class Counting(Module):
         def validation_step(self, batch, batch_idx):
             passed.append(batch_idx)
 
     passed = []
 
-    with pytest.raises(ValueError, match=message):
-        fit(tmp_path, Counting(**options), Projections(), max_epochs=2, check_val_every_n_epoch=2)
+    with pytest.raises(ValueError, match="for gelu"):
+        module, callback = Counting(Body(activation=F.gelu)), Projections(rule="deconvnet")
+        fit(tmp_path, module, callback, max_epochs=2, check_val_every_n_epoch=2)
 
     assert passed == []
+
+
+@pytest.mark.parametrize("options", [{"rule": "guided"}, {"image_of": "image"}])
+def test_what_cannot_be_is_refused_by_the_first_batch_of_a_stream(tmp_path, options):
+    module = Module(Body(activation=F.gelu), Stream())
+
+    with pytest.raises(ValueError, match="not defined for gelu|is not in an item of the data"):
+        fit(tmp_path, module, Projections(**options), num_sanity_val_steps=1)
+
+    assert module.global_step == 0 and not hooks_of(module)
 
 
 def test_an_unknown_layer_is_refused_where_nothing_is_validated(tmp_path):
@@ -136,6 +102,16 @@ class Scaling(Module):
 def test_images_that_do_not_come_again_as_they_were_are_told_of(tmp_path, make):
     with pytest.warns(UserWarning, match="an image read again .* does not give the activations that it won with"):
         fit(tmp_path, make(), Projections())
+
+
+def test_which_images_a_batch_holds_must_be_known_where_several_processes_train(tmp_path, monkeypatch, warned):
+    module = Module(validation=DataLoader(Pictures(), batch_size=4, shuffle=True))
+    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
+
+    fit(tmp_path, module, Projections(), use_distributed_sampler=False, max_epochs=2)
+
+    messages = [str(warning.message) for warning in warned if "several processes" in str(warning.message)]
+    assert len(messages) == 1 and module.global_step == 6 and not (tmp_path / "figures").exists()
 
 
 def test_a_validation_that_runs_no_layer_is_told_of(tmp_path):

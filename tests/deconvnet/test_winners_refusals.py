@@ -62,14 +62,15 @@ def with_gelu():
     ("make", "given", "message"),
     [
         (chain, {"layers": ["conv9"]}, "no layer 'conv9'; the layers are conv1"),
-        (chain, {"image": torch.zeros(1, SIDE, SIDE)}, r"square images in colour, \(3, S, S\), but .* \(1, 21, 21\)"),
-        (hooked, {"image": torch.zeros(3, SIDE, 30)}, r"square images in colour, \(3, S, S\), but .* \(3, 21, 30\)"),
+        (chain, {"image": torch.zeros(1, SIDE, SIDE)}, r"images must be \(N, 3, 21, 21\), but .* \(1, 1, 21, 21\)"),
+        (hooked, {"image": torch.zeros(1, 3, SIDE, SIDE)}, r"an image \(C, H, W\), but it came as \(1, 3, 21, 21\)"),
         (hooked, {"unpooling": "overwrite"}, "unpooling='overwrite' needs a chain of named layers"),
         (with_gelu, {"layers": ["act"]}, "'deconvnet' is not defined for gelu"),
+        (with_gelu, {"rule": "guided"}, "'guided' is not defined for gelu; rule='gradient' takes any network"),
         (lambda: HookedNetwork(hooked().body, ["act", "tokens"]), {"layers": ["tokens"]}, "'tokens' has no feature"),
         (lambda: HookedNetwork(hooked().body, ["tokens"]), {}, "none of tokens has feature maps .* name other layers"),
     ],
-    ids=["layer", "grey", "not square", "overwrite", "gelu", "tokens", "only tokens"],
+    ids=["layer", "grey", "batch", "overwrite", "gelu", "guided", "tokens", "only tokens"],
 )
 def test_what_cannot_be_projected_is_refused_when_it_is_tried_out(make, given, message):
     network = make().double()

@@ -139,3 +139,12 @@ def test_images_of_any_size_are_shown_at_about_one_size(shape):
     panel = occlusion_panel(torch.zeros(shape, dtype=torch.uint8), sensitivity([[0.5] * columns] * rows, 1, 3))
 
     assert 300 < panel.width < 1500 and 150 < panel.height < 420
+
+
+def test_of_a_network_without_maps_only_image_probability_and_class_are_drawn(texts):
+    picture = torch.zeros(3, 16, 16, dtype=torch.uint8)
+
+    panel = occlusion_panel(picture, sensitivity(torch.rand(8, 8)), projection=picture, with_map=False)
+
+    assert [name[:3] for name in texts if name.startswith("(")] == ["(a)", "(d)", "(e)"]
+    assert panel.width < occlusion_panel(picture, sensitivity(torch.rand(8, 8))).width

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zfscope.analyses.question import Question, Result, percent
 from zfscope.console import progress
+from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
 from zfscope.evolution import Evolution, agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.figures import evolution_sheet
@@ -42,7 +43,11 @@ def analyse(question: Question) -> Result:
     def read(numbers: Sequence[int]) -> Tensor:
         return inputs[torch.searchsorted(indices, torch.tensor(numbers))].to(question.device)
 
-    strips = evolve(networks, read, indices, layers, options.maps, options.seed, options.batch_size)
+    try:
+        ways = options.maps, options.seed, options.batch_size, options.rule
+        strips = evolve(networks, read, indices, layers, *ways)
+    except ValueError as error:
+        raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error
     arrays, metrics, figures = {}, {}, {}
     for layer, strip in strips.items():
         arrays |= {
@@ -50,6 +55,7 @@ def analyse(question: Question) -> Result:
             for name, part in vars(strip).items()
         }
         title = f"{layer}, strongest of {len(indices):,} images"
+        title += "" if options.rule == "deconvnet" else f", rule {options.rule}"
         sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
         figures[f"evolution/{layer}"] = sheet
         jumped = jumps(strip.indices, strip.alive)[:, 1:]

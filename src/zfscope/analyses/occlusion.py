@@ -18,6 +18,7 @@ from zfscope.analyses.question import Metric, Question, Result, reader
 from zfscope.console import progress
 from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.sources.phantom import Phantom
+from zfscope.deconvnet.rules import WAY_OUT, Rule
 from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, random_subset, top_images
 from zfscope.evaluation import check_classes
 from zfscope.figures import occlusion_panel
@@ -65,7 +66,7 @@ def analyse(question: Question) -> Result:
     others: list[tuple[Tensor, Tensor] | None] = [None] * len(shown)
     try:
         tiles = [
-            projected(network, examples[index][0], image.layer, image.occlusion.feature_map)
+            projected(network, examples[index][0], image.layer, image.occlusion.feature_map, options.rule)
             for _, index, image in shown
         ]
         if options.top and pool is not None and shown:
@@ -74,9 +75,11 @@ def analyse(question: Question) -> Result:
             table = top_images(network, batches, [layer], options.top + 1)[layer]
             itself = [index if images is pool else -1 for _, index, _ in shown]
             read = reader(question.inputs(pool))
-            others = projections_from_others(network, layer, table, numbers, itself, read, options.top) or others
+            chosen = network, layer, table, numbers, itself, read, options.top, options.rule
+            others = projections_from_others(*chosen) or others
     except ValueError as error:
-        warnings.warn(f"the panels come without projections: {error}", stacklevel=2)
+        cause = str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")
+        warnings.warn(f"the panels come without projections: {cause}", stacklevel=2)
 
     figures = {}
     for (name, index, image), tile, other in zip(shown, tiles, others, strict=True):
@@ -84,6 +87,7 @@ def analyse(question: Question) -> Result:
         true = f", {images.classes[int(label)]}" if images is pool and label.ndim == 0 else ""
         picture = as_pictures(network, inputs[None])[0]
         title = images.name(index) + true if images is pool else printable(Path(own).name)
+        title += "" if options.rule == "deconvnet" else f", rule {options.rule}"
         figures[f"occlusion/{name}"] = occlusion_panel(
             picture, image, classes=network.classes, projection=tile, others=other, title=title
         )
@@ -166,13 +170,14 @@ def projections_from_others(
     itself: Sequence[int],
     read: Callable[[Sequence[int]], Tensor],
     top: int,
+    rule: Rule = "deconvnet",
 ) -> list[tuple[Tensor, Tensor]]:
     """Projections and patches of each map's strongest activations, without those in the image looked at."""
     ranks = [(table.indices[row] != index).nonzero()[:top, 0] for row, index in zip(maps, itself, strict=True)]
     ranks = torch.stack([own[: min(map(len, ranks))] for own in ranks])
     table = TopTable(*(part[maps[:, None], ranks] for part in table))
     pairs: Tensor | None = None
-    for winners in project_winners(network, {layer: table}, {layer: maps}, read):
+    for winners in project_winners(network, {layer: table}, {layer: maps}, read, rule=rule):
         tiles, _ = winners.tiles()
         if pairs is None:
             pairs = torch.full((2, *ranks.shape, *tiles.shape[1:]), OUTSIDE, dtype=torch.uint8)

@@ -18,6 +18,7 @@ from zfscope.activations import TopTable
 from zfscope.analyses.question import Metric, Question, Result, reader
 from zfscope.analyses.spec import ProjectionsAnalysis
 from zfscope.deconvnet.controls import control_correlations
+from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import (
     OUTSIDE,
     Winners,
@@ -55,7 +56,10 @@ def analyse(question: Question) -> Result:
             layers = ", ".join(network.layers_with_maps)
             raise ValueError(f"analysis.layers: {layer} is dense; the layers with feature maps are {layers}")
     examples = question.inputs(images)
-    layers = check_projectable(network, options.layers, examples[0][0], options.unpooling)
+    try:
+        layers = check_projectable(network, options.layers, examples[0][0], options.unpooling, options.rule)
+    except ValueError as error:
+        raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error
     tables = top_images(network, question.data.centre_crops(images, options.batch_size), layers, options.top)
     maps = {layer: _rows(table, options.maps, options.seed) for layer, table in tables.items()}
     shown = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}
@@ -66,22 +70,24 @@ def analyse(question: Question) -> Result:
     arrays = Arrays(question.folder / "projections.tmp", shown, maps)
     try:
         read = reader(examples)
-        ways = {"batch_size": options.batch_size, "unpooling": options.unpooling}
+        ways = {"batch_size": options.batch_size, "unpooling": options.unpooling, "rule": options.rule}
         for winners in project_winners(network, shown, maps, read, **ways):
             arrays.put(winners)
-        if network.has_switches and options.controls:
+        if network.has_switches and options.controls and options.rule == "deconvnet":
             correlations = controls(network, shown, maps, read, options)
             metrics |= {name: {"value": value, "unit": "r"} for name, value in correlations.items()}
     except BaseException:
         arrays.close()
         raise
 
+    rule = "" if options.rule == "deconvnet" else f", rule {options.rule}"
+
     def sheet(layer: str) -> Image.Image:
         return projection_sheet(
             maps[layer],
             *(torch.from_numpy(arrays.get(layer, name)) for name in ("patches", "projections")),
             shown[layer].values,
-            title=f"{layer}, {len(images):,} images",
+            title=f"{layer}, {len(images):,} images" + rule,
         )
 
     # Drawn when saved: two layers' tiles at a time would be half a gigabyte.

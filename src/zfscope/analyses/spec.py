@@ -10,6 +10,7 @@ from zfscope.training.spec import LoggerConfig
 
 Part = Literal["train", "val", "test"]
 Seed = Annotated[int, Field(ge=0)]
+Rule = Literal["deconvnet", "guided", "gradient"]  # as in deconvnet.rules, which loads torch
 
 
 class AnalysisOptions(Strict):
@@ -17,7 +18,7 @@ class AnalysisOptions(Strict):
 
     # Those that change how it runs or what it draws, not the numbers.
     irrelevant: ClassVar[frozenset[str]] = frozenset(
-        ["name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "seed", "runs"]
+        ["name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "rule", "seed", "runs"]
     )
 
 
@@ -46,6 +47,7 @@ class ProjectionsAnalysis(SampledOptions):
     maps: Count | None = None
     top: Count = 9
     unpooling: Literal["sum", "overwrite"] = "sum"
+    rule: Rule = "deconvnet"
     controls: Annotated[int, Field(ge=0)] = 64
     batch_size: Count = 16
 
@@ -57,6 +59,7 @@ class EvolutionAnalysis(SampledOptions):
     part: Part = "train"
     layers: tuple[str, ...] | None = None
     maps: Count = 6
+    rule: Rule = "deconvnet"
     images: Count = 1000
 
 
@@ -73,6 +76,7 @@ class OcclusionAnalysis(SampledOptions):
     stride: Count | None = None
     fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     layer: str | None = None
+    rule: Rule = "deconvnet"
     top: Annotated[int, Field(ge=0)] = 9
 
 

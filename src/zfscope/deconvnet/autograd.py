@@ -71,7 +71,7 @@ class AutogradDeconvnet:
                 trace = self.network.trace(self.images, top=layer)
             positions = strongest(trace.maps[layer], maps, sources) if positions is None else positions
             positions = conv_cells(trace, layer, maps, positions, sources)
-        return boxes_of(self.network.field_below_pool(layer, self.images.shape[-1]), positions)
+        return boxes_of(self.network.field_below_pool(layer, tuple(self.images.shape[1:])), positions)
 
     def _project(self, images: Tensor, layer: str, maps: Tensor, positions: Tensor | None) -> Tensor:
         network, rule, device = self.network, self.rule, images.device

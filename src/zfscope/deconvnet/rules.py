@@ -21,6 +21,7 @@ from zfscope.networks.layers import _ContrastNorm, contrast_norm
 from zfscope.networks.network import uncompiled
 
 Rule = Literal["deconvnet", "guided", "gradient"]
+WAY_OUT = "rule='gradient' takes any network"
 _words = str.split
 
 # Backward nodes of operations that are linear in the maps, or choose among them as max pooling does.
@@ -228,7 +229,7 @@ def _is_parameter(node: Any) -> bool:
 
 def refusal(what: str, rule: Rule) -> str:
     """The message for an operation that a rule is not defined for."""
-    return f"the rule {rule!r} is not defined for {what}; rule='gradient' takes any network"
+    return f"the rule {rule!r} is not defined for {what}; {WAY_OUT}"
 
 
 def script_name(module: nn.Module) -> str:

@@ -11,16 +11,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zfscope.activations import TopActivations, TopTable
 from zfscope.console import progress
 from zfscope.deconvnet.boxes import cut
 from zfscope.deconvnet.projection import Unpooling, deconvnet_of, project
-from zfscope.images import contrast_limits, to_tiles
+from zfscope.deconvnet.rules import Rule
+from zfscope.images import as_rgb, contrast_limits, to_tiles
+from zfscope.networks.hooked import TimmNetwork
 from zfscope.networks.network import Network, evaluating, watching
+from zfscope.schema import listed
 
 OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an empty place
+
+
+class NoFeatureMaps(ValueError):
+    """Layers without feature maps: the blocks of a vision transformer or of a mixer, dense layers."""
+
+    def __init__(self, network: Network, layers: Sequence[str]) -> None:
+        way = "name other layers"
+        if isinstance(network, TimmNetwork):
+            convs = (path for path, module in network.body.named_modules() if isinstance(module, nn.Conv2d))
+            way = f"train with other layers, such as model.layers=[{next(convs, '…')}]"
+        super().__init__(f"none of {listed(layers or network.layers)} has feature maps (N, C, h, w); {way}")
 
 
 @dataclass(frozen=True)
@@ -31,13 +45,17 @@ class Winners:
     rows: Tensor  # row of each in the layer's table, (P,)
     ranks: Tensor  # its column there, 0 the strongest, (P,)
     patches: Tensor  # what the unit saw, uint8 (P, 3, h, w); grey where the box overhangs the image
-    projections: Tensor  # float (P, 3, h, w)
+    projections: Tensor  # float (P, C, h, w), C the image's channels
     boxes: Tensor  # (P, 4) half-open (x0, y0, x1, y1), pixels; the whole image where a unit sees more
 
     def tiles(self) -> tuple[Tensor, Tensor]:
-        """Projections as uint8 tiles, each on its own scale, 0 mid grey; and the magnitudes that are black or white."""
-        limits = contrast_limits(self.projections)
-        return to_tiles(self.projections, limit=limits), limits
+        """Projections as uint8 tiles ``(P, 3, h, w)``, each on its own scale, 0 mid grey, and these scales.
+
+        A scale is the magnitude that is black or white.
+        """
+        projections = as_rgb(self.projections)
+        limits = contrast_limits(projections)
+        return to_tiles(projections, limit=limits), limits
 
 
 @torch.no_grad()
@@ -49,12 +67,13 @@ def project_winners(
     *,
     batch_size: int = 32,
     unpooling: Unpooling = "sum",
+    rule: Rule = "deconvnet",
 ) -> Iterator[Winners]:
     """Project all winners of all layers, going through the images that won in the order of their indices.
 
     ``tables`` holds a table by layer, a row per feature map, and ``maps`` says which map each row is, ``(M,)``.
-    ``read`` gives the network inputs ``(N, 3, H, W)`` of image indices. Networks that are no chain can only sum in
-    unpooling.
+    ``read`` gives the network inputs ``(N, C, H, W)`` of image indices. Networks that are no chain, and other rules
+    than ``deconvnet``, can only sum in unpooling.
 
     Yields:
         Winners, a layer and a batch of images at a time. Empty places and activations that are not above 0 are left
@@ -67,8 +86,8 @@ def project_winners(
         images = read(batch.tolist())
         pictures = as_pictures(network, images)  # before a network in half precision rounds them
         inputs = network.as_input(images).contiguous(memory_format=torch.channels_last)
-        side = inputs.shape[-1]
-        deconvnet = deconvnet_of(network, inputs, top, unpooling=unpooling, batch_size=batch_size)
+        height, width = inputs.shape[2:]
+        deconvnet = deconvnet_of(network, inputs, top, unpooling=unpooling, rule=rule, batch_size=batch_size)
         for layer, table in tables.items():
             indices = table.indices.cpu()
             rows, ranks = (projectable[layer] & torch.isin(indices, batch)).nonzero(as_tuple=True)
@@ -76,11 +95,11 @@ def project_winners(
                 continue
             sources = torch.searchsorted(batch, indices[rows, ranks])
             positions, numbers = table.positions.cpu()[rows, ranks], maps[layer].cpu()[rows]
-            if network.field_below_pool(layer, side).size < side:
+            if network.field_below_pool(layer, tuple(inputs.shape[1:])).size < min(height, width):
                 projections, boxes = deconvnet.project(layer, numbers, positions, sources=sources, crop=True)
             else:  # a unit that sees more than the image is shown with the image
                 projections = deconvnet.project(layer, numbers, positions, sources=sources)
-                boxes = torch.tensor([0, 0, side, side]).repeat(len(rows), 1)
+                boxes = torch.tensor([0, 0, width, height]).repeat(len(rows), 1)
             yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), projections.cpu(), boxes)
 
 
@@ -88,13 +107,16 @@ class TopActivationsHook:
     """Hooks on a network's feature maps that let every batch compete; ``close`` removes them.
 
     Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over. Before each
-    batch ``indices`` must be set to its images' numbers; ``top`` holds the ``k`` winners of each map.
+    batch ``indices`` must be set to its images' numbers; ``top`` holds the ``k`` winners of each map. A layer that has
+    not one output for each image is refused where the network runs; with ``strict=False`` it competes no longer, and
+    ``mismatches`` says why.
     """
 
-    def __init__(self, network: Network, layers: Sequence[str], k: int) -> None:
+    def __init__(self, network: Network, layers: Sequence[str], k: int, strict: bool = True) -> None:
         self.indices: Tensor | None = None
         self.top: TopActivations | None = None
-        self._k, self._first = k, {}
+        self.mismatches: dict[str, str] = {}
+        self._k, self._strict, self._first = k, strict, {}
         self._hooks = ExitStack()
         self._hooks.enter_context(watching({layer: network.map_module(layer) for layer in layers}, self._listen))
 
@@ -103,14 +125,21 @@ class TopActivationsHook:
         self._hooks.close()
         self._begin()
 
+    def tables(self) -> dict[str, TopTable]:
+        """The winners so far by layer, of this process alone; empty before the second batch."""
+        return {} if self.top is None else self.top.own_tables()
+
     def _listen(self, layer: str, maps: Any) -> None:
-        if self.indices is None or not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
+        if self.indices is None or layer in self.mismatches or not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
             return
         if len(maps) != len(self.indices):
-            raise ValueError(
+            self.mismatches[layer] = (
                 f"{layer} gave {len(maps)} maps for a batch of {len(self.indices)} images; look into a "
                 "layer that runs once for each image"
             )
+            if self._strict:
+                raise ValueError(self.mismatches[layer])
+            return
         if self.top is None and layer in self._first:  # a second batch: all layers have shown how many maps they have
             self._begin()
         if self.top is None:
@@ -141,7 +170,7 @@ def top_images(
     finally:
         hook.close()
     if hook.top is None:
-        raise ValueError(f"none of the layers {', '.join(layers)} gives feature maps (N, C, h, w); name others")
+        raise NoFeatureMaps(network, layers)
     return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in hook.top.compute().items()}
 
 
@@ -152,21 +181,52 @@ def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str
             raise ValueError(f"layers names no layer; the layers are {', '.join(network.layers)}")
         for layer in layers:
             network.check_layer(layer)
+            if layer in network.channels_last:
+                raise ValueError(
+                    f"layer {layer!r} gives (N, h, w, C), no feature maps (N, C, h, w); name another layer"
+                )
         return tuple(dict.fromkeys(layers))
     return network.layers_with_maps
 
 
-@torch.no_grad()
 def check_projectable(
-    network: Network, layers: Sequence[str] | None, image: Tensor, unpooling: Unpooling = "sum"
+    network: Network,
+    layers: Sequence[str] | None,
+    image: Tensor,
+    unpooling: Unpooling = "sum",
+    rule: Rule = "deconvnet",
 ) -> tuple[str, ...]:
     """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
 
-    ``image`` is a network input, ``(3, S, S)``; of layers that nobody named those without feature maps are left out.
+    ``image`` is a network input, ``(C, H, W)``; of layers that nobody named those without feature maps are left out.
+    """
+    projectable, refused = projectable_layers(network, layers, image, unpooling, rule, errors=ValueError)
+    for cause in refused.values():
+        raise ValueError(cause)
+    return projectable
+
+
+@torch.no_grad()
+def projectable_layers(
+    network: Network,
+    layers: Sequence[str] | None,
+    image: Tensor,
+    unpooling: Unpooling = "sum",
+    rule: Rule = "deconvnet",
+    errors: type[Exception] = Exception,
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Which layers can be projected, and why each of the others cannot.
+
+    The arguments are those of ``check_projectable``; only ``errors`` count as causes, others are raised. Where no layer
+    was named, those without feature maps are left out in silence as long as there are others.
+
+    Raises:
+        ValueError: If a layer is named that is not there, or the image is none.
+        NoFeatureMaps: If no layer was named, and none has feature maps.
     """
     watched = layers_to_watch(network, layers)
-    if image.ndim != 3 or image.shape[0] != 3 or image.shape[1] != image.shape[2]:
-        raise ValueError(f"projections need square images in colour, (3, S, S), but an image is {tuple(image.shape)}")
+    if image.ndim != 3:
+        raise ValueError(f"projections need an image (C, H, W), but it came as {tuple(image.shape)}")
     inputs = network.as_input(image[None])
     if layers is None:
         hook = TopActivationsHook(network, watched, 1)
@@ -177,11 +237,16 @@ def check_projectable(
         finally:
             hook.close()
         if hook.top is None:
-            raise ValueError(f"none of {', '.join(watched)} has feature maps (N, C, h, w); name other layers")
+            raise NoFeatureMaps(network, watched)
         watched = tuple(layer for layer in watched if layer in hook.top.channels)
+    projectable, refused = [], {}
     for layer in watched:
-        project(network, inputs, layer, [0], unpooling=unpooling)
-    return watched
+        try:
+            project(network, inputs.clone(), layer, [0], unpooling=unpooling, rule=rule)
+            projectable.append(layer)
+        except errors as error:
+            refused[layer] = str(error).strip().partition("\n")[0] or type(error).__name__
+    return tuple(projectable), refused
 
 
 @torch.no_grad()
@@ -212,10 +277,13 @@ def reproduces_activations(
 
 
 def as_pictures(network: Network, inputs: Tensor) -> Tensor:
-    """Network inputs ``(N, 3, H, W)`` as uint8 pictures; of a network without preprocessing each on its own scale."""
+    """Network inputs ``(N, C, H, W)`` as uint8 pictures ``(N, 3, H, W)``; other channels than three as their mean.
+
+    Those of a network without preprocessing are shown each on its own scale.
+    """
     if network.preprocessing is not None:
         return network.unpreprocess(inputs).round().to(torch.uint8).cpu()
-    inputs = inputs.float()
+    inputs = as_rgb(inputs.float())
     low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
     return (255 * (inputs - low) / (high - low).clamp_min(1e-12)).round().to(torch.uint8).cpu()
 

@@ -30,11 +30,13 @@ def occlusion_panel(
     projection: Tensor | None = None,
     others: tuple[Tensor, Tensor] | None = None,
     title: str = "",
+    with_map: bool = True,
 ) -> Image.Image:
     """Draw one image with its occlusion maps as overlays, and what the strongest feature map responds to.
 
     ``image`` is the picture, uint8 ``(3, H, W)``; ``projection`` that map's strongest activation in it, a tile
-    ``(3, H, W)``; ``others`` its strongest in other images, projections and patches, ``(k, 3, h, w)`` each.
+    ``(3, H, W)``; ``others`` its strongest in other images, projections and patches, ``(k, 3, h, w)`` each. Without
+    ``with_map``, of a network that has no feature maps, the panels (b) and (c) are left out.
 
     Returns:
         A picture: (a) the image with the square where the probability drops most; (b) the feature map's sum; (c) its
@@ -74,7 +76,7 @@ def occlusion_panel(
     if others is not None and len(others[0]):
         names = "(c) from other images", "… and their patches"
         tiles += [(name, _tiled(batch, height, width), None) for name, batch in zip(names, others, strict=True)]
-    columns[2:2] = tiles
+    columns[1:2] = [columns[1], *tiles] if with_map else []
 
     listed = max(small.getlength(text) for _, text in entries) + 20
     across = sum(max(drawn.width, 150) + GAP for _, drawn, _ in columns) + math.ceil(listed)

@@ -23,8 +23,10 @@ def receptive_field(network: Network, layer: str, image_size: int | None = None)
 
 
 @torch.no_grad()
-def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField:
+def probe_field(network: Network, layer: str, image_size: int | tuple[int, int, int]) -> ReceptiveField:
     """The receptive field of one unit of any network's layer, measured with NaN, in pixels.
+
+    ``image_size`` is the height and width of images in colour, or the shape ``(C, H, W)`` of others.
 
     NaN in the columns (or rows) from ``x`` on makes exactly those units NaN that see one of them; a binary search
     over ``x`` finds a unit's edges. Two neighbours in the middle of the map are probed; where the image cuts off what
@@ -34,9 +36,9 @@ def probe_field(network: Network, layer: str, image_size: int) -> ReceptiveField
     ``(N, C, h, w)`` or ``(N, C)``, or whose maps an ordinary image makes NaN.
     """
     network.check_layer(layer)
-    clean = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    clean = network.as_input(clean)
-    whole = ReceptiveField(image_size, 0, 0)
+    shape = (3, image_size, image_size) if isinstance(image_size, int) else image_size
+    clean = network.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+    whole = ReceptiveField(max(shape[1:]), 0, 0)
     # Fast convolutions by Fourier or Winograd transforms carry NaN farther than the filter reaches.
     with evaluating(network), torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         maps = network.features(clean, layer)

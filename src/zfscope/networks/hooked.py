@@ -1,5 +1,6 @@
 """Any module, or a model of timm, as a network with named layers: traced by hooks."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ class HookedNetwork(Network):
 
     The module, ``body``, stays as it is: it is only called, and hooks are on it only while ``trace`` runs. It gets a
     copy of the images, so that one that writes into its input changes nothing of the caller's. ``layers`` are paths of
-    submodules; default: up to five of the conv layers, spread evenly.
+    submodules; default: up to five of its stages (see ``stages``), else of its conv layers, spread evenly; of a module
+    without either its dense layers.
     """
 
     def __init__(
@@ -32,18 +34,19 @@ class HookedNetwork(Network):
         super().__init__(num_classes, image_size)
         self.body = body
         self.training = body.training
+        paths = _paths(body)
         if layers is None:
-            convs = {id(conv) for conv in conv_layers(body).values()}
-            names = [path for path, module in _paths(body).items() if id(module) in convs]
+            blocks = [block for block in stages(body) if not _has_channels_last(body, paths, block)]
+            names = blocks or _of_type(paths, nn.Conv2d) or _of_type(paths, nn.Linear)
             layers = [names[round(number * (len(names) - 1) / 4)] for number in range(5)] if len(names) > 5 else names
             if not layers:
                 raise ValueError(f"{self._title()} has no conv layers; name the submodules to look into: layers=[…]")
-        paths = _paths(body)
         for layer in layers:
             if layer not in paths:
                 raise ValueError(f"{self._title()} has no submodule {layer!r}; {nearest(layer, list(paths))}")
         self.layers = tuple(layers)
-        self._fields: dict[tuple[str, int], ReceptiveField] = {}
+        self.channels_last = frozenset(layer for layer in layers if _has_channels_last(body, paths, layer))
+        self._fields: dict[tuple[str, tuple[int, int, int]], ReceptiveField] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of preprocessed images ``(N, 3, H, W)``."""
@@ -69,14 +72,18 @@ class HookedNetwork(Network):
             trace.logits = self(images)
         return trace
 
-    def receptive_field(self, layer: str, image_size: int | None = None) -> ReceptiveField:
-        """The receptive field of one unit of a layer, measured once for each size of image."""
+    def receptive_field(self, layer: str, image_size: int | tuple[int, int, int] | None = None) -> ReceptiveField:
+        """The receptive field of one unit of a layer, measured once for each size of image.
+
+        ``image_size`` is the height and width of images in colour, or the shape ``(C, H, W)`` of others.
+        """
         image_size = image_size or self.image_size
         if image_size is None:
             raise ValueError("the receptive field depends on the size of the image: give image_size, in pixels")
-        if (layer, image_size) not in self._fields:
-            self._fields[layer, image_size] = probe_field(self, layer, image_size)
-        return self._fields[layer, image_size]
+        shape = (3, image_size, image_size) if isinstance(image_size, int) else image_size
+        if (layer, shape) not in self._fields:
+            self._fields[layer, shape] = probe_field(self, layer, shape)
+        return self._fields[layer, shape]
 
     @property
     def conv_modules(self) -> dict[str, nn.Conv2d]:
@@ -134,6 +141,37 @@ def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Networ
     for layer in layers or ():
         network.check_layer(layer)
     return network
+
+
+def stages(body: nn.Module) -> list[str]:
+    """The stages of a deep network: numbered siblings (``layer1`` … ``layer4``, ``stages.0`` …) that hold its convs.
+
+    Each has two conv layers or more, and together they hold at least half of all. The outermost such siblings count;
+    empty where there are none, as in a plain chain of layers.
+    """
+    paths = _paths(body)
+    convs = _of_type(paths, nn.Conv2d)
+    siblings: dict[str, list[str]] = {}
+    for path in paths:
+        if (numbered := re.fullmatch(r"(.*?)\d+", path)) and sum(conv.startswith(f"{path}.") for conv in convs) > 1:
+            siblings.setdefault(numbered[1], []).append(path)
+    for blocks in sorted(siblings.values(), key=lambda blocks: blocks[0].count(".")):
+        inside = sum(conv.startswith(tuple(f"{block}." for block in blocks)) for conv in convs)
+        if len(blocks) > 1 and 2 * inside >= len(convs):
+            return blocks
+    return []
+
+
+def _of_type(paths: dict[str, nn.Module], kind: type[nn.Module]) -> list[str]:
+    return [path for path, module in paths.items() if isinstance(module, kind)]
+
+
+def _has_channels_last(body: nn.Module, paths: dict[str, nn.Module], layer: str) -> bool:
+    """Whether timm says of the model that a submodule belongs to that its maps are ``(N, h, w, C)``."""
+    parts = layer.split(".")
+    owners = [body, *(paths[".".join(parts[:count])] for count in range(1, len(parts)))]
+    last = any(getattr(owner, "output_fmt", None) == "NHWC" for owner in owners)
+    return last and not isinstance(paths[layer], nn.Conv2d | nn.Linear)
 
 
 def _paths(body: nn.Module) -> dict[str, nn.Module]:

@@ -47,6 +47,7 @@ class Network(nn.Module):
 
     layers: tuple[str, ...]  # the names, from the pixels up
     has_switches = False  # whether traces record the switches of the pools
+    channels_last: frozenset[str] = frozenset()  # layers whose outputs are (N, h, w, C): no feature maps
 
     def __init__(self, num_classes: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
@@ -102,8 +103,9 @@ class Network(nn.Module):
 
     @property
     def layers_with_maps(self) -> tuple[str, ...]:
-        """The layers that have feature maps: all but the dense ones."""
-        return tuple(layer for layer in self.layers if not isinstance(self.map_module(layer), nn.Linear))
+        """The layers that have feature maps: all but the dense ones, and those with the channels last."""
+        layers = (layer for layer in self.layers if layer not in self.channels_last)
+        return tuple(layer for layer in layers if not isinstance(self.map_module(layer), nn.Linear))
 
     @property
     def conv_modules(self) -> dict[str, nn.Conv2d]:

@@ -17,6 +17,7 @@ from zfscope.networks.network import Network, Trace, evaluating
 from zfscope.networks.spec import ConvLayer
 from zfscope.occlusion.passes import FullPasses, _is_whole
 from zfscope.occlusion.windows import WindowedPasses
+from zfscope.schema import listed
 
 FULL_PASS_SHARE = 0.9  # from this share of a full pass's multiply-adds on, windows do not pay
 
@@ -57,7 +58,7 @@ def occlude(
     Args:
         network: A chain of named layers goes window by window, any other module by batched full passes; all in eval
             mode.
-        image: A network input, ``(3, H, W)``.
+        image: A network input, ``(3, H, W)``; a module that takes other channels has ``(C, H, W)``.
         target: The class whose probability is followed.
         size: Side of the square, pixels.
         stride: Its step, pixels.
@@ -105,14 +106,16 @@ def top_layer(network: Network, trace: Trace) -> str:
     layers = network.layers_with_maps
     spatial = [name for name in layers if isinstance(trace.maps[name], Tensor) and trace.maps[name].ndim == 4]
     if not spatial:
-        raise ValueError(f"none of {', '.join(layers)} has feature maps (N, C, h, w); name another layer")
+        dense = [name for name in network.layers if getattr(trace.maps.get(name), "ndim", 0) == 2]
+        way_out = f"name another layer, such as layer={dense[-1]}" if dense else "name another layer"
+        raise ValueError(f"none of {listed(layers or network.layers)} has feature maps (N, C, h, w); {way_out}")
     return spatial[-1]
 
 
 def _check_square(image: Tensor, size: int, stride: int) -> None:
     """Refuse what cannot slide."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image must be one network input (3, H, W), but is {tuple(image.shape)}")
+    if image.ndim != 3:
+        raise ValueError(f"image must be one network input (3, H, W), or (C, H, W), but is {tuple(image.shape)}")
     for name, value in (("size", size), ("stride", stride)):
         if not _is_whole(value) or value < 1:
             raise ValueError(f"{name} must be a whole number of pixels, 1 or more, but is {value!r}")

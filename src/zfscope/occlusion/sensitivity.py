@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zfscope.deconvnet.projection import project
-from zfscope.images import contrast_limits, to_tiles
+from zfscope.deconvnet.rules import Rule
+from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import evaluating
 from zfscope.occlusion.maps import Occlusion, occlude, top_layer
@@ -78,8 +79,8 @@ def look(
     return Sensitivity(occlusion, target, float(probabilities[target]), label, activation, layer, size, stride)
 
 
-def projected(network: nn.Module, image: Tensor, layer: str, number: int) -> Tensor:
+def projected(network: nn.Module, image: Tensor, layer: str, number: int, rule: Rule = "deconvnet") -> Tensor:
     """The strongest activation of a layer's map ``number``, projected: a uint8 tile ``(3, H, W)``, 0 mid grey."""
     network = as_network(network, [layer])
-    canvas = project(network, network.as_input(image[None]), layer, [number])
+    canvas = as_rgb(project(network, network.as_input(image[None]), layer, [number], rule=rule))
     return to_tiles(canvas, limit=contrast_limits(canvas))[0]

@@ -124,6 +124,9 @@ def train(
         plugins=[CheckpointFiles(), *environment_plugins(config)],
         default_root_dir=folder,
     )
+    for callback in trainer.callbacks:  # likewise what was typed for a picture that cannot be drawn
+        if hasattr(callback, "refuse"):
+            callback.refuse(classifier, torch.zeros(3, config.data.crop, config.data.crop))
     named = config.name or run_name(overrides, config)
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
     about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
