@@ -13,7 +13,7 @@ from zfscope.callbacks import OcclusionMaps
 def test_a_training_goes_on_without_panels_when_its_weights_become_nan_and_says_so_in_a_line(tmp_path, network):
     module = Module(network(), lr=math.inf)
 
-    with pytest.warns(UserWarning, match=r"^OcclusionMaps: no panels: .*conv1.*holds NaN or infinity") as warned:
+    with pytest.warns(UserWarning, match=r"^OcclusionMaps: no pictures: .*conv1.*holds NaN or infinity") as warned:
         trainer = fit(tmp_path, module, OcclusionMaps(size=9, stride=12), max_epochs=2)
 
     assert trainer.current_epoch == 2 and not torch.isfinite(next(module.parameters())).any()
