@@ -71,6 +71,16 @@ def train(
     sample = config.data.mean_images
     contents = contents_of(splits, config.data.cache, sample)
     warn_of_repeats(splits, contents)
+    last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
+    if checkpoint is not None:
+        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
+        check_same_data(checkpoint, last, fingerprint)
+        if has_finished(config, folder, checkpoint):
+            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            console.print(
+                f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
+            )
+            return float("nan")
     workers = workers_for(splits.train, config.data)
     statistics = statistics_of(
         splits.train,
@@ -87,16 +97,6 @@ def train(
     if config.weights:
         fresh = start_from(network, config.weights)
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
-    last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
-    if checkpoint is not None:
-        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
-        check_same_data(checkpoint, last, fingerprint)
-        if has_finished(config, folder, checkpoint):
-            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            console.print(
-                f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
-            )
-            return float("nan")
     identity = identity_of(config, splits, checkpoint, last)
     del checkpoint
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
