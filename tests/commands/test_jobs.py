@@ -249,6 +249,15 @@ def test_a_sweep_whose_jobs_are_all_refused_is_refused_whole(command, tiny, tmp_
         assert not (tmp_path / "outputs").exists()
 
 
+def test_a_sweep_by_its_config_ends_with_a_table_and_one_where_a_job_failed(command, tiny, tmp_path):
+    code, out, _ = command(
+        "train", "hydra.mode=MULTIRUN", *tiny, "data.root=nowhere", "hydra.sweep.dir='a'", "seed=0,1"
+    )
+
+    assert code == 1
+    assert "2 jobs" in out and out.count("failed: ") >= 2
+
+
 def test_any_error_of_a_sweeps_job_is_its_own(command, tiny, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")

@@ -24,6 +24,7 @@ def values(*overrides, name="train"):
         ("train", "data.root=2024", "2024"),
         ("train", "data.classes=[2,10]", ["2", "10"]),
         ("train", "logger.entity=007", "007"),
+        ("train", "name=Käfer = Χρυσόμηλα #1", "Käfer = Χρυσόμηλα #1"),
         ("train", "seed=7", 7),
         ("train", "+trainer.precision=16", 16),
         ("train", "name=null", None),
@@ -64,10 +65,31 @@ def test_an_interpolation_and_a_list_of_paths_stay_what_they_are():
     assert values("checkpoint=[a,b]", name="analyze") == [["a", "b"]]
 
 
-@pytest.mark.parametrize("group", ["model", "optim", "logger", "data/augment"])
-def test_a_number_names_no_option_of_a_group(group):
-    with pytest.raises(ValueError, match=rf"{group}=4 names no option of the group {group}; there are \w+"):
-        read_typed("train", [f"{group}=4"], TrainConfig)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=4", "model=4: the group model has no such option; there are alexnet"),
+        (
+            "data/augment=1.5",
+            r"data/augment=1\.5: the group data/augment has no such option; there are any_orientation",
+        ),
+        ("logger=wandbb", r"logger=wandbb: .* did you mean wandb\?"),
+        ("optim/schedule=cosine,plato", "optim/schedule=plato: the group optim/schedule has no such option"),
+        ("model=resnet18", r"model=resnet18: .*; a model of timm is model=timm model\.name=resnet18"),
+    ],
+)
+def test_an_option_that_a_group_has_not_is_refused_with_those_that_it_has(override, message):
+    with pytest.raises(ValueError, match=message):
+        read_typed("train", [override], TrainConfig)
+
+
+def test_groups_may_have_options_elsewhere(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").touch()
+
+    assert read_typed("train", ["model=mine"], TrainConfig, str(tmp_path)) == ["model=mine"]
+    analyze = ["data=unset", "data@analysis.other=elpv", "experiment=caltech101_pretrained"]
+    assert read_typed("analyze", analyze, AnalyzeConfig) == analyze
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
     Raises:
         ValueError: For what cannot be: one line.
     """
-    overrides = read_typed(name, arguments.overrides, SCHEMAS[name])
+    overrides = read_typed(name, arguments.overrides, SCHEMAS[name], arguments.config_dir)
     resumption = read_resumption(overrides, arguments.config_dir) if name == "train" else None
     if resumption is not None:
         if arguments.multirun:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 
 from zfscope.schema import nearest, takes_text
@@ -30,11 +30,11 @@ PATHS = re.compile(
 )
 
 
-def read_typed(name: str, overrides: Sequence[str], schema: Any) -> list[str]:
+def read_typed(name: str, overrides: Sequence[str], schema: Any, config_dir: str | None = None) -> list[str]:
     """The overrides of ``train`` or ``analyze`` as Hydra understands them; refused are those that can be seen wrong.
 
     A path may hold what Hydra's grammar does not know (``resume=outputs/lr=0.1``, ``data.root=~/images``). A number
-    where ``schema`` wants text stays as it was typed (``name=2026``).
+    where ``schema`` wants text stays as it was typed (``name=2026``). ``config_dir`` is a further folder of groups.
     """
     for override in overrides:
         for spelling, advice in RESPELT[name].items():
@@ -46,13 +46,10 @@ def read_typed(name: str, overrides: Sequence[str], schema: Any) -> list[str]:
     parsed = parse(overrides)
     check_experiments(name, parsed)
     for override in parsed:
-        key, value = override.key_or_group, override.value()
+        key = override.key_or_group
         if override.is_delete() and "." in key and not key.startswith(("callbacks.", "trainer.", "hydra.")):
             raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
-        group = key.partition("@")[0]
-        if is_group(group) and isinstance(value, int | float):
-            options = [path.stem for path in Path(CONF, group).glob("*.yaml")]
-            raise ValueError(f"{key}={value} names no option of the group {group}; {nearest(str(value), options)}")
+        _check_option(override, [Path(CONF), Path(CONF, name), *([Path(config_dir)] if config_dir else [])])
     return overrides
 
 
@@ -84,6 +81,23 @@ def is_group(key: str) -> bool:
     return bool(key) and "." not in key and Path(CONF, key).is_dir()
 
 
+def _check_option(override: Override, folders: Sequence[Path]) -> None:
+    """Refuse an option that a group has not, with those that it has in these folders."""
+    group, value = override.key_or_group.partition("@")[0], override.value()
+    if not is_group(group):
+        return
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    options = {path.stem for folder in folders for path in Path(folder, group).glob("*.yaml")}
+    for option in values:
+        if isinstance(option, str) and not re.fullmatch(r"[\w.-]+", option):  # an interpolation, or a path
+            continue
+        if str(option) not in options and isinstance(option, int | float | str):
+            more = f"; a model of timm is model=timm model.name={option}" if group == "model" else ""
+            raise ValueError(
+                f"{group}={option}: the group {group} has no such option; {nearest(str(option), sorted(options))}{more}"
+            )
+
+
 @cache
 def _parser() -> OverridesParser:
     return OverridesParser.create()
@@ -113,7 +127,7 @@ def _is_there(value: str) -> bool:
 
 
 def _text(override: str, schema: Any) -> str:
-    """A number where the schema wants text, as it was typed, and so in a list."""
+    """Where the schema wants text, a number and what Hydra's grammar does not know stay as typed; numbers in a list too."""
     key, equals, value = override.partition("=")
     if not equals or not takes_text(schema, key.lstrip("+").split(".")):
         return override
@@ -127,5 +141,6 @@ def _text(override: str, schema: Any) -> str:
             if len(items) == len(parsed.value()) and not any(character in value for character in "\"'()"):
                 return f"{key}=[{','.join(map(quoted, items))}]"
     except (HydraException, OverrideParseException):
-        pass  # told when all is parsed
+        if value and not (value[0] in "[\"'" or "," in value):  # else told when all is parsed
+            return f"{key}={quoted(value)}"
     return override
