@@ -127,7 +127,7 @@ def _is_there(value: str) -> bool:
 
 
 def _text(override: str, schema: Any) -> str:
-    """Where the schema wants text, a number and what Hydra's grammar does not know stay as typed; numbers in a list too."""
+    """Where the schema wants text, numbers and what Hydra's grammar does not know stay as typed."""
     key, equals, value = override.partition("=")
     if not equals or not takes_text(schema, key.lstrip("+").split(".")):
         return override
