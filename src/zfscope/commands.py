@@ -90,7 +90,7 @@ def run_job(name: str, values: DictConfig) -> float:
             from zfscope.analyses.run import analyze
 
             with lock(folder):
-                analyze(config, folder)
+                analyze(config, folder, overrides)
             return float("nan")
         if in_sweep and config.trainer.model_dump().get("strategy") == "ddp":
             raise ValueError("DDP starts the whole sweep anew on each rank; use +trainer.strategy=ddp_spawn in sweeps")

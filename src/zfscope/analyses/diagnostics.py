@@ -137,7 +137,8 @@ def _projected(
     """Tiles of the strongest activations of some maps, and the grid scores of the strongest nine."""
     numbers = random_subset(len(table.values), maps, seed)
     table = TopTable(*(part[numbers] for part in table))
-    batches = list(project_winners(network, {layer: table}, {layer: numbers}, reader(examples)))
+    winners = project_winners(network, {layer: table}, {layer: numbers}, reader(examples))
+    batches = list(progress(winners, f"Projecting {layer}"))
     if not batches:
         return {"missing": f"{layer}: all of {len(numbers)} maps are dead"}
     rows, ranks, projections, boxes = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfscope.console import progress
 from zfscope.networks.checkpoints import find_checkpoint, load_network, network_from_checkpoint, read_checkpoint
 from zfscope.networks.network import Network
 from zfscope.networks.public import is_zoo_name, zoo_config
@@ -38,7 +39,7 @@ def open_members(checkpoint: str | Sequence[str], partial: bool = False) -> list
     """
     sources = member_sources(checkpoint)
     members, errors = [], {}
-    for source, name in zip(sources, _names(sources), strict=True):
+    for source, name in progress(zip(sources, _names(sources), strict=True), "Opening members", len(sources)):
         try:
             member = _open(source, name)
         except (FileNotFoundError, ValueError) as error:
