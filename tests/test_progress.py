@@ -115,16 +115,16 @@ def test_a_loop_within_a_step_speaks_in_the_lines_of_the_work(clock, log):
     with counting("Learning", 4) as count:
         for _ in range(4):
             list(walk(clock, range(10), "Training"))
-            list(walk(clock, range(10), "Evaluating", seconds=0.1))
+            list(walk(clock, range(10), "Evaluating", seconds=1 / 8))
             count()
 
     assert log() == [
         # 5 of the 10 steps of the first of four folds are an eighth.
         "Learning: 0/4, 5 s, 0.6 min left (Training 5/10)",
         "Learning: 1/4, 15 s, 0.5 min left (Training 4/10)",
-        "Learning: 2/4, 25 s, 0.3 min left (Training 3/10)",
-        "Learning: 3/4, 35 s, 0.2 min left (Training 2/10)",
-        "Learning: 4/4, 44 s",
+        "Learning: 2/4, 26 s, 0.3 min left (Training 3/10)",
+        "Learning: 3/4, 36 s, 0.1 min left (Training 2/10)",
+        "Learning: 4/4, 45 s",
     ]
 
 
