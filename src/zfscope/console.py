@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from operator import length_hint
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import Progress, track
 from rich.table import Table
+from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -132,15 +133,23 @@ def network_table(rows: Iterable[Sequence[str]], parameters: int, image_size: in
     return _table(title, rows, "layer", **dict.fromkeys(headings, "right"))
 
 
-def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Measured numbers, the paper's beside them where it has one."""
+def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str, stand_in: str | None = None) -> RenderableType:
+    """Measured numbers, the paper's beside them where it has one.
+
+    ``stand_in`` says by what they were measured where that is not the paper's: each of its numbers is then marked, and
+    a note below says why they are no comparison.
+    """
+    mark = "" if stand_in is None else " (stand-in)"
     has_paper = any(metric.get("paper") is not None for metric in metrics.values())
     rows = []
     for name, metric in metrics.items():
         digits = 0 if isinstance(metric["value"], int) else 2
-        paper = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}"
+        paper = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}{mark}"
         rows.append((name, f"{metric['value']:.{digits}f} {metric['unit']}", *([paper] if has_paper else [])))
-    return _table(title, rows, "metric", **dict.fromkeys(["value", "paper"] if has_paper else ["value"], "right"))
+    table = _table(title, rows, "metric", **dict.fromkeys(["value", "paper"] if has_paper else ["value"], "right"))
+    if stand_in is None or not has_paper:
+        return table
+    return Group(table, Text(f"stand-in: ours are by {stand_in}; the paper's numbers beside them are no comparison"))
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,7 +18,9 @@ from zfscope.data.spec import AugmentConfig, DataConfig
 from zfscope.networks.checkpoints import load_network, run_config, run_identity
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
+from zfscope.report.readings import Run
 from zfscope.runs import environment, replacing, write_arrays, write_results
 from zfscope.schema import check
 
@@ -36,12 +38,15 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
+    if any(metric["paper"] is not None for metric in metrics.values()):
+        run = Run(str(folder), config.analysis.name, metrics, conditions)
+        conditions["stand_in"] = stand_in(run, question.run.get("paper"))
     pictures = save(result, folder)
     write_results(folder, metrics, conditions)
     log(config, folder, metrics, pictures)
     shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
     title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
-    console.print(results_table(shown, title))
+    console.print(results_table(shown, title, conditions.get("stand_in")))
     console.print(f"saved in {folder}", markup=False)
 
 

@@ -29,7 +29,9 @@ from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, find_checkpoint, load_network, read_checkpoint, start_from
 from zfscope.networks.devices import trainer_device
 from zfscope.networks.network import count_parameters
+from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
+from zfscope.report.readings import TRAINING, Run
 from zfscope.runs import environment, lock, read_results, replacing, write_overrides, write_results
 from zfscope.schema import nearest
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles, EpochCheckpoints, LastCheckpoint
@@ -138,8 +140,10 @@ def _train(config: TrainConfig, folder: Path, overrides: Sequence[str], group: s
                 "identity": identity,
                 "environment": environment(trainer.strategy.root_device, trainer.precision),
             }
+            if paper:
+                conditions["stand_in"] = stand_in(Run(str(folder), TRAINING, metrics, conditions), config.paper)
             write_results(folder, metrics, conditions)
-            console.print(results_table(metrics, str(folder)))
+            console.print(results_table(metrics, str(folder), conditions.get("stand_in")))
             for logger_of_run in trainer.loggers:
                 logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
