@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from zfscope.analyses.members import open_members
+from zfscope.analyses.members import check_prepares, open_members
 from zfscope.analyses.question import Question, Result
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.callbacks.loggers import log_result, run_logger
@@ -61,6 +61,7 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
         preprocessing = largest.network.preprocessing  # data may be read at that size
     elif config.checkpoint is not None:
         network, run = load_network(config.checkpoint).to(device), run_config(config.checkpoint)
+        check_prepares(network, config.checkpoint)
         preprocessing = network.preprocessing
     data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
     return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
