@@ -91,6 +91,14 @@ def test_there_are_about_forty_lines_at_most_and_the_last_ones_come_too(clock, l
     assert max(later - earlier for earlier, later in zip(share, share[1:], strict=False)) <= 100
 
 
+def test_a_slow_start_does_not_silence_what_follows(clock, log):
+    for number, _ in enumerate(progress(range(6000), "Drawing")):
+        clock.work(20 if number == 0 else 1 / 64)
+
+    seconds = [int(re.search(r", (\d+) s", line)[1]) for line in log()]
+    assert seconds[:3] == [20, 40, 50]
+
+
 def test_where_the_total_is_not_known_there_is_no_none_and_no_end(clock, log):
     list(walk(clock, (number for number in range(3000)), "Projecting"))
 

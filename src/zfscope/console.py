@@ -96,7 +96,8 @@ class _Lines:
         self.share = max(self.share, self._share())
         left = seconds * (1 - self.share) / self.share if self.share else None
         self._tell(seconds, left)
-        wait = seconds / 4 if left is None else left / max(1, MOST_LINES - self.count)
+        # The first estimates may be far too long: never wait longer than the work has lasted.
+        wait = seconds / 4 if left is None else min(seconds, left / max(1, MOST_LINES - self.count))
         self.due = seconds + max(LEAST_BETWEEN, wait)
 
     def end(self, loop: _Loop) -> None:

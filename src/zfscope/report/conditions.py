@@ -98,7 +98,8 @@ def stand_in(run: Run, row: str | None = None) -> str | None:
 
     None where network, data and protocol are the paper's; ``row`` as in ``papers_own``.
     """
-    if is_papers(run, *papers_own(run, row)):
+    data, rows = papers_own(run, row)
+    if is_papers(run, data, rows):
         return None
     if run.kind == TRAINING:
         facts, conditions = run.networks[0].facts, run.conditions
@@ -108,6 +109,8 @@ def stand_in(run: Run, row: str | None = None) -> str | None:
         network = "" if run.kind == "overlap" else f"{_network_text(run)}, "
         known = run.conditions.get("data") is not None
         parts = [f"{network}on {_data_text(None, run.conditions) if known else 'images of your own'}"]
+    if run.kind in (TRAINING, "evaluate") and run.identified and run.conditions.get("data") == data:
+        parts += [f"not the network of paper={row}" if rows else "for no row of Table 3"]
     parts += _other_protocol(run)
     parts += [] if run.identified or run.kind == "overlap" else ["training identity not recorded"]
     return printable(", ".join(parts))
