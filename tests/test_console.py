@@ -58,6 +58,22 @@ def test_the_papers_number_stands_beside_ours_where_it_has_one():
     assert "38.4 %" in text and "40.00 %" in text and "1.50 nats" in text
 
 
+def test_a_stand_in_is_marked_beside_each_of_the_papers_numbers_and_explained_below():
+    metrics = {
+        "pretrained/15/accuracy": {"value": 40.0, "unit": "%", "paper": 83.8},
+        "pretrained/30/accuracy": {"value": 50.0, "unit": "%", "paper": 86.5},
+        "chance": {"value": 1.0, "unit": "%", "paper": None},
+    }
+
+    marked = printed(results_table(metrics, "RUN", "zfnet_mini trained on phantom [a], on caltech101"))
+    own = printed(results_table(metrics, "RUN"))
+    without = printed(results_table({"chance": metrics["chance"]}, "RUN", "zfnet_mini on phantom"))
+
+    assert "83.8 % (stand-in)" in marked and "86.5 % (stand-in)" in marked and marked.count("(stand-in)") == 2
+    assert "ours are by zfnet_mini trained on phantom [a], on caltech101; the paper's numbers" in marked
+    assert "stand-in" not in own and "83.8 %" in own and "stand-in" not in without
+
+
 def test_the_network_table_has_the_papers_sizes_and_fields():
     layer = {"maps": 4, "kernel_size": 7, "stride": 2, "padding": 1, "pool": {}}
     network = build_network({"name": "n", "conv1": layer, "fc6": {"units": 5}, "fc8": {}}, 3, 224)

@@ -1,12 +1,17 @@
-"""What a person reads while it runs: the network before training, results after it, a sweep's jobs at its end, bars."""
+"""What a person reads while it runs: the network before training, how far long work is, results, a sweep's jobs."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import track
+from rich.console import Console, Group, RenderableType
+from rich.progress import Progress, track
 from rich.table import Table
+from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -20,9 +25,114 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def progress(iterable: Iterable[Item], description: str, total: float | None = None) -> Iterator[Item]:
-    """The items one by one, under a bar with the time left; it vanishes at the end."""
-    return iter(track(iterable, description, total=total, console=console, transient=True))
+# Of lines about long work: seconds before the first one, the fewest between two, and how many a piece of work takes.
+FIRST_AFTER, LEAST_BETWEEN, MOST_LINES = 5.0, 10.0, 40
+
+
+def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """The items one by one, under a bar with the time left that vanishes at the end; in a log with a line now and then.
+
+    A line is ``description: 1200/11000, 35 s, 4.2 min left``, of an unknown total ``description: 1200, 35 s``.
+    """
+    total = total if total is not None else length_hint(iterable) or None
+    if console.is_terminal:
+        yield from track(iterable, description, total=total, console=console, transient=True)
+        return
+    lines = _counting or _Lines()
+    loop = lines.begin(description, total)
+    for item in iterable:
+        yield item
+        lines.advance(loop)
+    lines.end(loop)
+
+
+@contextmanager
+def counting(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """Count the steps of long work: what it gives is called after each, or with the number of steps that were made.
+
+    Shown as ``progress`` shows it. In a log long loops within a step speak in its lines, not in lines of their own.
+    """
+    global _counting
+    if console.is_terminal:
+        with Progress(*Progress.get_default_columns(), console=console, transient=True) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda steps=1: bars.advance(task, steps)
+        return
+    before = _counting
+    lines = _counting = before or _Lines()
+    loop = lines.begin(description, total)
+    try:
+        yield lambda steps=1: lines.advance(loop, steps)
+        lines.end(loop)
+    finally:
+        _counting = before
+
+
+@dataclass(eq=False)
+class _Loop:
+    description: str
+    total: int | None
+    done: int = 0
+
+    @property
+    def counted(self) -> str:
+        """Its steps: ``1200/11000``, or ``1200``."""
+        return f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
+
+
+class _Lines:
+    """Lines about one piece of work: its loop, and the loops within a step of it."""
+
+    def __init__(self) -> None:
+        self.since, self.due = time.monotonic(), FIRST_AFTER
+        self.loops: list[_Loop] = []
+        self.count, self.share = 0, 0.0
+
+    def begin(self, description: str, total: int | None) -> _Loop:
+        self.loops.append(_Loop(description, total))
+        return self.loops[-1]
+
+    def advance(self, loop: _Loop, steps: int = 1) -> None:
+        """Note that steps were made; loops within them are over, also those that were left halfway."""
+        loop.done += steps
+        if loop in self.loops:
+            del self.loops[self.loops.index(loop) + 1 :]
+        seconds = time.monotonic() - self.since
+        if seconds < self.due or self.loops[0].done == self.loops[0].total:  # the end has a line of its own
+            return
+        # It never goes back: a step may hold several loops, and the next one starts at 0.
+        self.share = max(self.share, self._share())
+        left = seconds * (1 - self.share) / self.share if self.share else None
+        self._tell(seconds, left)
+        # The first estimates may be far too long: never wait longer than the work has lasted.
+        wait = seconds / 4 if left is None else min(seconds, left / max(1, MOST_LINES - self.count))
+        self.due = seconds + max(LEAST_BETWEEN, wait)
+
+    def end(self, loop: _Loop) -> None:
+        """Long work ends with a line that says so."""
+        seconds = time.monotonic() - self.since
+        if loop is self.loops[0] and seconds >= FIRST_AFTER:
+            self._tell(seconds, None)
+        if loop in self.loops:
+            del self.loops[self.loops.index(loop) :]
+
+    def _share(self) -> float:
+        """How much of all is done, 0-1; 0 where the total is not known."""
+        share = 0.0
+        for loop in reversed(self.loops):
+            share = min(1.0, (loop.done + share) / loop.total) if loop.total else 0.0
+        return share
+
+    def _tell(self, seconds: float, left: float | None) -> None:
+        first, *within = self.loops
+        text = f"{first.description}: {first.counted}, {seconds:.0f} s"
+        text += "" if left is None else f", {left / 60:.1f} min left"
+        text += f" ({', '.join(f'{loop.description} {loop.counted}' for loop in within)})" if within else ""
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.count += 1
+
+
+_counting: _Lines | None = None  # of the ``counting`` that is under way
 
 
 def network_table(rows: Iterable[Sequence[str]], parameters: int, image_size: int) -> Table:
@@ -32,15 +142,23 @@ def network_table(rows: Iterable[Sequence[str]], parameters: int, image_size: in
     return _table(title, rows, "layer", **dict.fromkeys(headings, "right"))
 
 
-def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Measured numbers, the paper's beside them where it has one."""
+def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str, stand_in: str | None = None) -> RenderableType:
+    """Measured numbers, the paper's beside them where it has one.
+
+    ``stand_in`` says by what they were measured where that is not the paper's: each of its numbers is then marked, and
+    a note below says why they are no comparison.
+    """
+    mark = "" if stand_in is None else " (stand-in)"
     has_paper = any(metric.get("paper") is not None for metric in metrics.values())
     rows = []
     for name, metric in metrics.items():
         digits = 0 if isinstance(metric["value"], int) else 2
-        paper = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}"
+        paper = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}{mark}"
         rows.append((name, f"{metric['value']:.{digits}f} {metric['unit']}", *([paper] if has_paper else [])))
-    return _table(title, rows, "metric", **dict.fromkeys(["value", "paper"] if has_paper else ["value"], "right"))
+    table = _table(title, rows, "metric", **dict.fromkeys(["value", "paper"] if has_paper else ["value"], "right"))
+    if stand_in is None or not has_paper:
+        return table
+    return Group(table, Text(f"stand-in: ours are by {stand_in}; the paper's numbers beside them are no comparison"))
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:

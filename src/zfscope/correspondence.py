@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zfscope.console import progress
 from zfscope.networks.finite import check_finite
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
@@ -134,7 +135,7 @@ def correspond(
     with evaluating(network), in_float64(network):
         images = network.as_input(images)
         original = _features(network, images, layers, batch_size)
-        for sets in boxes.split(max(1, batch_size // len(images))):
+        for sets in progress(boxes.split(max(1, batch_size // len(images))), "masks"):
             masked = _features(network, occluded(images, sets, fill).flatten(0, 1), layers, batch_size)
             for layer in layers:
                 errors = feature_errors(original[layer], masked[layer].unflatten(0, sets.shape[:2]))

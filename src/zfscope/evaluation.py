@@ -136,7 +136,7 @@ def subset_errors(
     errors = {"top1_error": 1} | ({"top5_error": 5} if classes >= 6 else {})
     wrong = {name: torch.zeros(len(chosen), dtype=torch.long) for name in errors}
     images = max(1, VALUES // (len(chosen) * classes))
-    for first in range(0, len(labels), images):
+    for first in progress(range(0, len(labels), images), "Errors of subsets"):
         part = torch.stack([member[first : first + images] for member in members]).double()
         sums = (weights @ part.flatten(1)).unflatten(1, part.shape[1:])
         ranks = label_ranks((sums / weights.sum(1)[:, None, None]).float(), labels[first : first + images])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zfscope.console import counting
 from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
@@ -169,7 +170,7 @@ def compare(
         trace = network.trace(network.as_input(pictures).contiguous(memory_format=torch.channels_last))
         return {layer: _features(layer, trace.maps[layer], len(pictures)) for layer in layers}, trace.logits
 
-    with evaluating(network):
+    with evaluating(network), counting(kind.capitalize(), -(-len(images) // batch_size) * len(amounts)) as count:
         for pictures, classes in zip(images.split(batch_size), labels.cpu().split(batch_size), strict=True):
             before, _ = look(pictures if network.image_size is None else centre_crop(pictures, network.image_size))
             columns: dict[str, list[Tensor]] = {layer: [] for layer in layers}
@@ -179,6 +180,7 @@ def compare(
                 for layer in layers:
                     columns[layer].append((after[layer] - before[layer]).norm(dim=1).cpu())
                 right.append(_probability(logits.cpu(), classes))
+                count()
             for layer in layers:
                 originals[layer].append(before[layer].cpu())
                 distances[layer].append(torch.stack(columns[layer], 1))

@@ -143,7 +143,7 @@ def test_what_a_job_of_a_sweep_alone_knew_is_kept(command, resumed, tmp_path):
         ("debug=fast", "trainer.fast_dev_run=True"),
         ("callbacks=none", "callbacks.filter_images=null callbacks.projections=null"),
         ("experiment=elpv", ""),
-        ("model=no_such", "single keys"),
+        ("model=timm", "model.source=timm"),
     ],
 )
 def test_a_group_is_refused_with_the_keys_to_type_instead(command, resumed, typed, instead):

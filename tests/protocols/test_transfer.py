@@ -13,6 +13,7 @@ from zfscope.evaluation import predict
 from zfscope.networks.build import build_network
 from zfscope.networks.layers import filter_rms
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.protocols import transfer
 from zfscope.protocols.transfer import Fold, Target, draw_fold, labels_of, train_from_scratch, used_by
 from zfscope.training.classifier import shared_targets
 from zfscope.training.spec import OptimConfig
@@ -157,6 +158,15 @@ def test_training_from_scratch_makes_that_many_steps_and_can_be_repeated():
     seen = [each.conv1.conv.weight for each in (first, again, other)]
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
+
+
+def test_training_from_scratch_ends_after_its_steps_also_in_the_middle_of_an_epoch(monkeypatch):
+    batches = []
+    monkeypatch.setattr(transfer, "shared_targets", lambda labels: batches.append(labels.tolist()) or labels)
+
+    scratch(7)
+
+    assert len(batches) == 7 and all(len(batch) == 8 for batch in batches)
 
 
 def test_filters_from_scratch_stay_within_their_radius():

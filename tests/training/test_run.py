@@ -51,6 +51,13 @@ def test_a_run_leaves_checkpoints_results_and_pictures(trained_run):
     assert not network.training
 
 
+def test_the_papers_numbers_beside_a_training_on_other_images_are_marked(trained_run):
+    printed = (trained_run.parent / "stdout.txt").read_text()
+
+    assert results(trained_run)["conditions"]["stand_in"] == "zfnet_mini on folder"
+    assert "38.4 % (stand-in)" in printed and "ours are by zfnet_mini on folder" in printed
+
+
 def test_a_run_records_its_identity_and_its_environment(trained_run):
     conditions = results(trained_run)["conditions"]
 

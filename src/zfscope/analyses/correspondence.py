@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from zfscope.analyses.question import Metric, Question, Result, percent
-from zfscope.console import progress
+from zfscope.console import counting
 from zfscope.correspondence import correspond, layers_to_compare, occluded, random_boxes
 from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
 from zfscope.data.sources.phantom import Phantom
@@ -54,10 +54,11 @@ def analyse(question: Question) -> Result:
         masks[part, "random"] = random_boxes(boxes, options.masks, size, generator)
         masks[part, "on_object"] = random_boxes(boxes, options.masks, size, generator, around=examples.objects())
         masks[part, "same_place"] = random_boxes(boxes, options.masks, size, generator, together=True)
-    changes = {
-        key: correspond(network, examples.inputs, boxes, layers, batch_size=options.batch_size)
-        for key, boxes in progress(masks.items(), "Hiding")
-    }
+    changes = {}
+    with counting("Hiding", len(masks)) as count:
+        for key, boxes in masks.items():
+            changes[key] = correspond(network, examples.inputs, boxes, layers, batch_size=options.batch_size)
+            count()
 
     parts = tuple(examples.boxes)
     arrays = {"images": np.array(examples.names), "parts": np.array(parts)}

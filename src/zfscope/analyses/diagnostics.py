@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from zfscope.activations import TopTable
+from zfscope.analyses.members import check_prepares
 from zfscope.analyses.question import Metric, Question, Result, percent, reader
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
@@ -44,6 +45,7 @@ def analyse(question: Question) -> Result:
     networks = {"": (question.checkpoint, question.network)}
     if options.other is not None:
         networks["other/"] = (options.other, load_network(options.other).to(question.device))
+        check_prepares(networks["other/"][1], options.other)
     count = len(images) if options.images is None else options.images
     subset = random_subset(len(images), count, options.seed).tolist()
     diagnoses, measured, arrays = [], {}, {}
@@ -137,7 +139,8 @@ def _projected(
     """Tiles of the strongest activations of some maps, and the grid scores of the strongest nine."""
     numbers = random_subset(len(table.values), maps, seed)
     table = TopTable(*(part[numbers] for part in table))
-    batches = list(project_winners(network, {layer: table}, {layer: numbers}, reader(examples)))
+    winners = project_winners(network, {layer: table}, {layer: numbers}, reader(examples))
+    batches = list(progress(winners, f"Projecting {layer}"))
     if not batches:
         return {"missing": f"{layer}: all of {len(numbers)} maps are dead"}
     rows, ranks, projections, boxes = (

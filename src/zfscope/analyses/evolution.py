@@ -88,7 +88,7 @@ def agreements(
     *epochs, last = sorted(networks)
     final = maps_at(last)
     curves: dict[str, list[float]] = {layer: [] for layer in final}
-    for epoch in progress(epochs, "Comparing"):
+    for epoch in progress(epochs, "Comparing epochs"):
         for layer, maps in maps_at(epoch).items():
             curves[layer].append(agreement(maps, final[layer]))
     return {layer: [*curve, agreement(final[layer], final[layer])] for layer, curve in curves.items()}
@@ -121,6 +121,6 @@ def evolve(networks: Mapping[int, Network], *question: Any, **options: Any) -> d
     """The evolution of each layer over networks by epoch, each of which is loaded once; the rest as for ``observe``."""
     if not networks:
         raise ValueError("there is no network to look into; give one for each epoch")
-    epochs = progress(sorted(networks), "Looking")
+    epochs = progress(sorted(networks), "Projecting epochs")
     moments = [observe(networks[epoch], epoch, *question, **options) for epoch in epochs]
     return {layer: join([moment[layer] for moment in moments]) for layer in moments[0]}

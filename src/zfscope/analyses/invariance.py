@@ -43,7 +43,7 @@ def analyse(question: Question) -> Result:
     side = network.preprocessing.crop
     curves = [
         compare(network, canvases, labels, kind, default_amounts(kind, side), layers, batch_size=options.batch_size)
-        for kind in progress(KINDS, "Looking")
+        for kind in KINDS
     ]
 
     shown = of_different_classes(labels, options.shown)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfscope.console import progress
 from zfscope.networks.checkpoints import find_checkpoint, load_network, network_from_checkpoint, read_checkpoint
 from zfscope.networks.network import Network
 from zfscope.networks.public import is_zoo_name, zoo_config
@@ -38,7 +39,7 @@ def open_members(checkpoint: str | Sequence[str], partial: bool = False) -> list
     """
     sources = member_sources(checkpoint)
     members, errors = [], {}
-    for source, name in zip(sources, _names(sources), strict=True):
+    for source, name in progress(zip(sources, _names(sources), strict=True), "Opening members", len(sources)):
         try:
             member = _open(source, name)
         except (FileNotFoundError, ValueError) as error:
@@ -102,6 +103,12 @@ def member_sources(checkpoint: str | Sequence[str]) -> list[str]:
     return sources
 
 
+def check_prepares(network: Network, source: str) -> None:
+    """Refuse a network that does not say how its images are prepared."""
+    if network.preprocessing is None:
+        raise ValueError(f"{source} does not tell how its images are prepared; use a checkpoint of a run")
+
+
 def _natural(path: Path) -> list[str | int]:
     """Sort key: 2 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
@@ -125,8 +132,7 @@ def _open(source: str, name: str) -> Member:
         network = network_from_checkpoint(content, path).eval()
         state = content["zfscope"]
         config = {**(state.get("config") or {}), "model": state["model"]}
-    if network.preprocessing is None:
-        raise ValueError(f"{source} does not tell how its images are prepared; use a checkpoint of a run")
+    check_prepares(network, source)
     return Member(source, name, network, plain(config), fingerprint(network))
 
 

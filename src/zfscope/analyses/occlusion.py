@@ -60,7 +60,7 @@ def analyse(question: Question) -> Result:
             network, inputs, aim, size=options.size, stride=options.stride, fill=options.fill, layer=options.layer
         )
 
-    maps = [look_at(index) for index in progress(indices, "Covering")]
+    maps = [look_at(index) for index in progress(indices, "Covering images")]
     shown = list(zip(names, indices, maps, strict=True))[: options.shown]
     tiles: list[Tensor | None] = [None] * len(shown)
     others: list[tuple[Tensor, Tensor] | None] = [None] * len(shown)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from zfscope.analyses.question import Question, Result, over_folds, percent
-from zfscope.console import progress
+from zfscope.console import counting
 from zfscope.figures import probes_figure
 from zfscope.networks.network import Network
 from zfscope.protocols.features import feature_tables, standardised
@@ -38,15 +38,17 @@ def analyse(question: Question) -> Result:
     used = used_by(folds)
     tables = feature_tables(network, data, target.images.subset(used), layers, options.batch_size, question.device)
     scores = {name: np.zeros((len(layers), len(folds))) for name in options.classifiers}
-    for row, layer in enumerate(progress(layers, "Linear classifiers")):
-        read = standardised(tables[layer], len(folds[0].train), options.memory_gb * 1e9)
-        for column, fold in enumerate(folds):
-            train, test = read(np.searchsorted(used, fold.train), np.searchsorted(used, fold.test))
-            labels = labels_of(target, fold, options.seed, options.shuffle_labels)
-            truth = torch.from_numpy(target.images.labels[fold.test])
-            for name in options.classifiers:
-                classifier = choose_c(train, torch.from_numpy(labels), len(classes), FITS[name])
-                scores[name][row, column] = mean_class_accuracy(classifier(test).argmax(1), truth, len(classes))
+    with counting("Linear classifiers", len(layers) * len(folds) * len(options.classifiers)) as count:
+        for row, layer in enumerate(layers):
+            read = standardised(tables[layer], len(folds[0].train), options.memory_gb * 1e9)
+            for column, fold in enumerate(folds):
+                train, test = read(np.searchsorted(used, fold.train), np.searchsorted(used, fold.test))
+                labels = labels_of(target, fold, options.seed, options.shuffle_labels)
+                truth = torch.from_numpy(target.images.labels[fold.test])
+                for name in options.classifiers:
+                    classifier = choose_c(train, torch.from_numpy(labels), len(classes), FITS[name])
+                    scores[name][row, column] = mean_class_accuracy(classifier(test).argmax(1), truth, len(classes))
+                    count()
     chance = 100 / len(classes)
     title = f"{question.title} to {data.config.name}, {size} images of each of {len(classes)} classes"
     figure = probes_figure(layers, scores, chance=chance, title=title)

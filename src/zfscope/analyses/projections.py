@@ -17,6 +17,7 @@ from torch import Tensor
 from zfscope.activations import TopTable
 from zfscope.analyses.question import Metric, Question, Result, reader
 from zfscope.analyses.spec import ProjectionsAnalysis
+from zfscope.console import counting, progress
 from zfscope.deconvnet.controls import control_correlations
 from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import (
@@ -71,8 +72,10 @@ def analyse(question: Question) -> Result:
     try:
         read = reader(examples)
         ways = {"batch_size": options.batch_size, "unpooling": options.unpooling, "rule": options.rule}
-        for winners in project_winners(network, shown, maps, read, **ways):
-            arrays.put(winners)
+        with counting("Projecting", sum(int((table.values > 0).sum()) for table in shown.values())) as count:
+            for winners in project_winners(network, shown, maps, read, **ways):
+                arrays.put(winners)
+                count(len(winners.rows))
         if network.has_switches and options.controls and options.rule == "deconvnet":
             correlations = controls(network, shown, maps, read, options)
             metrics |= {name: {"value": value, "unit": "r"} for name, value in correlations.items()}
@@ -123,7 +126,8 @@ def controls(
         if not len(drawn):
             continue
         pieces = []
-        for row, rank in zip(*(index[drawn].split(options.batch_size) for index in (rows, ranks)), strict=True):
+        batches = list(zip(*(index[drawn].split(options.batch_size) for index in (rows, ranks)), strict=True))
+        for row, rank in progress(batches, f"Controls of {layer}"):
             images, sources = table.indices[row, rank].unique(return_inverse=True)
             with evaluating(network), torch.no_grad():
                 trace = network.trace(read(images.tolist()).to(network.device), top=layer)

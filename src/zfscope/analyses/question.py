@@ -18,7 +18,9 @@ from zfscope.analyses.members import Member
 from zfscope.analyses.spec import Analysis
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
+from zfscope.data.spec import AugmentConfig
 from zfscope.networks.network import Network
+from zfscope.schema import check
 
 Metric = dict[str, Any]
 
@@ -54,6 +56,14 @@ class Question:
     def title(self) -> str:
         """The last two parts of the checkpoint's path: enough to know a run of a sweep by."""
         return "/".join(Path(str(self.checkpoint)).parts[-2:])
+
+    @property
+    def other_views(self) -> dict[str, Any]:
+        """Of training from scratch, the values of ``data.augment`` that are not those of the network's own training."""
+        if not getattr(self.options, "scratch", False):
+            return {}
+        own = check(AugmentConfig, self.run.get("data", {}).get("augment") or {}, "data.augment").model_dump()
+        return {name: value for name, value in self.data.config.augment.model_dump().items() if value != own[name]}
 
     def inputs(
         self, images: ImageSet, transform: Callable[..., Tensor] | None = None, network: Network | None = None

@@ -1,23 +1,26 @@
 """One analysis from its config to its run folder: load, ask, save, log; the same for all of them."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from zfscope.analyses.members import open_members
+from zfscope.analyses.members import check_prepares, open_members
 from zfscope.analyses.question import Question, Result
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.callbacks.loggers import log_result, run_logger
 from zfscope.console import console, results_table
 from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
-from zfscope.data.spec import DataConfig
+from zfscope.data.spec import AugmentConfig, DataConfig
 from zfscope.networks.checkpoints import load_network, run_config, run_identity
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
+from zfscope.report.readings import Run
 from zfscope.runs import environment, replacing, replacing_results, write_arrays, write_results
 from zfscope.schema import check
 
@@ -25,24 +28,30 @@ from zfscope.schema import check
 SUBSET_KEYS = ("classes", "cells", "exclude")
 
 
-def analyze(config: AnalyzeConfig, folder: Path) -> None:
-    """Load what is asked about and its data, run the analysis; save, log and print its result in the run folder."""
-    question = ask(config, folder)
+def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Load what is asked about and its data, run the analysis; save, log and print its result in the run folder.
+
+    ``overrides`` are what was typed: an augmentation that was not is the run's (see ``find_data``).
+    """
+    question = ask(config, folder, any(re.match(r"\+*data[./@]augment", override) for override in overrides))
     conditions = conditions_of(config, question)
     result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
+    if any(metric["paper"] is not None for metric in metrics.values()):
+        run = Run(str(folder), config.analysis.name, metrics, conditions)
+        conditions["stand_in"] = stand_in(run, question.run.get("paper"))
     with replacing_results(folder) as new:
         pictures = save(result, new)
         write_results(new, metrics, conditions)
     log(config, folder, metrics, {name: folder / path.relative_to(new) for name, path in pictures.items()})
     shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
     title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
-    console.print(results_table(shown, title))
+    console.print(results_table(shown, title, conditions.get("stand_in")))
     console.print(f"saved in {folder}", markup=False)
 
 
-def ask(config: AnalyzeConfig, folder: Path) -> Question:
+def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Question:
     """Load what a config asks about, and its data."""
     name, device = config.analysis.name, find_device(config.device)
     network, members, run, preprocessing = None, (), {}, None
@@ -53,23 +62,30 @@ def ask(config: AnalyzeConfig, folder: Path) -> Question:
         preprocessing = largest.network.preprocessing  # data may be read at that size
     elif config.checkpoint is not None:
         network, run = load_network(config.checkpoint).to(device), run_config(config.checkpoint)
+        check_prepares(network, config.checkpoint)
         preprocessing = network.preprocessing
-    data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing)
+    data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
     return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
 
 
-def find_data(config: AnalyzeConfig, known: Mapping[str, Any], preprocessing: Preprocessing | None) -> ImageData | None:
+def find_data(
+    config: AnalyzeConfig, known: Mapping[str, Any], preprocessing: Preprocessing | None, augment_typed: bool = False
+) -> ImageData | None:
     """The data of the checkpoint's run, changed by the command line; or with ``data=NAME`` that data set.
 
     Canvas and crop are the network's. With the user's own images None where there is no data. ``known`` is the data
-    config of the checkpoint's run.
+    config of the checkpoint's run. Its augmentation goes over to a data set that has none of its own (the plain one),
+    unless one was typed.
     """
     own = config.image or getattr(config.analysis, "boxes", None)
     values = typed = {name: value for name, value in config.data.items() if value is not None}
     if "name" in typed:  # another data set has defaults of its own; where its files lie is known from the run
-        places = {"cache": "data_cache", "num_workers": "auto"}
-        values = typed | {name: known[name] for name in places if name in known and typed.get(name) == places[name]}
+        usual = {"cache": "data_cache", "num_workers": "auto"}
+        usual |= {} if augment_typed else {"augment": AugmentConfig().model_dump(mode="json")}
+        values = typed | {name: known[name] for name in usual if name in known and typed.get(name) == usual[name]}
         known = {}
+    elif "augment" in typed:  # single values of it
+        values = typed | {"augment": {**known.get("augment", {}), **typed["augment"]}}
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     try:
         data_config = check(DataConfig, {**known, **values, **sizes, "batch_size": 1}, "data")
@@ -89,10 +105,11 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     """
     options, run, data = config.analysis, question.run, question.data
     checkpoint = config.checkpoint
-    values = options.model_dump(mode="json")
+    views = {"augment": question.other_views} if question.other_views else {}
+    values = options.model_dump(mode="json") | views
     own = ("images", "indices") if config.image else ()  # they choose among the data's images
     numbers = [name for name in values if name not in options.irrelevant and name not in own]
-    changed = options.model_dump(exclude_defaults=True)
+    changed = options.model_dump(exclude_defaults=True) | views
     files = {"image": config.image, "boxes": values.get("boxes"), "exclude": data and data.config.exclude}
     conditions = {
         "checkpoint": checkpoint if checkpoint is None or isinstance(checkpoint, str) else list(checkpoint),

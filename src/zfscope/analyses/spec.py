@@ -4,8 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName
-from zfscope.schema import Count, PathText, Positive, Strict
+from zfscope.schema import Count, PathText, Positive, Strict, check
 from zfscope.training.spec import LoggerConfig
 
 Part = Literal["train", "val", "test"]
@@ -143,6 +144,13 @@ class TransferAnalysis(SampledOptions):
     shuffle_labels: bool = False
     batch_size: Count = 64
 
+    @field_validator("images_per_class")
+    @classmethod
+    def _some(cls, sizes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if sizes == ():
+            raise ValueError("give one number of images or more, such as [15,30]")
+        return sizes
+
 
 class ProbesAnalysis(SampledOptions):
     """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
@@ -163,6 +171,13 @@ class ProbesAnalysis(SampledOptions):
         if not classifiers:
             raise ValueError("classifiers names svm, softmax or both")
         return tuple(dict.fromkeys(classifiers))
+
+    @field_validator("layers")
+    @classmethod
+    def _of_some_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if layers == ():
+            raise ValueError("name one layer or more, such as [conv5,fc7]")
+        return layers
 
 
 class OverlapAnalysis(AnalysisOptions):
@@ -222,6 +237,14 @@ class AnalyzeConfig(Strict):
             raise ValueError("checkpoint is missing; give it as checkpoint=outputs/RUN")
         elif not isinstance(checkpoint, str) and name != "ensemble":
             raise ValueError(f"analysis={name} looks at one checkpoint; several belong to analysis=ensemble")
+        return self
+
+    @model_validator(mode="after")
+    def _other_is_a_data_set(self) -> Self:
+        if self.analysis.name == "overlap" and self.analysis.other.get("name"):
+            # Said here, before the first data set is opened, which may take minutes.
+            named = {name: value for name, value in self.analysis.other.items() if value is not None}
+            check(DataConfig, named, "analysis.other")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ Source: Zeiler & Fergus (2014), Sec. 5.2, Tables 4 to 6 and Fig. 9.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from zfscope.analyses.question import Metric, Question, Result, over_folds, percent
-from zfscope.console import progress
-from zfscope.data.datamodule import Examples
+from zfscope.console import console, counting
+from zfscope.data.datamodule import Examples, ImageData
+from zfscope.data.imageset import ImageSet
+from zfscope.data.statistics import statistics_of
 from zfscope.data.transforms import TrainTransform
 from zfscope.evaluation import predict
 from zfscope.figures import transfer_figure
@@ -67,21 +70,17 @@ def analyse(question: Question) -> Result:
         for size in sizes
     }
     every = [fold for size in sizes for fold in folds[size]]
-    ways = {"pretrained": frozen(question, target, layer, every)}
-    if options.scratch:
-        ways["scratch"] = from_scratch(question, target)
     accuracy = {}
-    for way, learn in ways.items():
+    for way, learn in ways_of(question, target, layer, every).items():
         most = options.scratch_folds if way == "scratch" else None
-        drawn = [(size, fold) for size in sizes for fold in folds[size][:most]]
-        scores = [
-            mean_class_accuracy(
-                learn(fold, labels_of(target, fold, options.seed, options.shuffle_labels)).argmax(1),
-                torch.from_numpy(target.images.labels[fold.test]),
-                len(target.images.classes),
-            )
-            for _, fold in progress(drawn, f"Learning, {way}")
-        ]
+        drawn = [fold for size in sizes for fold in folds[size][:most]]
+        scores = []
+        with counting(f"Learning, {way}", len(drawn)) as count:
+            for fold in drawn:
+                predicted = learn(fold, labels_of(target, fold, options.seed, options.shuffle_labels)).argmax(1)
+                truth = torch.from_numpy(target.images.labels[fold.test])
+                scores.append(mean_class_accuracy(predicted, truth, len(target.images.classes)))
+                count()
         accuracy[way] = np.reshape(scores, (len(sizes), -1))
 
     chance = 100 / len(target.images.classes)
@@ -97,6 +96,12 @@ def analyse(question: Question) -> Result:
         metrics[f"gain/{size}/accuracy"] = over_folds(after[: len(before)] - before)
     metrics["chance"] = percent(chance)
     return Result(metrics, {"images_per_class": np.array(sizes), **accuracy}, {"transfer": figure})
+
+
+def ways_of(question: Question, target: Target, layer: str, folds: Sequence[Fold]) -> dict[str, Way]:
+    """The ways of learning that are compared; what training from scratch refuses comes before any feature is made."""
+    scratch = {"scratch": from_scratch(question, target)} if question.options.scratch else {}
+    return {"pretrained": frozen(question, target, layer, folds)} | scratch
 
 
 def frozen(question: Question, target: Target, layer: str, folds: Sequence[Fold]) -> Way:
@@ -116,22 +121,32 @@ def frozen(question: Question, target: Target, layer: str, folds: Sequence[Fold]
 
 
 def from_scratch(question: Question, target: Target) -> Way:
-    """The checkpoint's architecture with fresh weights, trained by its run's optimiser on its run's views."""
+    """The checkpoint's architecture with fresh weights, trained by its run's optimiser on views of ``data.augment``.
+
+    A network or views that cannot be made are refused here, before any is trained.
+    """
     options, network, data, run = question.options, question.network, question.data, question.run
-    source = question.checkpoint
+    source, augment = question.checkpoint, question.data.config.augment
     model = zoo_config(source) if is_zoo_name(source) else run["model"]
     optim = check(OptimConfig, run.get("optim", {}), "optim")
-    transform = TrainTransform(network.preprocessing, data.config.augment, options.seed)
+    with torch.device("meta"):
+        build_network(model, len(target.images.classes), network.image_size)
+    views = partial(TrainTransform, network.preprocessing, augment, options.seed)
+    views(np.zeros((3, 3)))
+    if question.other_views:
+        told = ", ".join(f"{name}={value}" for name, value in question.other_views.items())
+        console.print(f"from scratch with data.augment: {told}, unlike the checkpoint's own training", markup=False)
 
     def learn(fold: Fold, labels: np.ndarray) -> Tensor:
         images = target.images.subset(fold.train)
+        colours = colours_of(images, data) if augment.pca_colour else None
         images.labels = labels
         batch_size = min(run.get("data", {}).get("batch_size", 128), len(images))
         seed = seed_of(fold, options.seed)
         torch.manual_seed(seed)
         fresh = build_network(model, len(images.classes), network.image_size)
         fresh.preprocessing = network.preprocessing
-        examples = Examples(images, transform, network.preprocessing.resize)
+        examples = Examples(images, views(colours), network.preprocessing.resize)
         train_from_scratch(
             fresh,
             lambda batches: DataLoader(examples, batch_sampler=batches, num_workers=data.num_workers),
@@ -149,16 +164,19 @@ def from_scratch(question: Question, target: Target) -> Way:
     return learn
 
 
+def colours_of(images: ImageSet, data: ImageData) -> np.ndarray:
+    """How the colours of a fold's training images vary, ``(3, 3)``, for ``data.augment.pca_colour``."""
+    measured = statistics_of(images, data.preprocessing.resize, data.config.cache, num_workers=data.num_workers)
+    return measured.colour_directions()
+
+
 def _average_precisions(question: Question, target: Target, layer: str) -> dict[str, Metric]:
     """PASCAL VOC: all training images, one fold; average precision of each class's softmax (Table 6)."""
     fold = Fold(np.flatnonzero(~target.held_out), np.flatnonzero(target.held_out))
-    ways = {"pretrained": frozen(question, target, layer, [fold])}
     options = question.options
-    if options.scratch:
-        ways["scratch"] = from_scratch(question, target)
     truth, classes = torch.from_numpy(target.images.labels[fold.test]).long(), target.images.classes
     metrics = {}
-    for way, learn in ways.items():
+    for way, learn in ways_of(question, target, layer, [fold]).items():
         predicted = learn(fold, labels_of(target, fold, options.seed, options.shuffle_labels))
         scores = 100 * multilabel_average_precision(predicted, truth, len(classes), average="none")
         paper = TABLE_6 if way == "pretrained" and question.data.config.name == "voc2012" else {}

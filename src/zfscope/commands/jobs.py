@@ -98,7 +98,7 @@ def run_job(name: str, values: DictConfig) -> float:
             overrides = overrides_of(folder, typed) if resuming else typed
             record = _recorder(folder, values, overrides)
             if name == "analyze":
-                return _analyze(config, folder, record)
+                return _analyze(config, folder, overrides, record)
             return _train(config, folder, overrides, record, Path(job.sweep.dir).name if in_sweep else None)
     except Exception as error:
         if not in_sweep:
@@ -202,13 +202,13 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
             _claimed.discard(folder)
 
 
-def _analyze(config: AnalyzeConfig, folder: Path, record: Callable[[], None]) -> float:
+def _analyze(config: AnalyzeConfig, folder: Path, overrides: list[str], record: Callable[[], None]) -> float:
     from zfscope.analyses.run import analyze
 
     earlier = kind_of_run(folder)  # its record stays with its result until there is a new one
     if not earlier:
         record()
-    analyze(config, folder)
+    analyze(config, folder, overrides)
     if earlier:
         record()
     return float("nan")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from zfscope.console import progress
 from zfscope.data.contents import content_hashes, evenly_spread
-from zfscope.data.imageset import ArrayImages, ImageSet
+from zfscope.data.imageset import ImageSet
 from zfscope.data.transforms import Examples
 from zfscope.networks.checkpoints import read_checkpoint
 from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
@@ -85,9 +85,7 @@ def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: in
     total = torch.zeros(3, resize, resize, dtype=torch.float64)
     squares = torch.zeros(3, resize, resize, dtype=torch.float64)
     products = torch.zeros(3, 3, dtype=torch.float64)
-    # Small sets in memory take a second or two; a bar would only flicker.
-    quick = isinstance(images, ArrayImages) or len(indices) < 2000
-    for batch, _, _ in loader if quick else progress(loader, "mean image of the training set"):
+    for batch, _, _ in progress(loader, "Mean image of the training set"):
         values = batch.double()
         total += values.sum(0)
         squares += (values**2).sum(0)

@@ -40,7 +40,11 @@ class TrainTransform:
         mean = preprocessing.mean.permute(1, 2, 0).numpy()
         self.mean = np.ascontiguousarray(np.broadcast_to(mean, (self.resize, self.resize, 3)))
         self.scale = preprocessing.scale.view(3).numpy()
-        self.timm = self._timm_transform() if augment.policy == "timm" else None
+        try:
+            self.timm = self._timm_transform() if augment.policy == "timm" else None
+        except AssertionError as error:  # how timm refuses
+            policy = f"data.augment.auto_augment={augment.auto_augment}"
+            raise ValueError(f"{policy}: {error}; write it as timm does, such as rand-m7-mstd0.5-inc1") from None
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Tensor:
         """The view of image ``index`` in this epoch, ``(3, crop, crop)`` float32."""

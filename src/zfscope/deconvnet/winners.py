@@ -165,7 +165,7 @@ def top_images(
     hook = TopActivationsHook(network, layers, k)
     try:
         with evaluating(network), torch.inference_mode():
-            for inputs, _, hook.indices in progress(batches, "Mining"):
+            for inputs, _, hook.indices in progress(batches, "Finding the strongest activations"):
                 network.run_up_to(inputs.to(network.device, memory_format=torch.channels_last), layers)
     finally:
         hook.close()

@@ -53,8 +53,8 @@ def _curves(
         shifted = [place + (2 * number + 1 - len(accuracies)) * beside for place in places]
         mean, spread = scores.mean(1), scores.std(1, ddof=1) if scores.shape[1] > 1 else np.zeros(len(scores))
         folds = f"{scores.shape[1]} fold" + "s" * (scores.shape[1] > 1)
-        label = f"{NAMES[way]} ({folds})"
-        axis.errorbar(shifted, mean, spread, color=COLOURS[way], marker="o", capsize=4, linewidth=2, label=label)
+        style = {"color": COLOURS[way], "marker": "o", "capsize": 4, "linewidth": 2}
+        axis.errorbar(shifted, mean, spread, label=f"{NAMES[way]} ({folds})", **style)
         for place, row in zip(shifted, scores, strict=True):
             axis.plot([place] * len(row), row, ".", color=COLOURS[way], alpha=0.5, markersize=5)
     if chance is not None:

@@ -24,7 +24,7 @@ from zfscope.data.imageset import ImageSet
 from zfscope.networks.network import Network, evaluating
 from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
 from zfscope.runs import checksum
-from zfscope.schema import printable
+from zfscope.schema import listed, printable
 
 BLOCK = 4096  # columns of a block
 
@@ -50,7 +50,7 @@ class FeatureTable:
         most = max(1, int(memory / 4 / max(self.count, 1)))  # columns, or rows of the result, that fit
         columns, rows = max(1, most // 2), max(1, most // 2)
         products = torch.zeros(self.count, self.count)
-        for _, block in self._mapped():
+        for _, block in progress(self._mapped(), "Inner products", -(-self.width // BLOCK)):
             for start in range(0, block.shape[1], columns):
                 part = torch.from_numpy(block[:, start : start + columns].copy())
                 for top in range(0, self.count, rows):
@@ -157,7 +157,7 @@ def write_tables(
     files, widths = {}, {}
     try:
         with evaluating(network):
-            for inputs, _, positions in progress(batches, f"Features of {len(targets)} layers"):
+            for inputs, _, positions in progress(batches, f"Features of {listed(targets)}"):
                 maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
                 values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
                 if not files:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zfscope.console import progress
 from zfscope.data.splits import stratified_split
 
 CANDIDATES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # of C, for features of mean squared norm 1
@@ -103,7 +104,7 @@ def choose_c(
     for draw in range(DRAWS):
         stay, held = map(torch.from_numpy, stratified_split(strata, HELD_OUT, seed + draw))
         classifier = None
-        for number, C in enumerate(candidates) if len(held) else ():
+        for number, C in enumerate(progress(candidates, "Choosing C")) if len(held) else ():
             classifier = fit(features[stay], labels[stay], classes, C, classifier)
             scores = classifier(features[held])
             if labels.ndim == 1:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zfscope.console import progress
-from zfscope.data.imageset import ArrayImages, ImageSet
+from zfscope.data.imageset import ImageSet
 
 SIDE = 32  # pixels of a thumbnail
 CUTOFF = 16.0  # half waves across the thumbnail; finer detail is what resizing and recompression change
@@ -190,9 +190,8 @@ class _Thumbnails(Dataset):
 def _descriptions(images: ImageSet, title: str, num_workers: int, rows: int) -> Iterator[Tensor]:
     """Descriptions of all images in order, in blocks of about so many rows."""
     loader = DataLoader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers)
-    quick = isinstance(images, ArrayImages) or len(images) < 2000  # a bar would only flicker
     waiting: list[Tensor] = []
-    for batch in loader if quick else progress(loader, title):
+    for batch in progress(loader, title):
         waiting.append(describe(batch))
         if sum(map(len, waiting)) >= rows:
             yield torch.cat(waiting)

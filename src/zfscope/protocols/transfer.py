@@ -5,6 +5,7 @@ images of each, five folds, mean accuracy per class. What a class with fewer ima
 the paper leaves open; what stands here is our choice.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -14,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from zfscope.console import progress
 from zfscope.data.imageset import ImageSet, JoinedImages
 from zfscope.data.order import TrainBatches
 from zfscope.data.splits import Splits
@@ -120,20 +122,18 @@ def train_from_scratch(
     filters = conv_layers(network).values() if filter_rms is not None else ()
     done = 0
     batches = loader(TrainBatches(count, min(batch_size, count), seed, position=lambda: done))
-    while done < steps:
-        for images, labels, _ in batches:
-            torch.manual_seed(int(np.random.SeedSequence((seed, done)).generate_state(1)[0]))
-            logits = network(images.to(device, memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, shared_targets(labels).to(device), label_smoothing=optim.label_smoothing)
-            if not bool(torch.isfinite(loss)):
-                raise ValueError(f"training from scratch: the loss became {loss.item()} at step {done}; lower optim.lr")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            for layer in filters:
-                rescale_filters_(layer.weight, filter_rms)
-            done += 1
-            if done == steps:
-                break
+    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    for images, labels, _ in progress(itertools.islice(endless, steps), "Training from scratch", steps):
+        torch.manual_seed(int(np.random.SeedSequence((seed, done)).generate_state(1)[0]))
+        logits = network(images.to(device, memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, shared_targets(labels).to(device), label_smoothing=optim.label_smoothing)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"training from scratch: the loss became {loss.item()} at step {done}; lower optim.lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        for layer in filters:
+            rescale_filters_(layer.weight, filter_rms)
+        done += 1
     return network.eval()

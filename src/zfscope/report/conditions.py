@@ -20,6 +20,9 @@ IRRELEVANT_OVERRIDES = re.compile(
     r"|optim\.epochs|(hydra|logger|callbacks|paper|checkpoints)(\..*)?|trainer(\.(accelerator|devices))?)$"
 )
 
+# How Sec. 5 learns from features; what it does not say (folds, optimiser, C) is free.
+PROTOCOL = {"test_images": (50,), "layer": (None, "fc7"), "shuffle_labels": (False,)}
+
 PHRASES = {
     "part": "{} images",
     "images": "{} images looked at",
@@ -42,7 +45,7 @@ class Sample:
     facts: Mapping[str, Any]  # what the key stands for, by dotted key
     seed: int | str | None  # of the network's training; of an ensemble those of its members
     folder: str  # of the run; several where the number is a difference of runs
-    stand_in: bool  # whether data or network are not, or not known to be, the paper's
+    stand_in: bool  # whether data, network or protocol are not, or not known to be, the paper's
     part: str = ""  # which images, and how, where a run has several: ``test, ten crops``
     spread: float | None = None  # standard deviation of what the run itself averaged over
     over: str = ""  # what that was: ``5 folds``
@@ -61,11 +64,56 @@ def sample_of(
     text = _training_text(run) if run.kind == TRAINING else _analysis_text(run)
     if not run.identified:
         text += "; training identity not recorded"
+    key, facts, seed, own = f"{_key(run)} {part}", facts_of(run), _seed(run), is_papers(run, data, rows)
+    return Sample(float(value), printable(text), key, facts, seed, run.folder, not own, part, **more)
+
+
+def is_papers(run: Run, data: str | None, rows: Collection[str]) -> bool:
+    """Whether a run's network, data and protocol are known to be the paper's; the arguments are ``sample_of``'s."""
+    if data is None or run.conditions.get("data") != data or _narrowed(run.conditions):
+        return False
+    if run.kind == "overlap":  # of two data sets; no network looks at them
+        return not _narrowed(run.question.get("other") or {})
     own = {row_of(network.facts) for network in run.networks} <= set(rows)
-    own &= data is not None and run.conditions.get("data") == data and not _narrowed(run.conditions)
-    stand_in = not (own and run.identified)
-    key, facts, seed = f"{_key(run)} {part}", facts_of(run), _seed(run)
-    return Sample(float(value), printable(text), key, facts, seed, run.folder, stand_in, part, **more)
+    return own and run.identified and not _other_protocol(run)
+
+
+def papers_own(run: Run, row: str | None = None) -> tuple[str | None, Collection[str]]:
+    """The paper's data set for such a run, None if it cannot be had, and the rows of Table 3 that its networks are.
+
+    ``row`` is the one that the config of the network's training names (``paper=``): its errors are those of this row.
+    """
+    if run.kind == "correspondence":  # the five photographs of dogs were not published
+        return None, ("zfnet",)
+    if run.kind in ("transfer", "probes"):
+        own = run.conditions.get("data")
+        return own if own in ("caltech101", "caltech256", "voc2012") else "caltech101", ("zfnet",)
+    if run.kind in (TRAINING, "evaluate"):
+        return "imagenet", [row] if isinstance(row, str) else []
+    return "imagenet", ("zfnet", "zfnet_wide") if run.kind == "ensemble" else ("zfnet",)
+
+
+def stand_in(run: Run, row: str | None = None) -> str | None:
+    """By what a run was measured whose numbers are not comparable to the paper's: ``zfnet_mini, 6 epochs, on phantom``.
+
+    None where network, data and protocol are the paper's; ``row`` as in ``papers_own``.
+    """
+    data, rows = papers_own(run, row)
+    if is_papers(run, data, rows):
+        return None
+    if run.kind == TRAINING:
+        facts, conditions = run.networks[0].facts, run.conditions
+        name = facts.get("model.name", "a network")
+        parts = [f"{name} on {_data_text(None, conditions | {'classes': facts.get('data.classes')})}"]
+    else:
+        network = "" if run.kind == "overlap" else f"{_network_text(run)}, "
+        known = run.conditions.get("data") is not None
+        parts = [f"{network}on {_data_text(None, run.conditions) if known else 'images of your own'}"]
+    if run.kind in (TRAINING, "evaluate") and run.identified and run.conditions.get("data") == data:
+        parts += [f"not the network of paper={row}" if rows else "for no row of Table 3"]
+    parts += _other_protocol(run)
+    parts += [] if run.identified or run.kind == "overlap" else ["training identity not recorded"]
+    return printable(", ".join(parts))
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -117,6 +165,12 @@ def differences(several: Sequence[Mapping[str, Any]]) -> list[str]:
         if len(set(longer)) > len(set(told)):
             told = longer
     return [", ".join(filter(None, texts)) for texts in told]
+
+
+def _other_protocol(run: Run) -> list[str]:
+    """The options by which a run learns from features otherwise than the paper."""
+    asked = run.question if run.kind in ("transfer", "probes") else {}
+    return [f"{name}={asked[name]}" for name, usual in PROTOCOL.items() if asked.get(name, usual[0]) not in usual]
 
 
 def _told(facts: Mapping[str, Any], name: str) -> str:

@@ -7,7 +7,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from zfscope.report.conditions import Sample, sample_of, twin_key
+from zfscope.report.conditions import Sample, papers_own, sample_of, twin_key
 from zfscope.report.readings import Run, folds_of, is_number, t_interval
 
 PARTS = ("right_eye", "left_eye", "nose")  # those of Table 1
@@ -59,13 +59,7 @@ def between_twins(
 
 def _sample(run: Run, value: float, **more: Any) -> Sample:
     """With the paper's data set for the analysis; None where it cannot be had."""
-    data: str | None = "imagenet"
-    if run.kind == "correspondence":
-        data = None
-    elif run.kind in ("transfer", "probes"):
-        own = run.conditions.get("data")
-        data = own if own in ("caltech101", "caltech256", "voc2012") else "caltech101"
-    rows = ("zfnet", "zfnet_wide") if run.kind == "ensemble" else ("zfnet",)
+    data, rows = papers_own(run)
     return sample_of(run, value, data=data, rows=rows, **more)
 
 

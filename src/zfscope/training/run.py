@@ -30,7 +30,9 @@ from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, load_network, start_from
 from zfscope.networks.devices import trainer_device
 from zfscope.networks.network import Network, count_parameters
+from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
+from zfscope.report.readings import TRAINING, Run
 from zfscope.runs import environment, read_results, replacing, write_results
 from zfscope.training.checkpointing import (
     BestCheckpoint,
@@ -157,8 +159,10 @@ def train(
                 "identity": identity,
                 "environment": environment(trainer.strategy.root_device, trainer.precision),
             }
+            if paper:
+                conditions["stand_in"] = stand_in(Run(str(folder), TRAINING, metrics, conditions), config.paper)
             write_results(folder, metrics, conditions)
-            console.print(results_table(metrics, str(folder)))
+            console.print(results_table(metrics, str(folder), conditions.get("stand_in")))
             for logger_of_run in trainer.loggers:
                 logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
                 logger_of_run.save()

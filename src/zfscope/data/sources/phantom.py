@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zfscope.console import progress
+from zfscope.console import counting
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
@@ -113,11 +113,12 @@ def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
         for path, (seed, split, size) in missing.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             work = [(seed, split, start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
-            chunks = progress(draw_chunks(_draw_images, work), f"drawing phantom/{split}", len(work))
-            with replacing(path) as temporary:
+            chunks = draw_chunks(_draw_images, work)
+            with replacing(path) as temporary, counting(f"Drawing phantom/{split}", size) as count:
                 images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (size, SIZE, SIZE, 3))
                 for (_, _, start, stop), chunk in zip(work, chunks, strict=True):
                     images[start:stop] = chunk
+                    count(stop - start)
                 images.flush()
                 with replacing(_checksum_file(path)) as note:
                     note.write_text(checksum(temporary), encoding="utf-8")
