@@ -193,8 +193,8 @@ def test_a_folder_that_a_config_names_lies_below_the_working_directory(command, 
 
 def evaluate(command, run, *more, part="val"):
     return command(
-        "analyze", f"checkpoint={run}", f"analysis.part={part}", "analysis.ten_crops=false", "logger=none",
-        "device=cpu", *more,
+        "analyze", *more, f"checkpoint={run}", f"analysis.part={part}", "analysis.ten_crops=false", "logger=none",
+        "device=cpu",
     )  # fmt: skip
 
 
@@ -237,6 +237,28 @@ def test_an_analysis_replaces_its_own_earlier_result_once_it_has_a_new_one(comma
     assert results(found)["conditions"]["part"] == "train"
     assert "analysis.part=train" in (found / ".hydra/overrides.yaml").read_text()
     assert sorted(path.name for path in found.iterdir()) == [".hydra", ".lock", "results.json"]
+
+
+def test_a_job_that_fails_leaves_the_earlier_result_of_its_analysis_and_is_told(command, trained_run, tmp_path):
+    evaluate(
+        command, trained_run, "-m", "hydra.sweep.dir=both", "hydra.sweep.subdir=${analysis.part}", part="train,val"
+    )
+    before = results(tmp_path / "both/val")
+
+    code, out, _ = evaluate(
+        command,
+        f"{trained_run},nowhere",
+        "-m",
+        "hydra.sweep.dir=both",
+        "hydra.sweep.subdir=${analysis.part}_${checkpoint}",
+    )
+    again, shown, _ = evaluate(
+        command, "nowhere", "-m", "hydra.sweep.dir=both", "hydra.sweep.subdir=${analysis.part}", part="train,val"
+    )
+
+    assert (code, again) == (1, 1)
+    assert results(tmp_path / "both/val") == before
+    assert shown.count("failed: no checkpoint at nowhere") == 2 and "failed" in out
 
 
 # --- other processes ---

@@ -32,6 +32,7 @@ def test_the_papers_own_network_data_and_protocol_are_no_stand_in():
         (analysis("a", "transfer", PRETRAINED, data="caltech101"), None, MINI + "caltech101"),
         (of_own(data="phantom"), None, OWN + "phantom"),
         (of_own(classes=["dog"]), None, OWN + "caltech101 (dog)"),
+        (of_own(clutter=True), None, OWN + "caltech101 (with background)"),
         (of_own(test_images=5), None, OWN + "caltech101, test_images=5"),
         (of_own(layer="conv5"), None, OWN + "caltech101, layer=conv5"),
         (of_own(shuffle_labels=True), None, OWN + "caltech101, shuffle_labels=True"),

@@ -24,8 +24,8 @@ from zfscope.report.readings import Run
 from zfscope.runs import environment, replacing, replacing_results, write_arrays, write_results
 from zfscope.schema import check
 
-# What makes a data set smaller than its name says.
-SUBSET_KEYS = ("classes", "cells", "exclude")
+# What makes a data set another one than its name says.
+SUBSET_KEYS = ("classes", "cells", "exclude", "clutter")
 
 
 def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
@@ -161,8 +161,8 @@ def digest_of(path: str) -> str | None:
 
 
 def subset_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a data set smaller than its name says: classes, cells, left-out images."""
-    return {key: data[key] for key in SUBSET_KEYS if data.get(key) is not None}
+    """What makes a data set another one than its name says: classes, cells, left-out images, a background class."""
+    return {key: data[key] for key in SUBSET_KEYS if data.get(key)}
 
 
 def stem_of(model: Mapping[str, Any]) -> str | None:

@@ -107,9 +107,9 @@ def run_job(name: str, values: DictConfig) -> float:
             raise Refused from error
         cause = one_line(error)
         console.print(f"job {job.job.num} failed: {cause}", style="red", markup=False)
-        if entered:
+        if entered and (name == "train" or kind_of_run(folder) is None):
             write_results(folder, {}, {"overrides": typed}, state="failed", cause=cause)
-        else:  # the folder is another run's
+        else:  # the folder is another run's, or has an earlier result
             _failed[folder] = cause
         return float("nan")
 

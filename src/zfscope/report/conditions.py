@@ -278,10 +278,11 @@ def _data_text(name: Any, conditions: Mapping[str, Any]) -> str:
 
 
 def _narrowed(conditions: Mapping[str, Any]) -> list[str]:
-    """What makes a data set smaller: classes, cells."""
+    """What makes a data set another one than its name says: classes, cells, Caltech's background class."""
     classes, cells = conditions.get("classes"), conditions.get("cells")
     listed = ", ".join(map(str, classes)) if isinstance(classes, list | tuple) else str(classes)
-    return [listed] * bool(classes) + [str(cells)] * bool(cells)
+    background = ["with background"] * bool(conditions.get("clutter"))
+    return [listed] * bool(classes) + [str(cells)] * bool(cells) + background
 
 
 def _epochs_text(count: Any) -> str:
