@@ -63,7 +63,7 @@ def analysis(folder, name, values, *, seed=0, data="phantom", run=None, checkpoi
     trained |= run or {}
     if "identity" not in trained:
         trained["identity"] = identity_of_network(trained)
-    about = {key: options.pop(key) for key in ("classes", "files", "members", "unusual") if key in options}
+    about = {key: options.pop(key) for key in ("classes", "clutter", "files", "members", "unusual") if key in options}
     about |= {"data_fingerprint": options.pop("data_fingerprint", f"of {data}")}
     question = {key: value for key, value in (options_of(name) | options).items() if key not in UNIMPORTANT}
     conditions = {"name": name, "checkpoint": checkpoint, "data": data, "run": trained, "question": question}
