@@ -1,4 +1,6 @@
-"""How long a typo, ``--help`` and a TAB take: medians of wall seconds, and whether torch was imported.
+"""How long a typo, ``--help`` and a TAB take, and the way from a training's last line back to the prompt.
+
+Medians of wall seconds, and whether torch was imported.
 
     python benchmarks/refusals.py [--rounds 5] [--peer TREE PYTHON]
 
@@ -7,13 +9,18 @@ over rounds of the peer's time over ours. Table in docs/reliability.md.
 """
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CASES = {
@@ -31,6 +38,7 @@ CASES = {
     "--help": ["--help"],
     "TAB": ["-sc", "query=bash"],
 }
+MOST_SECONDS = 60
 HEAVY = ("torch", "lightning", "timm", "torchvision", "wandb", "matplotlib")
 
 
@@ -39,11 +47,36 @@ def answer(tree: Path, python: str, arguments: list[str], folder: str, *flags: s
     line = "train.py optim=pap"
     environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
     since = time.perf_counter()
-    done = subprocess.run(
-        [python, *flags, str(tree / "train.py"), *arguments],
-        capture_output=True, text=True, cwd=folder, env=environment, timeout=120,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [python, *flags, str(tree / "train.py"), *arguments],
+            capture_output=True, text=True, cwd=folder, env=environment, timeout=MOST_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:  # an earlier version drew its data first
+        return math.inf, ""
     return time.perf_counter() - since, done.stderr
+
+
+def write_images(root: Path) -> None:
+    """Two classes of four small images each, for training and validation."""
+    random = np.random.default_rng(0)
+    for part, kind, number in product(("train", "val"), ("a", "b"), range(4)):
+        folder = root / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{part}_{number}.png")
+
+
+def seconds_to_the_prompt(tree: Path, python: str, folder: str) -> float:
+    """From the last line of a short training to the end of its process."""
+    sizes = "data.resize=128 data.crop=112 data.batch_size=4 data.num_workers=0 trainer.max_epochs=1 logger=none"
+    command = [python, str(tree / "train.py"), "data=folder", "data.root=images", "device=cpu", *sizes.split()]
+    command += ["callbacks=none", "evaluate.enabled=false", f"hydra.run.dir=run_{time.time_ns()}"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last = time.perf_counter()
+    for _ in process.stdout:
+        last = time.perf_counter()
+    assert process.wait() == 0, "the training failed"
+    return time.perf_counter() - last
 
 
 def main() -> None:
@@ -63,6 +96,10 @@ def main() -> None:
             peer = f"{statistics.median(seconds[1] for seconds in rounds):8.2f}" if options.peer else f"{'':8}"
             ratio = f"{statistics.median(s[1] / s[0] for s in rounds):6.1f}" if options.peer else f"{'':6}"
             print(f"{name:32} {ours:8.2f} {peer} {ratio}  {', '.join(sorted(loaded)) or 'nothing heavy'}")
+        write_images(Path(folder) / "images")
+        rounds = [[seconds_to_the_prompt(*tree, folder) for tree in trees] for _ in range(options.rounds)]
+        medians = "".join(f"{statistics.median(column):9.2f}" for column in zip(*rounds, strict=True))
+        print(f"{'last line to prompt':32}{medians}")
 
 
 if __name__ == "__main__":
