@@ -196,4 +196,6 @@ def _start_wandb(folder: Path, mode: str, about: dict[str, Any]) -> Any:
             rank_zero_warn(
                 f"W&B is not within reach ({cause}); this run is logged offline, `wandb sync` sends it later"
             )
+        if options["id"]:  # W&B's process still holds the id of the run that did not start
+            options["id"] = f"{options['id']}-offline"
     return wandb.init(**options, mode="offline", settings=wandb.Settings(**settings, silent=True))

@@ -151,4 +151,8 @@ class Projections(Callback):
                 "Projections must know which images a validation batch holds: use a loader without shuffling, "
                 "or data (image, label, index)"
             )
+        if self.top > len(loader.dataset):
+            rank_zero_warn(
+                f"Projections: top={self.top}, but validation has {len(loader.dataset)} images: all of them are taken"
+            )
         self._layers = check_projectable(self._network, self.layers, image_of(item), self.unpooling)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from zfscope.activations import TopTable
-from zfscope.analyses.question import Metric, Question, Result, percent, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, percent, reader
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
 from zfscope.deconvnet.winners import TopActivationsHook, check_projectable, project_winners, random_subset
@@ -44,7 +44,7 @@ def analyse(question: Question) -> Result:
     networks = {"": (question.checkpoint, question.network)}
     if options.other is not None:
         networks["other/"] = (options.other, load_network(options.other).to(question.device))
-    count = len(images) if options.images is None else options.images
+    count = len(images) if options.images is None else at_most(options.images, len(images), "analysis.images")
     subset = random_subset(len(images), count, options.seed).tolist()
     diagnoses, measured, arrays = [], {}, {}
     for prefix, (source, network) in networks.items():

@@ -24,6 +24,7 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
@@ -149,7 +150,7 @@ def one_line(error: BaseException) -> str:
         return lines[-1].partition(": ")[2] or lines[-1]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {lines[0]}; a value with such characters is put in quotes: 'key=\"value\"'"
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException | ValidationError):
         return " ".join(lines)
     return lines[0]
 
@@ -192,7 +193,8 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
         for place, kind in zip(plan.places(folder), plan.kinds, strict=True):
             check_content(place, kind, plan.resuming)
 
-    with claim(plan.folder, numbered=not plan.named, check=check_all) as folder:
+    key = "hydra.sweep.dir" if plan.in_sweep else "hydra.run.dir"
+    with claim(plan.folder, numbered=not plan.named, check=check_all, key=key) as folder:
         if not plan.in_sweep:
             _claimed.add(folder)
         try:

@@ -47,13 +47,35 @@ def read_typed(name: str, overrides: Sequence[str], schema: Any) -> list[str]:
     check_experiments(name, parsed)
     for override in parsed:
         key, value = override.key_or_group, override.value()
-        if override.is_delete() and "." in key and not key.startswith(("callbacks.", "trainer.", "hydra.")):
-            raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
         group = key.partition("@")[0]
-        if is_group(group) and isinstance(value, int | float):
+        if override.is_delete():
+            _check_removal(override, schema)
+        elif is_group(group) and not override.is_sweep_override() and not _names_options(value, schema, group):
             options = [path.stem for path in Path(CONF, group).glob("*.yaml")]
-            raise ValueError(f"{key}={value} names no option of the group {group}; {nearest(str(value), options)}")
+            shown = override.input_line.partition("=")[2]
+            raise ValueError(f"{key}={shown} names no option of the group {group}; {nearest(str(value), options)}")
     return overrides
+
+
+def _names_options(value: Any, schema: Any, group: str) -> bool:
+    """Whether a value names one option of a group, or several where the schema can do without one."""
+    field = schema.model_fields.get(group)
+    needed = field is not None and field.is_required()
+    return isinstance(value, str) or (isinstance(value, list) and not needed)
+
+
+def _check_removal(override: Override, schema: Any) -> None:
+    """Refuse ``~key`` of a value or of a group that the schema knows; what else is there may be removed."""
+    key = override.key_or_group
+    if is_group(key):
+        field = schema.model_fields.get(key)
+        if field is not None and field.is_required():
+            options = ", ".join(sorted(path.stem for path in Path(CONF, key).glob("*.yaml")))
+            raise ValueError(
+                f"{override.input_line}: a group cannot be removed, only chosen: {key}=…; there are {options}"
+            )
+    elif key in schema.model_fields or ("." in key and not key.startswith(("callbacks.", "trainer.", "hydra."))):
+        raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
 
 
 def check_experiments(name: str, overrides: Sequence[Override]) -> None:

@@ -297,7 +297,10 @@ def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
-    trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
+    try:
+        trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
+    except (AttributeError, AssertionError, LookupError, RuntimeError) as error:
+        raise ValueError(f"lightning.Trainer does not take these values: {error}; look at trainer.…") from error
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
         raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")
