@@ -100,12 +100,16 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
                 raise
             raise ValueError(_unknown_key(name, unknown[1], overrides)) from error
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-    named = any(override.key_or_group == key for override in parse(overrides))
-    if not named and not Path(os.path.abspath(folder)).is_relative_to(Path.cwd()):
-        raise ValueError(f"{key}={folder} of a config lies outside the working directory; type it, if it is meant")
+    typed = {override.key_or_group for override in parse(overrides)}
+    places = [(key, folder), *(("hydra.sweep.subdir", job) for job in jobs or () if not _is_below(job, folder))]
+    for place_key, place in places:
+        if place_key not in typed and not _is_below(place, Path.cwd()):
+            raise ValueError(
+                f"{place_key}={place} of a config lies outside the working directory; type it, if it is meant"
+            )
     flags = [f"--config-dir={arguments.config_dir}"] if arguments.config_dir else []
     flags += ["--multirun"] if arguments.multirun else []
-    return Plan(folder, named, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs)
+    return Plan(folder, key in typed, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs)
 
 
 def kind_of_config(name: str, config: DictConfig) -> str:
@@ -145,6 +149,10 @@ def _plan_resumption(resumption: Resumption) -> Plan:
     arguments.append("hydra.output_subdir=null")
     note = difference(resumption.folder)
     return Plan(resumption.folder, True, arguments, ["training"], resuming=True, note=note)
+
+
+def _is_below(place: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
 
 
 def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) -> DictConfig:

@@ -22,6 +22,7 @@ from zfscope.callbacks import FilterRenorm
 from zfscope.callbacks.loggers import run_logger
 from zfscope.console import console, network_table, results_table
 from zfscope.data.datamodule import ImageData, open_data, workers_for
+from zfscope.data.order import check_batch_size
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
@@ -66,29 +67,30 @@ def train(
     lightning.seed_everything(config.seed, workers=True, verbose=False)
 
     splits = open_data(config.data)
+    check_batch_size(config.data.batch_size, len(splits.train))
     fingerprint = splits.train.fingerprint
-    workers = workers_for(splits.train, config.data)
-    statistics = statistics_of(
-        splits.train, config.data.resize, config.data.cache, most=config.data.mean_images, num_workers=workers
-    )
-    torch.manual_seed(config.seed)  # measuring a data set draws numbers, reading what was measured does not
-    network = build_network(config.model, len(splits.train.classes), config.data.crop)
-    network.classes = splits.train.classes
-    network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
-    if config.weights:
-        fresh = start_from(network, config.weights)
-        console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
     last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
     if checkpoint is not None:
         check_same_data(checkpoint, last, fingerprint)
-        if has_finished(config, folder, checkpoint):
-            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            console.print(
-                f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
-            )
-            return float("nan")
+    torch.manual_seed(config.seed)
+    network = build_network(config.model, len(splits.train.classes), config.data.crop)
+    network.classes = splits.train.classes
+    if config.weights:  # refused before the images are measured, which may take long
+        fresh = start_from(network, config.weights)
+        console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
+    if checkpoint is not None and has_finished(config, folder, checkpoint):
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        console.print(f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…")
+        return float("nan")
     identity = identity_of(config, splits, checkpoint, last)
     del checkpoint
+    workers = workers_for(splits.train, config.data)
+    with torch.random.fork_rng(devices=[]):  # measuring draws numbers, reading what was measured does not
+        statistics = statistics_of(
+            splits.train, config.data.resize, config.data.cache, most=config.data.mean_images, num_workers=workers
+        )
+    if network.preprocessing is None:
+        network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
     classifier = Classifier(
         network,
