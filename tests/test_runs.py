@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path, monkeypat
     (tmp_path / "file").touch()
 
     with (
-        pytest.raises(OSError, match=f"{place} (cannot be written|: a file is in the way).*; choose another"),
+        pytest.raises(OSError, match=f"{place}( cannot be written|: a file is in the way).*; choose another"),
         claim(place),
     ):
         pass

@@ -50,7 +50,7 @@ def test_config_is_flattened_and_secrets_are_redacted(monkeypatch):
 def test_loggers_that_are_unknown_are_refused(tmp_path):
     with pytest.raises(ValueError, match="logger=mlflow is unknown; the loggers are wandb, csv, tensorboard, none"):
         build_logger("mlflow", tmp_path)
-    with pytest.raises(ValueError, match="mode=shared must be offline or online"):
+    with pytest.raises(ValueError, match="mode=shared must be offline, online or disabled"):
         build_logger("wandb", tmp_path, mode="shared")
 
 
