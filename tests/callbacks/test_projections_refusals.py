@@ -138,6 +138,11 @@ def test_images_that_do_not_come_again_as_they_were_are_told_of(tmp_path, make):
         fit(tmp_path, make(), Projections())
 
 
+def test_fewer_images_than_the_top_wants_are_told_of_once(tmp_path):
+    with pytest.warns(UserWarning, match="Projections: top=99, but validation has .* images: all of them are taken"):
+        fit(tmp_path, Module(), Projections(top=99))
+
+
 def test_a_validation_that_runs_no_layer_is_told_of(tmp_path):
     class Elsewhere(Module):
         def validation_step(self, batch, _):
