@@ -191,9 +191,11 @@ def _start_wandb(folder: Path, mode: str, about: dict[str, Any]) -> Any:
     if mode == "online":
         try:
             return wandb.init(**options, mode="online", settings=wandb.Settings(**settings))
-        except (wandb.errors.Error, OSError) as error:
+        except Exception as error:  # W&B's errors have no common class
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             rank_zero_warn(
                 f"W&B is not within reach ({cause}); this run is logged offline, `wandb sync` sends it later"
             )
+        if options["id"]:  # W&B's process still holds the id of the run that did not start
+            options["id"] = f"{options['id']}-offline"
     return wandb.init(**options, mode="offline", settings=wandb.Settings(**settings, silent=True))

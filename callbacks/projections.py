@@ -185,6 +185,10 @@ class Projections(Callback):
         dataset = readable_dataset(first_loader(trainer.val_dataloaders))
         if dataset is None and batch is None:
             return
+        if dataset is not None and self.top > len(dataset):
+            rank_zero_warn(
+                f"Projections: top={self.top}, but validation has {len(dataset)} images: all of them are taken"
+            )
         self._layers, image = (), None
         with left_out("Projections", typed=self.part is not None):
             last = None if dataset is None else read_item(dataset, len(dataset) - 1)

@@ -68,9 +68,18 @@ def test_the_images_of_the_commands_are_in_the_repository():
     assert images and all((ROOT / image).is_file() for image in images)
 
 
-def test_the_tests_that_reliability_names_are_there():
-    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+def named_tests(page):
+    """Path and name of each test that a page names; rows of its tables that name none fail."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.endswith("| test |")]
+    without = [row for row in rows if not re.search(r"`tests/[\w/]+\.py::\w+` \|$", row) and "**" not in row]
+    assert without == []
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "bad-inputs.md"])
+def test_the_tests_that_a_page_names_are_there(page):
+    named = named_tests(page)
 
     assert len(named) > 15
     for path, test in named:

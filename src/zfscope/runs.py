@@ -163,16 +163,16 @@ def run_id(folder: str | Path) -> str:
 
 
 @contextmanager
-def lock(folder: str | Path) -> Iterator[None]:
+def lock(folder: str | Path, key: str = "hydra.run.dir") -> Iterator[None]:
     """Hold a run folder for this process alone; the file ``.lock`` stays."""
     held = FileLock(Path(folder) / LOCK, timeout=0)
     try:
         held.acquire()
     except Timeout:
-        message = f"the run folder {folder} is locked by another process; wait for it or choose another hydra.run.dir"
+        message = f"the run folder {folder} is locked by another process; wait for it or choose another {key}"
         raise RunFolderLocked(message) from None
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise _unwritable(key, folder, error) from None
     try:
         yield
     finally:
@@ -181,13 +181,17 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def claim(
-    folder: str | Path, *, numbered: bool = False, check: Callable[[Path], None] = lambda folder: None
+    folder: str | Path,
+    *,
+    numbered: bool = False,
+    check: Callable[[Path], None] = lambda folder: None,
+    key: str = "hydra.run.dir",
 ) -> Iterator[Path]:
     """Make a run folder, or take one that is there, and hold it; yields its path.
 
     With ``numbered`` a folder that is there is left alone, and ``folder_2``, ``folder_3``, … is made. ``check`` raises
     if what is in the folder must stay. If the block raises before anything was done in the folder, it is removed with
-    the folders that were made above it.
+    the folders that were made above it. ``key`` names the folder in messages.
 
     Raises:
         RunFolderLocked: If another process holds the folder.
@@ -202,13 +206,13 @@ def claim(
             if not numbered and folder.is_dir():
                 made = []
             elif not numbered:
-                raise NotADirectoryError(f"{folder} is a file; choose another hydra.run.dir") from None
+                raise NotADirectoryError(f"{key}={folder}: a file is in the way; choose another folder") from None
             else:
                 number += 1
                 folder = wanted.with_name(f"{wanted.name}_{number}")
         except OSError as error:
-            raise _unwritable(folder, error) from None
-    with lock(folder):
+            raise _unwritable(key, folder, error) from None
+    with lock(folder, key):
         try:
             check(folder)
             yield folder
@@ -217,10 +221,10 @@ def claim(
             raise
 
 
-def check_writable(folder: str | Path, key: str) -> None:
-    """Refuse a folder that cannot be written, or made where it is missing; nothing is left behind.
+def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
+    """Refuse a folder that cannot be written or made, or whose disk has less than ``needed`` bytes left.
 
-    ``key`` names it in the message.
+    Nothing is left behind; ``key`` names the folder in the message.
     """
     place = Path(folder).expanduser().absolute()
     while not place.exists() and place != place.parent:
@@ -230,6 +234,12 @@ def check_writable(folder: str | Path, key: str) -> None:
             pass
     except OSError as error:
         raise OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder") from None
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OSError(
+            f"{key}={folder} needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; free space or choose "
+            "another folder"
+        )
 
 
 def _make(folder: Path) -> list[Path]:
@@ -240,8 +250,8 @@ def _make(folder: Path) -> list[Path]:
     return [folder.absolute(), *missing]
 
 
-def _unwritable(folder: str | Path, error: OSError) -> OSError:
-    return OSError(f"hydra.run.dir={folder} cannot be written ({error.strerror}); choose another folder")
+def _unwritable(key: str, folder: str | Path, error: OSError) -> OSError:
+    return OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder")
 
 
 def _remove_unused(made: Sequence[Path]) -> None:

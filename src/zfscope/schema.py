@@ -21,8 +21,10 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _as_path(value: Any) -> Any:
-    return os.path.expanduser(value) if isinstance(value, str) else value
+def _as_path(value: str) -> str:
+    if "://" in value:
+        raise ValueError(f"{value} is a URL; download it first and give its path")
+    return os.path.expanduser(value)
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]  # a number in YAML is meant as a name
@@ -33,6 +35,11 @@ class Strict(BaseModel):
     """A group of keys that knows all its names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def place(cls, values: Mapping[str, Any], location: Sequence[str]) -> str:
+        """What a refusal of the value at ``location`` shall say beside key and value; nothing by default."""
+        return ""
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -54,6 +61,8 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
         problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         prefix = f"{group}." if group else ""
+        if issubclass(schema, Strict):
+            more = schema.place(values, [str(part) for part in problem["loc"]]) + more
         sentence = _sentence(schema, values, problem).replace("give it as ", f"give it as {prefix}")
         raise ValueError(prefix + sentence + more) from None
 

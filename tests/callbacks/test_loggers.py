@@ -1,9 +1,13 @@
 """Loggers, and what W&B's own tool reads back from an offline run."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+import threading
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +190,48 @@ def test_an_online_run_without_a_key_warns_and_goes_on_offline(tmp_path, monkeyp
     line = finish(logger)
 
     assert line.startswith(f"wandb sync {tmp_path / 'run' / 'wandb'}/offline-run-")
+
+
+class RefusingServer(BaseHTTPRequestHandler):
+    """Answers whatever is asked that the key is wrong."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(401)
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *_): ...
+
+
+# W&B keeps the first server that a process talked to, so this needs a process of its own.
+IN_A_PROCESS = """
+import sys, warnings
+from zfscope.callbacks import loggers
+loggers.INIT_SECONDS = 5
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    logger = loggers.build_logger("wandb", sys.argv[1], mode="online", run_id="run1")
+    logger.log_metrics({"loss": 0.5}, step=1)
+    print(loggers.finish(logger))
+for warning in told:
+    print(warning.message)
+"""
+
+
+@pytest.mark.parametrize("server", ["wrong key", pytest.param("unreachable", marks=pytest.mark.slow)])
+def test_an_online_run_whose_server_refuses_it_or_is_out_of_reach_warns_once_and_goes_on_offline(tmp_path, server):
+    with ThreadingHTTPServer(("127.0.0.1", 0), RefusingServer) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        port = refusing.server_port if server == "wrong key" else 9
+        place = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "true"}
+        command = [sys.executable, "-c", IN_A_PROCESS, str(tmp_path)]
+        answer = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, timeout=120)
+        refusing.shutdown()
+
+    assert answer.returncode == 0, answer.stderr
+    sync, *told = [line for line in answer.stdout.splitlines() if "W&B" in line or line.startswith("wandb sync")]
+    assert re.fullmatch(rf"wandb sync '?{tmp_path}/wandb/offline-run-\d+_\d+-run1-offline'?", sync)
+    assert len(told) == 1, told
+    assert re.match(r"W&B is not within reach \(.*\); this run is logged offline, `wandb sync` sends it later", told[0])

@@ -114,6 +114,11 @@ def test_which_images_a_batch_holds_must_be_known_where_several_processes_train(
     assert len(messages) == 1 and module.global_step == 6 and not (tmp_path / "figures").exists()
 
 
+def test_fewer_images_than_the_top_wants_are_told_of_once(tmp_path):
+    with pytest.warns(UserWarning, match="Projections: top=99, but validation has .* images: all of them are taken"):
+        fit(tmp_path, Module(), Projections(top=99))
+
+
 def test_a_validation_that_runs_no_layer_is_told_of(tmp_path):
     class Elsewhere(Module):
         def validation_step(self, batch, _):

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.conftest import ROOT
 from zfscope.commands.jobs import one_line
+from zfscope.training.spec import OptimConfig
 
 
 def results(folder):
@@ -160,6 +162,9 @@ def test_an_error_of_a_loaders_process_is_told_by_its_last_line():
 
     assert one_line(ValueError(report)) == "a.jpg is cut off"
     assert one_line(ValueError("first\nsecond")) == "first"
+    with pytest.raises(ValidationError, match="lr") as refusal:  # as W&B checks its settings
+        OptimConfig(lr="abc")
+    assert re.search(r"1 validation error for OptimConfig lr Input should be a valid number", one_line(refusal.value))
     assert one_line(ValueError()) == "ValueError"
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from zfscope.activations import TopTable
 from zfscope.analyses.members import check_prepares
-from zfscope.analyses.question import Metric, Question, Result, percent, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, percent, reader
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
 from zfscope.deconvnet.winners import TopActivationsHook, check_projectable, project_winners, random_subset
@@ -46,7 +46,7 @@ def analyse(question: Question) -> Result:
     if options.other is not None:
         networks["other/"] = (options.other, load_network(options.other).to(question.device))
         check_prepares(networks["other/"][1], options.other)
-    count = len(images) if options.images is None else options.images
+    count = len(images) if options.images is None else at_most(options.images, len(images), "analysis.images")
     subset = random_subset(len(images), count, options.seed).tolist()
     diagnoses, measured, arrays = [], {}, {}
     for prefix, (source, network) in networks.items():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zfscope.analyses.question import Question, Result, percent
+from zfscope.analyses.question import Question, Result, at_most, percent
 from zfscope.console import progress
 from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
@@ -37,7 +37,7 @@ def analyse(question: Question) -> Result:
     layers = layers_to_watch(question.network, options.layers)
     networks = Epochs(question.checkpoint, question.device)
     examples = question.inputs(images)
-    indices = random_subset(len(images), options.images, options.seed)
+    indices = random_subset(len(images), at_most(options.images, len(images), "analysis.images"), options.seed)
     inputs = torch.stack([examples[index][0] for index in progress(indices.tolist(), "Reading")])
 
     def read(numbers: Sequence[int]) -> Tensor:

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zfscope.analyses.question import Metric, Question, Result
+from zfscope.analyses.question import Metric, Question, Result, at_most
 from zfscope.console import progress
 from zfscope.deconvnet.winners import as_pictures, random_subset
 from zfscope.evaluation import check_classes
 from zfscope.figures import invariance_figure
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
+from zfscope.schema import printable
 
 NEAR = 20  # degrees: rotations within which a photograph still looks upright
 
@@ -37,7 +38,7 @@ def analyse(question: Question) -> Result:
     if images.labels.ndim != 1:
         raise ValueError("analysis=invariance needs images with one true label each; these have several")
     examples = question.inputs(images, network.preprocessing.normalised_canvas)
-    indices = random_subset(len(images), options.images, options.seed)
+    indices = random_subset(len(images), at_most(options.images, len(images), "analysis.images"), options.seed)
     canvases = torch.stack([examples[index][0] for index in progress(indices.tolist(), "Reading")])
     labels = torch.from_numpy(images.labels[indices.numpy()])
     side = network.preprocessing.crop
@@ -59,7 +60,7 @@ def analyse(question: Question) -> Result:
     for layer in layers:
         arrays[f"another/{layer}"] = np.array(curves[0].another[layer])
         arrays[f"norms/{layer}"] = curves[0].norms[layer].numpy()
-    names = [images.classes[labels[number]] for number in shown.tolist()]
+    names = [printable(images.classes[labels[number]]) for number in shown.tolist()]
     title = f"{question.checkpoint}: {len(indices):,} images of {question.part}"
     figure = invariance_figure(curves, tiles, shown, names, title=title)
     metrics = {}

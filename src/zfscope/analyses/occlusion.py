@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from zfscope.activations import TopTable
-from zfscope.analyses.question import Metric, Question, Result, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, reader
 from zfscope.console import progress
 from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.sources.phantom import Phantom
@@ -72,6 +72,7 @@ def analyse(question: Question) -> Result:
         if options.top and pool is not None and shown:
             layer, numbers = maps[0].layer, torch.tensor([image.occlusion.feature_map for *_, image in shown])
             batches = question.data.centre_crops(pool, options.batch_size)
+            at_most(options.top, len(pool), "analysis.top")
             table = top_images(network, batches, [layer], options.top + 1)[layer]
             itself = [index if images is pool else -1 for _, index, _ in shown]
             read = reader(question.inputs(pool))
@@ -84,7 +85,7 @@ def analyse(question: Question) -> Result:
     figures = {}
     for (name, index, image), tile, other in zip(shown, tiles, others, strict=True):
         inputs, label, _ = examples[index]
-        true = f", {images.classes[int(label)]}" if images is pool and label.ndim == 0 else ""
+        true = f", {printable(images.classes[int(label)])}" if images is pool and label.ndim == 0 else ""
         picture = as_pictures(network, inputs[None])[0]
         title = images.name(index) + true if images is pool else printable(Path(own).name)
         title += "" if options.rule == "deconvnet" else f", rule {options.rule}"
@@ -106,9 +107,9 @@ def class_number(network: Network, target: str) -> int:
         return int(target)
     close = difflib.get_close_matches(target, classes, n=1)
     numbers = f"a number from 0 to {count - 1}" if count else "a number"
-    way = f"did you mean {close[0]}?" if close else f"give {'a name or ' if classes else ''}{numbers}"
+    way = f"did you mean {printable(close[0])}?" if close else f"give {'a name or ' if classes else ''}{numbers}"
     if not close and 0 < len(classes) <= 30:
-        way += f"; the classes are {', '.join(classes)}"
+        way += f"; the classes are {', '.join(map(printable, classes))}"
     raise ValueError(f"analysis.target={target}: the network has no such class; {way}")
 
 
@@ -144,7 +145,7 @@ def drop_places(maps: Sensitivity, mask: Tensor) -> tuple[float, float, bool, fl
 def _chosen(images: ImageSet, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
     """The images that ``indices`` names, or a random subset."""
     if indices is None:
-        return random_subset(len(images), count, seed).tolist()
+        return random_subset(len(images), at_most(count, len(images), "analysis.images"), seed).tolist()
     for index in indices:
         if index >= len(images):
             raise ValueError(f"analysis.indices: there is no image {index}; they are numbered 0 to {len(images) - 1}")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from zfscope.activations import TopTable
-from zfscope.analyses.question import Metric, Question, Result, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, reader
 from zfscope.analyses.spec import ProjectionsAnalysis
 from zfscope.console import counting, progress
 from zfscope.deconvnet.controls import control_correlations
@@ -56,6 +56,7 @@ def analyse(question: Question) -> Result:
         if layer not in network.layers_with_maps:
             layers = ", ".join(network.layers_with_maps)
             raise ValueError(f"analysis.layers: {layer} is dense; the layers with feature maps are {layers}")
+    at_most(options.top, len(images), "analysis.top")
     examples = question.inputs(images)
     try:
         layers = check_projectable(network, options.layers, examples[0][0], options.unpooling, options.rule)

@@ -4,6 +4,7 @@ Every module of this room has one function ``analyse(question) -> result``; ``ru
 logs and prints the result.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,13 @@ class Result:
     arrays: Mapping[str, np.ndarray] | Writable | None = None  # what ``arrays.npz`` will hold
     figures: Mapping[str, Image.Image | Callable[[], Image.Image]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # further files by name: tables and pages
+
+
+def at_most(wanted: int, count: int, key: str) -> int:
+    """As many images as an option wants, or all with a warning where there are fewer."""
+    if wanted > count:
+        warnings.warn(f"{key}={wanted}, but there are {count} images: all of them are taken", stacklevel=3)
+    return min(wanted, count)
 
 
 def reader(examples: Examples) -> Callable[[Sequence[int]], Tensor]:

@@ -145,7 +145,7 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
 
 def fingerprint_of(question: Question) -> str | None:
     """A digest of the images that are looked at; None where there are none but the user's own."""
-    if question.data is None or (question.image is not None):
+    if question.data is None or question.image is not None or getattr(question.options, "boxes", None) is not None:
         return None
     part = getattr(question.options, "part", "")
     images: list[ImageSet] = list(question.data.splits.parts.values()) if part == "" else [question.images]

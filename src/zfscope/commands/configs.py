@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.overrides import CONF, parse, quoted, read_typed
@@ -28,6 +28,14 @@ from zfscope.schema import check, nearest
 from zfscope.training.spec import TrainConfig
 
 SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}
+UNKNOWN = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
+# Hydra calls what its own groups name, before any check of ours: its own classes alone.
+HYDRAS_OWN = re.compile(
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
+    r"|hydra\.experimental\.callbacks\.[A-Z]\w*"
+    r"|hydra_plugins\.hydra_(joblib|submitit)_launcher\.\w+\.[A-Z]\w*"
+    r"|(logging(\.handlers)?|colorlog)\.[A-Z]\w*"
+)
 # For conf/analyze.yaml: where its second search path is, from any working directory.
 OmegaConf.register_new_resolver("conf", lambda: CONF, replace=True)
 
@@ -81,22 +89,27 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
             main = None if run else _main_config(hydra, name, overrides, arguments.multirun)
             in_sweep = arguments.multirun or (run is None and main.hydra.mode == RunMode.MULTIRUN)
             if in_sweep:
-                folder, jobs, kinds = _jobs(name, main)
+                folder, jobs, kinds = _jobs(name, main, overrides)
             else:
                 run = run or compose(name, overrides, return_hydra_config=True)
+                _check_trust(run, overrides)
                 folder, jobs, kinds = _single_run(name, run), None, [kind_of_config(name, run)]
         except HydraException as error:
-            unknown = re.search(r"Could not override '([^']+)'", str(error))
+            unknown = UNKNOWN.search(str(error))
             if unknown is None:
                 raise
             raise ValueError(_unknown_key(name, unknown[1], overrides)) from error
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-    named = any(override.key_or_group == key for override in parse(overrides))
-    if not named and not Path(os.path.abspath(folder)).is_relative_to(Path.cwd()):
-        raise ValueError(f"{key}={folder} of a config lies outside the working directory; type it, if it is meant")
+    typed = {override.key_or_group for override in parse(overrides)}
+    places = [(key, folder), *(("hydra.sweep.subdir", job) for job in jobs or () if not _is_below(job, folder))]
+    for place_key, place in places:
+        if place_key not in typed and not _is_below(place, Path.cwd()):
+            raise ValueError(
+                f"{place_key}={place} of a config lies outside the working directory; type it, if it is meant"
+            )
     flags = [f"--config-dir={arguments.config_dir}"] if arguments.config_dir else []
     flags += ["--multirun"] if arguments.multirun else []
-    return Plan(folder, named, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs)
+    return Plan(folder, key in typed, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs)
 
 
 def kind_of_config(name: str, config: DictConfig) -> str:
@@ -127,7 +140,7 @@ def _plan_resumption(resumption: Resumption) -> Plan:
         try:
             config = compose("config", resumption.overrides, return_hydra_config=True)
         except HydraException as error:
-            unknown = re.search(r"Could not override '([^']+)'", str(error))
+            unknown = UNKNOWN.search(str(error))
             if unknown is None:
                 raise
             raise ValueError(_unknown_key("config", unknown[1], resumption.overrides)) from error
@@ -136,6 +149,10 @@ def _plan_resumption(resumption: Resumption) -> Plan:
     arguments.append("hydra.output_subdir=null")
     note = difference(resumption.folder)
     return Plan(resumption.folder, True, arguments, ["training"], resuming=True, note=note)
+
+
+def _is_below(place: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
 
 
 def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) -> DictConfig:
@@ -174,6 +191,7 @@ def _run_config(name: str, overrides: list[str]) -> DictConfig | None:
 def _single_run(name: str, config: DictConfig) -> Path:
     """The folder of a run whose values were checked."""
     HydraConfig.instance().set_config(config)
+    _check_foreign_code(config)
     checked = _check_values(name, config)
     if name == "train":
         check_writable(checked.data.cache, "data.cache")
@@ -185,7 +203,7 @@ def _single_run(name: str, config: DictConfig) -> Path:
     return Path(os.path.expanduser(str(config.hydra.run.dir)))
 
 
-def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
+def _jobs(name: str, main: DictConfig, overrides_typed: Sequence[str]) -> tuple[Path, list[Path], list[str]]:
     """The folder of a sweep whose jobs all compose, and folder and kind of each job; as BasicSweeper makes them."""
     typed = OmegaConf.to_container(main.hydra.overrides.task, resolve=False)
     from_config = [f"{key}={value}" for key, value in (main.hydra.sweeper.get("params") or {}).items()]
@@ -197,6 +215,7 @@ def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
     HydraConfig.instance().set_config(main)
+    _check_foreign_code(main)
     _check_working_folder(main)
     sweep = Path(os.path.expanduser(str(main.hydra.sweep.dir)))
     folders: list[Path] = []
@@ -208,6 +227,7 @@ def _jobs(name: str, main: DictConfig) -> tuple[Path, list[Path], list[str]]:
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
         HydraConfig.instance().set_config(config)
+        _check_trust(config, overrides_typed)
         own = Path(os.path.expanduser(str(config.hydra.sweep.dir)))
         if own != sweep and number:
             raise ValueError(f"hydra.sweep.dir must be one folder for all jobs, but is {sweep} and {own}")
@@ -234,6 +254,33 @@ def _check_values(name: str, config: DictConfig) -> Any:
 def _check_working_folder(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         raise ValueError("hydra.job.chdir=true would change what the typed paths mean; leave it out")
+
+
+def _check_foreign_code(config: DictConfig) -> None:
+    """Refuse classes below ``hydra.`` that are not Hydra's own: it would call them before the config is checked."""
+    for group in ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging"):
+        for key, value in _classes_below(config.hydra[group], f"hydra.{group}"):
+            if not HYDRAS_OWN.fullmatch(str(value)):
+                raise ValueError(f"{key}={value} is no class of Hydra's own; leave it out")
+
+
+def _classes_below(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """What a part of a config names to be called, interpolations followed."""
+    if isinstance(node, DictConfig | ListConfig):
+        for name in node if isinstance(node, DictConfig) else range(len(node)):
+            if not OmegaConf.is_missing(node, name):
+                if name in ("_target_", "()", "class"):
+                    yield f"{key}.{name}", node[name]
+                else:
+                    yield from _classes_below(node[name], f"{key}.{name}")
+
+
+def _check_trust(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse ``trust`` of a config file: who types a command says which foreign code may run."""
+    trusted = OmegaConf.select(config, "trust")
+    if trusted and not any(override.key_or_group == "trust" for override in parse(overrides)):
+        names = ",".join(map(str, trusted))
+        raise ValueError(f"trust=[{names}] of a config is not taken; type 'trust=[{names}]', if it is meant")
 
 
 def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:

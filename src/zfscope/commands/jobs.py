@@ -10,6 +10,7 @@ import gc
 import io
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,7 +24,8 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from pydantic import ValidationError
 
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
@@ -148,9 +150,12 @@ def one_line(error: BaseException) -> str:
         return type(error).__name__
     if lines[0].startswith("Caught ") and len(lines) > 1:
         return lines[-1].partition(": ")[2] or lines[-1]
+    unset = re.search(r"Environment variable '(.+)' not found", lines[0])
+    if isinstance(error, InterpolationResolutionError) and unset:
+        return f"{error.full_key}: the environment variable {unset[1]} is not set; set it, or give the value itself"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {lines[0]}; a value with such characters is put in quotes: 'key=\"value\"'"
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException | ValidationError):
         return " ".join(lines)
     return lines[0]
 
@@ -193,7 +198,8 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
         for place, kind in zip(plan.places(folder), plan.kinds, strict=True):
             check_content(place, kind, plan.resuming)
 
-    with claim(plan.folder, numbered=not plan.named, check=check_all) as folder:
+    key = "hydra.sweep.dir" if plan.in_sweep else "hydra.run.dir"
+    with claim(plan.folder, numbered=not plan.named, check=check_all, key=key) as folder:
         if not plan.in_sweep:
             _claimed.add(folder)
         try:

@@ -46,11 +46,25 @@ def read_typed(name: str, overrides: Sequence[str], schema: Any, config_dir: str
     parsed = parse(overrides)
     check_experiments(name, parsed)
     for override in parsed:
-        key = override.key_or_group
-        if override.is_delete() and "." in key and not key.startswith(("callbacks.", "trainer.", "hydra.")):
-            raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
-        _check_option(override, [Path(CONF), Path(CONF, name), *([Path(config_dir)] if config_dir else [])])
+        if override.is_delete():
+            _check_removal(override, schema)
+        else:
+            _check_option(override, schema, [Path(CONF), Path(CONF, name), *([Path(config_dir)] if config_dir else [])])
     return overrides
+
+
+def _check_removal(override: Override, schema: Any) -> None:
+    """Refuse ``~key`` of a value or of a group that the schema knows; what else is there may be removed."""
+    key = override.key_or_group
+    if is_group(key):
+        field = schema.model_fields.get(key)
+        if field is not None and field.is_required():
+            options = ", ".join(sorted(path.stem for path in Path(CONF, key).glob("*.yaml")))
+            raise ValueError(
+                f"{override.input_line}: a group cannot be removed, only chosen: {key}=…; there are {options}"
+            )
+    elif key in schema.model_fields or ("." in key and not key.startswith(("callbacks.", "trainer.", "hydra."))):
+        raise ValueError(f"{override.input_line}: a value cannot be removed, only changed: {key}=…")
 
 
 def check_experiments(name: str, overrides: Sequence[Override]) -> None:
@@ -81,21 +95,26 @@ def is_group(key: str) -> bool:
     return bool(key) and "." not in key and Path(CONF, key).is_dir()
 
 
-def _check_option(override: Override, folders: Sequence[Path]) -> None:
+def _check_option(override: Override, schema: Any, folders: Sequence[Path]) -> None:
     """Refuse an option that a group has not, with those that it has in these folders."""
     group, value = override.key_or_group.partition("@")[0], override.value()
     if not is_group(group):
         return
-    values = value.list if isinstance(value, ChoiceSweep) else [value]
-    options = {path.stem for folder in folders for path in Path(folder, group).glob("*.yaml")}
-    for option in values:
-        if isinstance(option, str) and not re.fullmatch(r"[\w.-]+", option):  # an interpolation, or a path
-            continue
-        if str(option) not in options and isinstance(option, int | float | str):
-            more = f"; a model of timm is model=timm model.name={option}" if group == "model" else ""
-            raise ValueError(
-                f"{group}={option}: the group {group} has no such option; {nearest(str(option), sorted(options))}{more}"
-            )
+    field = schema.model_fields.get(group)
+    needed = field is not None and field.is_required()
+    several = (
+        value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) and not needed else [value]
+    )
+    known = {path.stem for folder in folders for path in Path(folder, group).glob("*.yaml")}
+    for option in several:
+        option = getattr(option, "text", option)  # of a quoted one
+        is_name = isinstance(option, str) and re.fullmatch(r"[\w.-]+", option)  # else an interpolation, or a path
+        wrong = is_name or isinstance(option, int | float | list) or (option is None and needed)
+        if wrong and str(option) not in known:
+            shown = "null" if option is None else option
+            more = f"; a model of timm is model=timm model.name={option}" if group == "model" and is_name else ""
+            nearby = nearest(str(option), sorted(known))
+            raise ValueError(f"{group}={shown}: the group {group} has no such option; {nearby}{more}")
 
 
 @cache

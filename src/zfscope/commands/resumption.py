@@ -42,6 +42,8 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
         return None
     if runs[-1].is_sweep_override():
         raise ValueError(f"{runs[-1].input_line}: resume= goes on with one run; give its folder in quotes")
+    if "://" in str(runs[-1].value()):
+        raise ValueError(f"resume={runs[-1].value()} is a URL; download the run first and give its folder")
     folder = Path(str(runs[-1].value()).replace("\\${", "${"))
     if folder.is_file():  # a checkpoint of the run
         folder = folder.parent.parent

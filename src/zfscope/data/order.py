@@ -6,6 +6,15 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
+def check_batch_size(batch_size: int, images: int, world_size: int = 1) -> None:
+    """Refuse a batch, over all ranks, that is larger than the training set."""
+    if batch_size * world_size > images:
+        raise ValueError(
+            f"data.batch_size={batch_size} on {world_size} device(s) is larger than the {images} training images; "
+            "use a smaller data.batch_size"
+        )
+
+
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of ``(epoch, index)``, from where the run stands.
 
@@ -17,11 +26,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     def __init__(
         self, size: int, batch_size: int, seed: int, position: Callable[[], int], rank: int = 0, world_size: int = 1
     ) -> None:
-        if batch_size * world_size > size:
-            raise ValueError(
-                f"data.batch_size={batch_size} on {world_size} device(s) is larger than the {size} training images; "
-                "use a smaller data.batch_size"
-            )
+        check_batch_size(batch_size, size, world_size)
         self.size, self.batch_size, self.seed, self.position = size, batch_size, seed, position
         self.rank, self.world_size, self.only = rank, world_size, 0
 

@@ -14,6 +14,7 @@ from zfscope.figures.canvas import EDGE, GREY, canvas, clipped, short, shortened
 from zfscope.images import grid, to_pil
 from zfscope.occlusion.positions import spans
 from zfscope.occlusion.sensitivity import Sensitivity
+from zfscope.schema import printable
 
 RAMP = (255 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3]).astype(np.float32)
 # The target class is green wherever it is seen; Okabe & Ito's colours, told apart by colour-blind eyes too.
@@ -165,7 +166,7 @@ def _legend(
 
 
 def _name(classes: Sequence[str] | None, number: int) -> str:
-    return str(classes[number]) if classes is not None and number < len(classes) else f"class {number}"
+    return printable(str(classes[number])) if classes is not None and number < len(classes) else f"class {number}"
 
 
 def _rgb(colour: str) -> np.ndarray:

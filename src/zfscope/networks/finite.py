@@ -1,6 +1,8 @@
 """NaN and infinity are refused by name: in weights, in images, in what comes out of a network."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,15 @@ def broken_tensor(network: nn.Module) -> str | None:
             # As the module itself calls it: without what wrapping and compiling put before.
             return name.removeprefix("body.").replace("_orig_mod.", "")
     return None
+
+
+def broken_entry(state: Any, name: str = "") -> str | None:
+    """Name of the first tensor in nested mappings and lists that holds NaN or infinity; None if there is none."""
+    if isinstance(state, Tensor):
+        return None if not state.is_floating_point() or _is_finite(state) else name
+    pairs = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list | tuple) else ()
+    names = (broken_entry(value, f"{name}.{key}" if name else str(key)) for key, value in pairs)
+    return next((found for found in names if found is not None), None)
 
 
 def _extremes(*tensors: Tensor) -> Tensor:

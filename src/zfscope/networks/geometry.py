@@ -83,6 +83,13 @@ def map_sizes(steps: Sequence[Step], image_size: int) -> list[int]:
     return sizes
 
 
+def sizes_in_words(steps: Sequence[Step], image_size: int) -> str:
+    """The sizes on the way up, for messages: ``image 28 -> conv1 12 -> conv1's pool 6``."""
+    names = [step.layer if step.kind == "conv" else f"{step.layer}'s pool" for step in steps]
+    sizes = map_sizes(steps, image_size)
+    return " -> ".join([f"image {image_size}", *(f"{name} {size}" for name, size in zip(names, sizes, strict=True))])
+
+
 def steps_of(layers: Mapping[str, ConvLayer | DenseLayer]) -> Iterator[Step]:
     """The filterings and poolings of a chain of layers, from the pixels up."""
     for name, spec in layers.items():

@@ -23,7 +23,7 @@ from zfscope.data.datamodule import ImageData
 from zfscope.data.imageset import ImageSet
 from zfscope.networks.network import Network, evaluating
 from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
-from zfscope.runs import checksum
+from zfscope.runs import check_writable, checksum
 from zfscope.schema import listed, printable
 
 BLOCK = 4096  # columns of a block
@@ -183,6 +183,7 @@ def write_tables(
 
 
 def _check_room(folder: Path, needed: int) -> None:
+    check_writable(folder, "data.cache")
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
+from zfscope.networks.finite import broken_entry
 
 # Says to CheckpointFiles that only what ``load_network`` needs is kept: half to a third of a whole checkpoint's size.
 WEIGHTS_ALONE = {"weights_alone": True}
@@ -107,7 +108,7 @@ class CheckpointFiles(CheckpointIO):
 def find_resumable(source: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that a run goes on from, and its content: ``last.ckpt`` of a run folder, or a file by its path.
 
-    Where ``last.ckpt`` is damaged, the run's newest whole checkpoint is taken with a warning.
+    Where ``last.ckpt`` is damaged or holds NaN, the run's newest whole checkpoint is taken with a warning.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -137,4 +138,11 @@ def _whole(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds weights alone; a run goes on from last.ckpt or best.ckpt, or use weights={path}"
         )
+    trained = {
+        name: content[name] for name in ("state_dict", "optimizer_states", "current_model_state") if name in content
+    }
+    broken = broken_entry(trained)
+    if broken is not None:
+        name = broken.removeprefix("state_dict.network.")
+        raise ValueError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint of that run")
     return content

@@ -23,6 +23,7 @@ from zfscope.callbacks.loggers import run_logger
 from zfscope.console import console, network_table, results_table
 from zfscope.data.contents import check_unchanged, contents_of, warn_of_repeats
 from zfscope.data.datamodule import ImageData, open_data, workers_for
+from zfscope.data.order import check_batch_size
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
@@ -69,6 +70,7 @@ def train(
     lightning.seed_everything(config.seed, workers=True, verbose=False)
 
     splits = open_data(config.data)
+    check_batch_size(config.data.batch_size, len(splits.train))
     fingerprint = splits.train.fingerprint
     sample = config.data.mean_images
     contents = contents_of(splits, config.data.cache, sample)
@@ -77,30 +79,30 @@ def train(
     if checkpoint is not None:
         check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
         check_same_data(checkpoint, last, fingerprint)
-        if has_finished(config, folder, checkpoint):
-            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            console.print(
-                f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…"
-            )
-            return float("nan")
-    workers = workers_for(splits.train, config.data)
-    statistics = statistics_of(
-        splits.train,
-        config.data.resize,
-        config.data.cache,
-        most=sample,
-        num_workers=workers,
-        contents=contents["train"],
-    )
-    torch.manual_seed(config.seed)  # measuring a data set draws numbers, reading what was measured does not
+    torch.manual_seed(config.seed)
     network = build_network(config.model, len(splits.train.classes), config.data.crop)
     network.classes = splits.train.classes
-    network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
-    if config.weights:
+    if config.weights:  # refused before the images are measured, which may take long
         fresh = start_from(network, config.weights)
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
+    if checkpoint is not None and has_finished(config, folder, checkpoint):
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        console.print(f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…")
+        return float("nan")
     identity = identity_of(config, splits, checkpoint, last)
     del checkpoint
+    workers = workers_for(splits.train, config.data)
+    with torch.random.fork_rng(devices=[]):  # measuring draws numbers, reading what was measured does not
+        statistics = statistics_of(
+            splits.train,
+            config.data.resize,
+            config.data.cache,
+            most=sample,
+            num_workers=workers,
+            contents=contents["train"],
+        )
+    if network.preprocessing is None:
+        network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
     classifier = Classifier(
         network,
@@ -315,7 +317,10 @@ def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
-    trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
+    try:
+        trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
+    except (AttributeError, AssertionError, LookupError, RuntimeError) as error:
+        raise ValueError(f"lightning.Trainer does not take these values: {error}; look at trainer.…") from error
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
         raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")

@@ -1,14 +1,15 @@
 """The keys of ``conf/train.yaml`` and of its groups optim, trainer, logger, checkpoints, callbacks and evaluate."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName, available_memory, has_gpu
-from zfscope.networks.geometry import values_of
-from zfscope.networks.spec import ModelConfig
+from zfscope.networks.geometry import sizes_in_words, steps_of, values_of
+from zfscope.networks.spec import CONV_LAYERS, ConvLayer, ModelConfig
 from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, nearest
 
 
@@ -98,6 +99,8 @@ class TrainerConfig(BaseModel):
     strategy: str | None = None
     max_epochs: Annotated[int, Field(ge=-1)] | None = None
     max_steps: Annotated[int, Field(ge=-1)] = -1
+    max_time: str | dict[str, int] | None = None
+    profiler: str | None = None
     precision: str | int | None = None
     accumulate_grad_batches: Count = 1
     gradient_clip_val: NotNegative | None = None
@@ -193,6 +196,18 @@ class TrainConfig(Strict):
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     callbacks: dict[str, dict[str, Any] | None] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @classmethod
+    def place(cls, values: Mapping[str, Any], location: Sequence[str]) -> str:
+        """The map sizes below the layer whose value is refused."""
+        if len(location) < 3 or location[0] != "model" or location[1] not in CONV_LAYERS:
+            return ""
+        try:
+            below = {name: values["model"][name] for name in CONV_LAYERS[: CONV_LAYERS.index(location[1])]}
+            layers = {name: ConvLayer.model_validate(layer) for name, layer in below.items() if layer is not None}
+            return f"; below {location[1]}: {sizes_in_words(list(steps_of(layers)), values['data']['crop'])}"
+        except (KeyError, TypeError, ValueError):  # another value is wrong too
+            return ""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

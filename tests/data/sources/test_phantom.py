@@ -116,6 +116,19 @@ def test_an_interrupted_call_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_without_room_for_the_images_is_refused_before_they_are_drawn(tmp_path, monkeypatch):
+    class Usage:
+        free = 100_000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+
+    with pytest.raises(
+        OSError, match=r"data\.cache=.*cache needs 0 MB, and 0 MB are free; free space or choose another"
+    ):
+        open_phantom(tmp_path / "cache", sizes=(2, 1, 1))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_seeds_and_sizes_have_files_of_their_own(tmp_path):
     first = open_phantom(tmp_path, seed=0, sizes=(2, 1, 1))
     second = open_phantom(tmp_path, seed=1, sizes=(3, 1, 1))

@@ -25,7 +25,7 @@ from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
 from zfscope.data.splits import Splits
-from zfscope.runs import checksum, replacing
+from zfscope.runs import check_writable, checksum, replacing
 from zfscope.schema import printable
 
 VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
@@ -103,6 +103,8 @@ def _checksum_file(path: Path) -> Path:
 
 def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
     """Draw each split ``(seed, split, size)`` into its file, in two processes where that is worth their start."""
+    for folder in {path.parent for path in missing}:
+        check_writable(folder, "data.cache", needed=sum(size for _, _, size in missing.values()) * SIZE * SIZE * 3)
     with contextlib.ExitStack() as stack:
         draw_chunks = map
         # A daemonic process may have no children.
