@@ -35,11 +35,11 @@ def test_a_value_out_of_range_is_refused(command, tiny, tmp_path, override, mess
 @pytest.mark.parametrize("value", ["5", "true", "null", "{a: 1}", "[zfnet]"])
 @pytest.mark.parametrize("group", ["model", "optim"])
 def test_a_group_takes_the_name_of_an_option_alone(command, tiny, tmp_path, group, value):
-    check_refused(command, tmp_path, f"{group}=.* names no option of the group {group}; .*zfnet", f"{group}={value}")
+    check_refused(command, tmp_path, f"{group}=.* the group {group} has no such option; .*zfnet", f"{group}={value}")
 
 
 def test_a_group_within_a_group_takes_a_name_too(command, tmp_path):
-    check_refused(command, tmp_path, r"model/stem=5 names no option .* 7x7s2", "model/stem=5")
+    check_refused(command, tmp_path, r"model/stem=5: the group model/stem has no such option; .*7x7s2", "model/stem=5")
     check_refused(command, tmp_path, r"analysis=5 names no option|data=5 names no option .* phantom", "data@data=5")
 
 

@@ -108,10 +108,10 @@ def _check_option(override: Override, schema: Any, folders: Sequence[Path]) -> N
     known = {path.stem for folder in folders for path in Path(folder, group).glob("*.yaml")}
     for option in several:
         option = getattr(option, "text", option)  # of a quoted one
-        is_name = isinstance(option, str) and re.fullmatch(r"[\w.-]+", option)  # else an interpolation, or a path
-        wrong = is_name or isinstance(option, int | float | list) or (option is None and needed)
+        is_name = isinstance(option, str) and re.fullmatch(r"[\w.-]*", option)  # else an interpolation, or a path
+        wrong = is_name or isinstance(option, int | float | list | dict) or (option is None and needed)
         if wrong and str(option) not in known:
-            shown = "null" if option is None else option
+            shown = option if isinstance(value, ChoiceSweep) else override.input_line.partition("=")[2]
             more = f"; a model of timm is model=timm model.name={option}" if group == "model" and is_name else ""
             nearby = nearest(str(option), sorted(known))
             raise ValueError(f"{group}={shown}: the group {group} has no such option; {nearby}{more}")
