@@ -54,8 +54,8 @@ def test_a_group_within_a_group_takes_a_name_too(command, tmp_path):
         ("~model", r"~model: a group cannot be removed, only chosen: model=…; there are alexnet"),
     ],
 )
-def test_what_is_needed_cannot_be_removed(command, tmp_path, override, message):
-    check_refused(command, tmp_path, message, override)
+def test_what_is_needed_cannot_be_removed(command, tiny, tmp_path, override, message):
+    check_refused(command, tmp_path, message, *tiny, override)
 
 
 @pytest.mark.parametrize(
