@@ -26,6 +26,7 @@ from tests.data.sources.test_voc import lay_out as lay_out_voc
 from tests.scripts.same_commands import commands_of
 from tests.test_docs import PAGES, REFUSED
 from zfscope import load_network
+from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import open_data
 from zfscope.data.spec import DataConfig
 from zfscope.deconvnet import project
@@ -52,6 +53,8 @@ BLOCKS = {
     for page, text in TEXTS.items()
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.S))
 }
+# "`analysis=occlusion analysis.part=test`" within a sentence: a command of analyze.py without its checkpoint.
+ANALYSES = sorted({line for text in TEXTS.values() for line in re.findall(r"`(analysis=\w+(?: [^`]*)?)`", text)})
 INLINE_IMPORTS = sorted(
     {line for text in TEXTS.values() for line in re.findall(r"`(from \w[^`]* import [^`]*)`", text)}
 )
@@ -237,7 +240,7 @@ def results_in(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", TO_RUN)
+@pytest.mark.parametrize("line", TO_RUN, ids=list(TO_RUN))
 def test_a_printed_command_runs(line, workplace, data, monkeypatch, capsys, request):
     name, *words = TO_RUN[line]
     if "zoo" in line or "_pretrained" in line:
@@ -303,6 +306,14 @@ def test_a_printed_block_of_python_runs(block, workplace, data):
 @pytest.mark.parametrize("line", INLINE_IMPORTS)
 def test_a_printed_import_is_one(line):
     exec(line)
+
+
+@pytest.mark.parametrize("line", ANALYSES)
+def test_a_printed_analysis_composes_and_is_valid(line):
+    words = shlex.split(" ".join(line.split()))
+    checkpoint = [] if line in ("analysis=overlap", "analysis=ledger") else ["checkpoint=outputs/RUN"]
+
+    check(AnalyzeConfig, composed(*checkpoint, *words, name="analyze"))
 
 
 @pytest.mark.parametrize("line", OTHERS_RUN)
