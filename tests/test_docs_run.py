@@ -115,7 +115,7 @@ FEW = {
     "overlap": [],
     "probes": ["folds=2", "test_images=4"],
     "projections": ["maps=2", "controls=2"],
-    "transfer": ["folds=2", "test_images=4", "scratch_steps=1", "scratch_folds=1"],
+    "transfer": ["images_per_class=[6]", "folds=2", "test_images=4", "scratch_steps=1", "scratch_folds=1"],
 }
 
 
