@@ -196,7 +196,7 @@ def home(tmp_path_factory):
         assert type_command(patch, "train", "-m", *short, "seed=0,1,2,3,4,5", "hydra.sweep.dir=outputs/six") == 0
     shutil.copytree(home / "outputs/six/0", home / "outputs/paper/laptop/members/1")
     (home / "outputs/analyses/RUN").mkdir(parents=True)
-    (home / "outputs/analyses/RUN/exclude.txt").write_text("train/n00000003/n00000003_1.JPEG\n")
+    (home / "outputs/analyses/RUN/exclude.txt").write_text("n00000003/n00000003_1.JPEG\n")
     (home / "parts.csv").write_text(
         "image,part,x0,y0,x1,y1\n"
         + "".join(
@@ -278,15 +278,16 @@ def names_for(page, data):
     network = load_network("outputs/RUN")
     image = Image.open("docs/dog.png")
     folder = open_data(DataConfig(name="folder", root=str(data / "folder"), cache="data_cache", resize=32, crop=28))
-    phantom = network.preprocess(image)[None].repeat(2, 1, 1, 1)
-    patches, boxes = project(network, phantom, "conv2", [0], crop=True)
+    inputs = network.preprocess(image)
+    images = torch.stack([inputs, inputs.flip(-1)])
+    patches, boxes = project(network, images, "conv2", [0, 1], crop=True)
     names = {
         "network": network,
         "image": image,
-        "images": phantom,
+        "images": images,
         "labels": torch.tensor([0, 1]),
         "resnet": torchvision.models.resnet18(num_classes=10).eval(),
-        "positions": torch.tensor([[2, 3]]),
+        "positions": torch.tensor([[1, 2]]),
         "patches": patches,
         "boxes": boxes,
         "splits": folder,
@@ -299,7 +300,7 @@ def names_for(page, data):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_printed_block_of_python_runs(block, workplace, data):
     names = names_for(block.split()[0], data)
-    (workplace / "exclude.txt").write_text("train/cat/0.jpg\n")
+    (workplace / "exclude.txt").write_text("cat/0.jpg\n")
 
     exec(BLOCKS[block], names)
 
