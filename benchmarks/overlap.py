@@ -3,6 +3,7 @@
 python benchmarks/overlap.py
 """
 
+import argparse
 import resource
 import time
 
@@ -12,6 +13,7 @@ from zfscope.protocols.overlap import correlate, description_size
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # --help; there are no options
     generator = torch.Generator().manual_seed(0)
     rows, columns = 16_384, 30_607  # of the larger set a part; as many others as Caltech-256 has images
     first, second = (
