@@ -72,13 +72,10 @@ def train(
     splits = open_data(config.data)
     check_batch_size(config.data.batch_size, len(splits.train))
     fingerprint = splits.train.fingerprint
-    sample = config.data.mean_images
-    contents = contents_of(splits, config.data.cache, sample)
-    warn_of_repeats(splits, contents)
     last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
     if checkpoint is not None:
-        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
         check_same_data(checkpoint, last, fingerprint)
+    identity = identity_of(config, splits, checkpoint, last)
     torch.manual_seed(config.seed)
     network = build_network(config.model, len(splits.train.classes), config.data.crop)
     network.classes = splits.train.classes
@@ -89,7 +86,11 @@ def train(
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         console.print(f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…")
         return float("nan")
-    identity = identity_of(config, splits, checkpoint, last)
+    sample = config.data.mean_images
+    contents = contents_of(splits, config.data.cache, sample)
+    warn_of_repeats(splits, contents)
+    if checkpoint is not None:
+        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
     del checkpoint
     workers = workers_for(splits.train, config.data)
     with torch.random.fork_rng(devices=[]):  # measuring draws numbers, reading what was measured does not
