@@ -231,6 +231,7 @@ def test_the_table_is_of_the_jobs_wherever_their_folders_are(command, tiny, tmp_
     ("override", "message"),
     [
         ("seed=range(3,3)", r"seed=range\(3,3\) is empty"),
+        ("data.resize=40,48", r"data\.resize=40,48: a sweep takes data\.resize once"),
         ("experiment=glob(no_such_*)", r"no_such_\*\) is empty"),
         ("model=zfnet,zfnett", r"zfnett"),
         ("seed=interval(0,1)", r"BasicSweeper does not support sweep type"),

@@ -110,7 +110,7 @@ def test_a_finished_run_that_is_resumed_to_the_same_end_is_left_as_it_is(command
     code, out, err = command("train", "resume=outputs/run")
 
     assert (code, err) == (0, "")
-    assert "has finished after 2 epochs" in " ".join(out.split())
+    assert "has finished after 6 steps" in " ".join(out.split())
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 

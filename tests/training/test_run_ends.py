@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from tests.conftest import quick_first
 from zfscope import load_network
 from zfscope.networks.checkpoints import read_checkpoint
 
@@ -70,7 +71,8 @@ def test_checkpoints_that_the_disk_has_no_room_for_are_refused_before_the_first_
 
 def damage(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
+    middle = slice(len(content) // 2, len(content) // 2 + 4000)  # more than the padding between two tensors
+    content[middle] = bytes(255 - value for value in content[middle])
     path.write_bytes(content)
 
 
@@ -132,6 +134,38 @@ def test_a_run_that_has_finished_is_left_as_it_is_and_goes_on_with_a_later_end(c
 
     assert more == 0, err
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] > steps
+
+
+@pytest.mark.parametrize(
+    "case",
+    quick_first(
+        [
+            ("trainer.max_steps=5", "trainer.max_steps=-1", "trainer.max_steps=-1"),  # within an epoch of 12
+            ("trainer.max_steps=24", "trainer.max_steps=30", "trainer.max_steps=30"),  # at the end of one
+            ("trainer.max_steps=5", "trainer.max_steps=30", "trainer.max_steps=30"),
+            ("trainer.max_steps=12", "trainer.max_steps=-1", "trainer.max_steps=-1"),
+            ("+trainer.max_time=00:00:00:00", "trainer.max_time=null", "trainer.max_steps=-1"),
+        ],
+        2,
+    ),
+)
+def test_a_run_with_a_later_end_ends_with_the_weights_of_a_whole_one(command, tiny, tmp_path, case):
+    end, later, whole = case
+    other = ("trainer.max_epochs", "data.batch_size")
+    own = [override for override in tiny if not override.startswith(other)]
+    own += ["data.batch_size=2", "trainer.max_epochs=3", "optim/schedule=constant", "evaluate.enabled=false", *QUICK]
+    assert command("train", *own, whole, "hydra.run.dir=whole")[0] == 0
+    assert command("train", *own, end, "hydra.run.dir=run")[0] == 0
+    before = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"]
+
+    code, _, err = command("train", "resume=run", later)
+
+    assert code == 0, err
+    run, other = (read_checkpoint(tmp_path / f"{name}/checkpoints/last.ckpt") for name in ("run", "whole"))
+    assert before < run["global_step"] == other["global_step"]
+    assert all(torch.equal(run["state_dict"][name], tensor) for name, tensor in other["state_dict"].items())
+    errors = [results(tmp_path / name)["metrics"]["train/top1_error"]["value"] for name in ("run", "whole")]
+    assert errors[0] == errors[1]
 
 
 # --- what is logged last ---

@@ -209,9 +209,12 @@ def _jobs(name: str, main: DictConfig, overrides_typed: Sequence[str]) -> tuple[
     from_config = [f"{key}={value}" for key, value in (main.hydra.sweeper.get("params") or {}).items()]
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*from_config, *typed])
-    for override in overrides:
+    keys = [override.get_key_element().lstrip("+~") for override in overrides]
+    for override, key in zip(overrides, keys, strict=True):
         if override.is_sweep_override() and override.is_discrete_sweep() and not [*override.sweep_string_iterator()]:
             raise ValueError(f"{override.input_line} is empty: a sweep needs one value or more")
+        if override.is_sweep_override() and keys.count(key) > 1:  # Hydra would keep one of them without a word
+            raise ValueError(f"{override.input_line}: a sweep takes {key} once; write all its values in one list")
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
     HydraConfig.instance().set_config(main)

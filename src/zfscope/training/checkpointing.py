@@ -45,19 +45,29 @@ class LastCheckpoint(ModelCheckpoint):
             else {"every_n_train_steps": every_n_steps}
         )
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
+        self._step = -1  # of the last saving
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
-        """Save every few steps, but not after an epoch's last batch: its validation would be left out by a resumed run,
-        and so the step of a plateau.
+        """Save every few steps, and before an end within an epoch.
+
+        Not after an epoch's last batch: its validation would be left out by a resumed run, and so the step of a
+        plateau.
         """
-        if not _is_epoch_read(trainer):
-            super().on_train_batch_end(trainer, *arguments, **more)
+        if _is_epoch_read(trainer):
+            return
+        super().on_train_batch_end(trainer, *arguments, **more)
+        ends = trainer.should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
+        if ends and not trainer.fast_dev_run:
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save, also where a number of steps was asked for within long epochs."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self._every_n_train_steps and not trainer.fast_dev_run:
-            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+        """Save after all batches of an epoch: one that was cut is saved within it, for its rest to be trained."""
+        if not trainer.fast_dev_run and (_is_epoch_read(trainer) or self._step != trainer.global_step):
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        self._step = trainer.global_step
+        self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -66,7 +76,7 @@ class LastCheckpoint(ModelCheckpoint):
         # During validation averaged weights may stand in for the trained ones; the last epoch's file is right then.
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if stopped and not trainer.fast_dev_run and not trainer.validating and not _is_epoch_read(trainer):
-            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+            self._save(trainer)
 
 
 def _is_epoch_read(trainer: lightning.Trainer) -> bool:

@@ -208,6 +208,12 @@ class Classifier(lightning.LightningModule):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if isinstance(self.trainer.datamodule, ImageData):
             self.trainer.datamodule.done = progress["total"]["processed"]
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        if self.trainer.max_steps != -1 and epochs["current"]["processed"] == epochs["current"]["ready"]:
+            # With max_steps Lightning takes the end of an epoch for its middle, and would run an epoch of no batch.
+            for part in ("total", "current"):
+                epochs[part]["completed"] = epochs[part]["processed"]
+            progress["current"], progress["is_last_batch"] = dict.fromkeys(progress["current"], 0), False
 
     def _train_metrics(self) -> dict[str, Metric]:
         return {"loss": self.train_loss, **dict(self.train_scores.items(keep_base=True))}

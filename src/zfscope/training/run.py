@@ -83,8 +83,8 @@ def train(
         fresh = start_from(network, config.weights)
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
     if checkpoint is not None and has_finished(config, folder, checkpoint):
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        console.print(f"{folder} has finished after {epochs} epochs; with a later end it goes on: trainer.max_epochs=…")
+        steps = f"{folder} has finished after {checkpoint['global_step']} steps"
+        console.print(f"{steps}; with a later end it goes on: trainer.max_epochs=…", markup=False, soft_wrap=True)
         return float("nan")
     sample = config.data.mean_images
     contents = contents_of(splits, config.data.cache, sample)
