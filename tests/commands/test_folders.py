@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from tests.conftest import ROOT, type_command
+from tests.conftest import ROOT, quick_first, type_command
 from zfscope.runs import lock
 
 QUICK = ("callbacks=none", "evaluate.enabled=false", "hydra.run.dir=run", "hydra.sweep.dir=sweep")
@@ -101,7 +101,7 @@ def test_two_sweeps_that_start_at_once_have_folders_of_their_own(stand_in, tmp_p
     assert len(list((tmp_path / "outputs/sweeps").iterdir())) == 2
 
 
-@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize("variable", quick_first(["LOCAL_RANK", "RANK", "SLURM_PROCID"], 1))
 def test_another_rank_of_a_run_neither_holds_its_folder_nor_refuses_nor_records(
     command, stand_in, tmp_path, monkeypatch, variable
 ):
@@ -127,7 +127,8 @@ def test_a_busy_folder_is_refused_and_its_record_stays(command, stand_in, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "spelling", ['"RUN"', "'RUN'", " RUN", "${oc.env:FOLDER}", "./RUN", "x/../RUN", "${hydra:job.name}/../RUN"]
+    "spelling",
+    quick_first(['"RUN"', " RUN", "${oc.env:FOLDER}", "'RUN'", "./RUN", "x/../RUN", "${hydra:job.name}/../RUN"], 3),
 )
 def test_a_folder_that_holds_a_run_is_not_overwritten(command, stand_in, tmp_path, monkeypatch, spelling):
     monkeypatch.setenv("FOLDER", "RUN")
@@ -142,7 +143,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(command, stand_in, tmp_pat
     assert seeds_of(tmp_path / "RUN") == ("1", "1")
 
 
-@pytest.mark.parametrize("spelling", ["six", "'six'", "${oc.env:FOLDER}"])
+@pytest.mark.parametrize("spelling", quick_first(["${oc.env:FOLDER}", "six", "'six'"], 1))
 def test_a_sweep_whose_jobs_would_overwrite_runs_is_refused_whole(command, stand_in, tmp_path, monkeypatch, spelling):
     monkeypatch.setenv("FOLDER", "six")
     command("train", "-m", "seed=1,2", "hydra.sweep.dir=six", "hydra.sweep.subdir=${seed}")

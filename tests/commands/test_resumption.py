@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from tests.conftest import quick_first
 from zfscope.commands.overrides import quoted
 from zfscope.commands.resumption import overrides_of
 from zfscope.runs import write_record
@@ -27,7 +28,10 @@ def resumed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["lr=0.1,seed=1", "a b", "it's", 'say "so"', "${seed}", "a@b%c#d", "f(x)", "[1]", "a,b", "~x", " lead"]
+    "name",
+    quick_first(
+        ["lr=0.1,seed=1", "${seed}", "a@b%c#d", "a b", "it's", 'say "so"', "f(x)", "[1]", "a,b", "~x", " lead"], 2
+    ),
 )
 def test_a_run_goes_on_whatever_its_folder_is_called(command, resumed, tmp_path, name):
     code, _, err = command("train", "seed=3", f"hydra.run.dir={quoted(name)}")
