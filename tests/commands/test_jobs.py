@@ -38,6 +38,7 @@ def typed(*arguments, **environment):
         ("optim.lr=-3", r"optim\.lr=-3.*greater than 0"),
         ("optim.lr=1e400", r"optim\.lr=inf.*finite"),
         ("optim.lr=1,2", r"Ambiguous value.*--multirun"),
+        ("foo", r"foo: a value is typed as key=value"),
         ("optim.lr=[", r"optim\.lr=\[: no viable alternative"),
         ("+optim.typo=1", r"optim\.typo=1: there is no such key"),
         ("model.conv1.stride=0", r"model\.conv1\.stride=0"),

@@ -153,6 +153,8 @@ def one_line(error: BaseException) -> str:
     unset = re.search(r"Environment variable '(.+)' not found", lines[0])
     if isinstance(error, InterpolationResolutionError) and unset:
         return f"{error.full_key}: the environment variable {unset[1]} is not set; set it, or give the value itself"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: a value is typed as key=value"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {lines[0]}; a value with such characters is put in quotes: 'key=\"value\"'"
     if isinstance(error, HydraException | OmegaConfBaseException | ValidationError):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator
 
 from zfscope.schema import listed
 
 if TYPE_CHECKING:
     import torch
 
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+def _known(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"device={name!r}: the devices are auto, cpu, mps, cuda and cuda:NUMBER")
+    return name
+
+
+DeviceName = Annotated[str, AfterValidator(_known)]
 
 
 def find_device(name: str) -> torch.device:

@@ -166,6 +166,7 @@ def train(
                 conditions["stand_in"] = stand_in(Run(str(folder), TRAINING, metrics, conditions), config.paper)
             write_results(folder, metrics, conditions)
             console.print(results_table(metrics, str(folder), conditions.get("stand_in")))
+            console.print(f"saved in {folder}", markup=False, highlight=False, soft_wrap=True)
             for logger_of_run in trainer.loggers:
                 logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
                 logger_of_run.save()
@@ -306,7 +307,9 @@ def keep_memory() -> None:
 def quiet_lightning() -> None:
     """Switch off Lightning's hints about devices and products of its maker, which are no news to anyone."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    hints = "does not have many workers|exists and is not empty|LeafSpec|the logging interval"
+    hints = (
+        "does not have many workers|exists and is not empty|LeafSpec|the logging interval|dataloader is not resumable"
+    )
     warnings.filterwarnings("ignore", message=f".*({hints}).*")
 
 

@@ -233,6 +233,15 @@ class TrainConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _trains(self) -> Self:
+        for name in ("max_epochs", "max_steps"):
+            if getattr(self.trainer, name) == 0:
+                raise ValueError(
+                    f"trainer.{name}=0 trains nothing; analyze.py analysis=evaluate looks at a trained network"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _fits_in_memory(self) -> Self:
         """Refuse what cannot fit, by the least that it needs: a larger training may still end for want of memory."""
         needs = {"data.resize": 2 * 3 * self.data.resize**2 * 8}  # sums for the mean image, float64
