@@ -257,3 +257,39 @@ def test_a_smaller_decoding_shows_the_same_picture(tmp_path):
     assert small.size == (240, 160)
     expected = np.asarray(smooth.resize((240, 160), Image.Resampling.BOX), float)
     assert np.abs(np.asarray(small, float) - expected).mean() < 2
+
+
+def grey_tiff(path, rows, bits, white_is_zero):
+    """A TIFF of 12 or 16 bits, written by hand: one strip, not compressed, little-endian."""
+    if bits == 16:
+        strip = b"".join(struct.pack("<H", value) for row in rows for value in row)
+    else:  # two samples in three bytes, the high bits first
+        pairs = [(row[i], row[i + 1]) for row in rows for i in range(0, len(row), 2)]
+        strip = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    entries = [
+        (256, 4, len(rows[0])), (257, 4, len(rows)), (258, 3, bits), (259, 3, 1), (262, 3, 0 if white_is_zero else 1),
+        (273, 4, 8), (277, 3, 1), (278, 4, len(rows)), (279, 4, len(strip)),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in entries
+    )
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory + b"\0\0\0\0")
+    return path
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+def test_grey_levels_of_a_tiff_are_those_that_it_means(tmp_path, bits, white_is_zero):
+    white = 2**bits - 1
+    rows = [[0, white // 5, white // 2, white]]
+
+    levels = [pixel(grey_tiff(tmp_path / "a.tif", rows, bits, white_is_zero), x)[0] for x in range(4)]
+
+    expected = [255 * value / white for value in rows[0]]
+    assert levels == pytest.approx([255 - value for value in expected] if white_is_zero else expected, abs=0.51)
+
+
+def test_a_transparent_level_of_a_16_bit_png_is_the_background(tmp_path):
+    values = np.array([[0, 30000, 65535]], dtype=np.uint16)
+    path = saved(Image.fromarray(values), tmp_path / "a.png", transparency=30000)
+
+    assert [pixel(path, x)[0] for x in range(3)] == [0, 128, 255]

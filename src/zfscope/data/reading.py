@@ -92,11 +92,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise _Refused("its 32-bit pixels have no known range; save it with 8 or 16 bits")
-        return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_grey_levels(values.astype(np.int64), image)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_levels(values: np.ndarray, image: Image.Image) -> np.ndarray:
+    """8-bit levels of 12- or 16-bit ones, which Pillow gives as they stand in the file, whatever they mean there."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    white = 2 ** min(tags.get(258, (16,))[0], 16) - 1  # bits of a sample
+    levels = (values * 255 + white // 2) // white
+    if tags.get(262) == 0:  # white is zero
+        levels = 255 - levels
+    transparent = image.info.get("transparency")  # of a PNG: one level that is not shown
+    if isinstance(transparent, int):
+        levels = np.where(values == transparent, BACKGROUND[0], levels)
+    return levels.astype(np.uint8)
 
 
 def _cause(path: str | os.PathLike, error: Exception) -> str:
