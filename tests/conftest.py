@@ -1,5 +1,6 @@
 """What tests share: composed configs, a tiny data set that can be learned, the two commands, a trained mini network."""
 
+import gc
 import importlib
 import io
 import os
@@ -29,6 +30,13 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
+torch.set_num_threads(1)  # on networks this small a second thread is waited for longer than it helps
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of the imports stay: none of the tests' collections need look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def quick_first(values: Iterable, quick: int) -> list:
@@ -141,6 +149,7 @@ TINY = (
     "model.fc6.units=16",
     "model.fc7.units=16",
     "trainer.max_epochs=2",
+    "callbacks=none",  # pictures take twice as long as all the rest
 )
 
 
@@ -194,7 +203,9 @@ def trained_run(tmp_path_factory):
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.chdir(home)
-        code = type_command(patch, "train", *on_folders(images), "++paper={val/top1_error:38.4}", "hydra.run.dir=run")
+        own = ["callbacks=default", *(f"callbacks.{name}=null" for name in ("projections", "feature_evolution"))]
+        own += ["callbacks.occlusion_maps=null", "++paper={val/top1_error:38.4}", "hydra.run.dir=run"]
+        code = type_command(patch, "train", *on_folders(images), *own)
     assert code == 0
     (home / "stdout.txt").write_text(printed.getvalue())
     return home / "run"

@@ -220,7 +220,8 @@ for warning in told:
 """
 
 
-@pytest.mark.parametrize("server", ["wrong key", pytest.param("unreachable", marks=pytest.mark.slow)])
+@pytest.mark.slow  # W&B tries each for several seconds
+@pytest.mark.parametrize("server", ["wrong key", "unreachable"])
 def test_an_online_run_whose_server_refuses_it_or_is_out_of_reach_warns_once_and_goes_on_offline(tmp_path, server):
     with ThreadingHTTPServer(("127.0.0.1", 0), RefusingServer) as refusing:
         threading.Thread(target=refusing.serve_forever, daemon=True).start()

@@ -16,7 +16,7 @@ import pytest
     ],
 )
 def test_a_refused_picture_leaves_no_run_behind(command, tmp_path, tiny, typed, message):
-    code, _, err = command("train", *tiny, typed, "logger=wandb", "hydra.run.dir=outputs/run")
+    code, _, err = command("train", *tiny, "callbacks=default", typed, "logger=wandb", "hydra.run.dir=outputs/run")
 
     assert code == 2 and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "outputs/run").exists()

@@ -91,7 +91,10 @@ def test_an_environment_variable_that_is_not_set_is_named(command, tiny, tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["callbacks.filter_images._target_=os.makedirs"], r"_target_=os\.makedirs is not a callback of this project"),
+        (
+            ["callbacks=default", "callbacks.filter_images._target_=os.makedirs"],
+            r"_target_=os\.makedirs is not a callback of this project",
+        ),
         (["+optim._target_=os.makedirs"], r"optim\._target_='os\.makedirs': there is no such key"),
         (
             ["+hydra.callbacks.x={_target_: os.makedirs, name: made}"],

@@ -49,7 +49,7 @@ def typed(*arguments, **environment):
         ("trainer.max_stepz=3", r"there is no key 'max_stepz'; .* \+trainer\.NAME=…"),
         ("+trainer.precision=7bit", r"7bit"),
         ("+trainer.callbacks=[]", r"trainer\.callbacks is set by this project"),
-        ("callbacks.filter_images._target_=os.system", r"os\.system.*trust"),
+        ("+callbacks.mine={_target_: os.system}", r"os\.system.*trust"),
         ("trainer.max_epochs=-5", r"trainer\.max_epochs=-5"),
         ("weights=nothing.ckpt", r"no checkpoint at nothing\.ckpt"),
         ("name=${oc.env:ZFSCOPE_NOT_SET}", r"ZFSCOPE_NOT_SET"),

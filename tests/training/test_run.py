@@ -115,7 +115,7 @@ def test_a_finished_run_that_is_resumed_to_the_same_end_is_left_as_it_is(command
 
 
 def test_what_a_leg_changes_is_part_of_the_identity_and_later_legs_keep_it(command, run_copy):
-    short = ["evaluate.enabled=false", "callbacks.projections=null", "~callbacks.feature_evolution"]
+    short = ["evaluate.enabled=false", "callbacks.filter_images=null", "~callbacks.diagnostics"]
     before = run_identity(run_copy)
 
     command("train", "resume=outputs/run", "optim.weight_decay=0.01", "trainer.max_epochs=3", *short)
@@ -214,6 +214,7 @@ def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_b
     other = ("model.conv2.stride", "model.conv2.padding", "logger", "data.resize", "data.crop")
     own = [override for override in tiny if not override.startswith(other)]
     own += [
+        "callbacks=default",
         "data.resize=72",
         "data.crop=64",
         "~callbacks.occlusion_maps",
@@ -248,7 +249,7 @@ def test_a_sweep_of_stems_is_separate_wandb_runs_of_one_group_that_can_be_read_b
 
 @pytest.mark.parametrize("preset", quick_first(["profile", "fast", "overfit"], 2))
 def test_every_debug_preset_runs(command, tiny, preset):
-    fewer = [override for override in tiny if not override.startswith(("trainer.max_epochs", "logger"))]
+    fewer = [override for override in tiny if not override.startswith(("trainer.max_epochs", "logger", "callbacks"))]
     short = ["trainer.max_epochs=2", "callbacks=none"] if preset == "overfit" else []
 
     code, out, err = command("train", *fewer, f"debug={preset}", *short, "hydra.run.dir=run")

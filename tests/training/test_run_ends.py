@@ -113,7 +113,7 @@ def test_a_checkpoint_to_go_on_from_can_be_named(command, run_copy):
     ("end", "later"),
     [
         (["+trainer.max_time=00:00:00:01", "trainer.max_epochs=-1", "optim/schedule=constant"],
-         ["trainer.max_time=00:00:00:04"]),
+         ["trainer.max_time=00:00:00:02"]),
         (["trainer.max_epochs=50", "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, "
           "monitor: val/loss, patience: 0, min_delta: 100}"], ["callbacks.stop.min_delta=200"]),
         (["trainer.max_steps=4"], ["trainer.max_steps=5"]),
@@ -140,10 +140,10 @@ def test_a_run_that_has_finished_is_left_as_it_is_and_goes_on_with_a_later_end(c
     "case",
     quick_first(
         [
-            ("trainer.max_steps=5", "trainer.max_steps=-1", "trainer.max_steps=-1"),  # within an epoch of 12
-            ("trainer.max_steps=24", "trainer.max_steps=30", "trainer.max_steps=30"),  # at the end of one
-            ("trainer.max_steps=5", "trainer.max_steps=30", "trainer.max_steps=30"),
-            ("trainer.max_steps=12", "trainer.max_steps=-1", "trainer.max_steps=-1"),
+            ("trainer.max_steps=4", "trainer.max_steps=-1", "trainer.max_steps=-1"),  # within an epoch of 6
+            ("trainer.max_steps=12", "trainer.max_steps=15", "trainer.max_steps=15"),  # at the end of one
+            ("trainer.max_steps=4", "trainer.max_steps=15", "trainer.max_steps=15"),
+            ("trainer.max_steps=6", "trainer.max_steps=-1", "trainer.max_steps=-1"),
             ("+trainer.max_time=00:00:00:00", "trainer.max_time=null", "trainer.max_steps=-1"),
         ],
         2,
@@ -153,7 +153,7 @@ def test_a_run_with_a_later_end_ends_with_the_weights_of_a_whole_one(command, ti
     end, later, whole = case
     other = ("trainer.max_epochs", "data.batch_size")
     own = [override for override in tiny if not override.startswith(other)]
-    own += ["data.batch_size=2", "trainer.max_epochs=3", "optim/schedule=constant", "evaluate.enabled=false", *QUICK]
+    own += ["data.batch_size=4", "trainer.max_epochs=3", "optim/schedule=constant", "evaluate.enabled=false", *QUICK]
     assert command("train", *own, whole, "hydra.run.dir=whole")[0] == 0
     assert command("train", *own, end, "hydra.run.dir=run")[0] == 0
     before = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"]
