@@ -146,6 +146,25 @@ def test_help_explains_the_groups_and_shows_examples():
         assert words in answer.stdout
 
 
+def test_at_the_end_of_a_command_files_are_flushed_and_exit_handlers_run(tmp_path):
+    code = """
+import atexit, sys
+from zfscope.commands.jobs import _leave_quickly
+atexit.register(print, "earlier")
+_leave_quickly()
+atexit.register(print, "later")
+class Loop: pass
+loop = Loop()
+loop.itself, loop.file = loop, open(sys.argv[1], "w", encoding="utf-8")
+loop.file.write("all of it")
+"""
+
+    answer = subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], capture_output=True, text=True)
+
+    assert (answer.returncode, answer.stdout.split(), answer.stderr) == (0, ["later", "earlier"], "")
+    assert (tmp_path / "file").read_text() == "all of it"
+
+
 def test_a_config_is_shown_without_a_run(tmp_path):
     answer = typed("analyze.py", "experiment=caltech101_pretrained", "--cfg", "job", "--package", "checkpoint")
 
