@@ -240,6 +240,13 @@ class Classifier(lightning.LightningModule):
         np.random.seed(int(words[1]))
 
 
+def metric_names(classes: int, multilabel: bool) -> tuple[str, ...]:
+    """What a training logs of itself, by which callbacks may go."""
+    scores = ["mean_average_precision"] if multilabel else ["top1_error", *(["top5_error"] if classes >= 6 else [])]
+    own = ("train/loss", "train/epoch_loss", "val/loss", "lr", "images_per_second")
+    return (*own, *(f"{part}/{score}" for part in ("train", "val") for score in scores))
+
+
 def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
     """SGD or AdamW with the rate, momentum and decay of ``optim``."""
     if optim.name == "adamw":
