@@ -4,16 +4,18 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
+import torch
 from lightning.pytorch.callbacks import Callback
+from pydantic import TypeAdapter, ValidationError
 
 from zfscope.schema import nearest
 from zfscope.training.spec import TrainConfig
 
 # Of Lightning: they go by a metric, ``monitor``, at the end of an epoch where this keyword says so.
 WATCHING = {"EarlyStopping": "check_on_train_epoch_end", "ModelCheckpoint": "save_on_train_epoch_end"}
-OF_PANELS = ("diagnostics/", "filter_renorm/", "filter_rms/")
 
 
 def configured_callbacks(config: Mapping[str, Mapping[str, Any] | None]) -> list[Callback]:
@@ -28,8 +30,11 @@ def configured_callbacks(config: Mapping[str, Mapping[str, Any] | None]) -> list
 def check_monitors(config: TrainConfig, metrics: Sequence[str]) -> None:
     """Refuse a callback that goes by a metric that a training with these ``metrics`` has not, or not yet when it looks.
 
-    Validations give ``val/…``, steps ``train/loss``, ends of epochs all others.
+    Validations give ``val/…``, steps ``train/loss``, ends of epochs all others; of a panel only its folder is checked.
     """
+    targets = [(options or {}).get("_target_") for options in config.callbacks.values()]
+    panels = ("diagnostics/",) if "zfscope.callbacks.Diagnostics" in targets else ()
+    panels += ("filter_renorm/", "filter_rms/") if config.model.filter_rms is not None else ()
     every = config.trainer.check_val_every_n_epoch
     interval = config.trainer.model_dump().get("val_check_interval") or 1.0
     for key, options in config.callbacks.items():
@@ -38,7 +43,7 @@ def check_monitors(config: TrainConfig, metrics: Sequence[str]) -> None:
         if name not in WATCHING or options.get("monitor") is None or not options.get("strict", True):
             continue
         place = f"callbacks.{key}.monitor={monitor}"
-        if monitor not in metrics and not monitor.startswith(OF_PANELS):
+        if monitor not in metrics and not monitor.startswith(panels):
             raise ValueError(f"{place}: there is no such metric; {nearest(monitor, metrics)}")
         at_ends = options.get(WATCHING[name])
         at_ends = (interval == 1.0 and every == 1) if at_ends is None else at_ends
@@ -62,9 +67,24 @@ def _made(key: str, options: Mapping[str, Any]) -> Callback:
         if argument not in named and not takes_all:
             raise ValueError(f"callbacks.{key}.{argument}: {name} has no such argument; {nearest(argument, [*named])}")
     for argument, parameter in named.items():
+        if argument in arguments and module.startswith("lightning."):
+            _check_type(f"callbacks.{key}.{argument}", arguments[argument], parameter.annotation)
         if parameter.default is parameter.empty and argument not in arguments:
             raise ValueError(f"callbacks.{key}.{argument} is missing; {name} needs it")
     try:
+        if module.startswith("lightning."):
+            torch.empty(0, device=arguments.get("device"))  # of averages: whether it is there
         return kind(**arguments)
     except Exception as error:
         raise ValueError(f"callbacks.{key}: {name} does not take these arguments: {error}") from error
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """Refuse a text for a number and the like, which Lightning would take."""
+    if not {*(get_args(annotation) or [annotation])} <= {int, float, bool, str, NoneType}:
+        return
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        told = error.errors(include_url=False)[0]["msg"]
+        raise ValueError(f"{key}={value!r}: {told[0].lower()}{told[1:]}") from None

@@ -1,6 +1,7 @@
 """The keys of ``conf/train.yaml`` and of its groups optim, trainer, logger, checkpoints, callbacks and evaluate."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
@@ -312,6 +313,12 @@ class TrainConfig(Strict):
                 cause = "needs optim.channels_last=false"
             elif name == "ModelPruning" and self.resume is not None:
                 cause = f"keeps its masks in no checkpoint, so no run goes on; weights={self.resume} starts a new one"
+            elif (
+                name == "ModelCheckpoint"
+                and callback.get("dirpath") is None
+                and (callback.get("save_last") or re.fullmatch(r"best|last|epoch_\d+", str(callback.get("filename"))))
+            ):
+                cause = f"would write over the run's own files; give it a folder: callbacks.{key}.dirpath=…"
             if cause is not None:
                 raise ValueError(f"callbacks.{key}: {name} {cause}")
         return self
@@ -323,6 +330,9 @@ class TrainConfig(Strict):
         if len(averages) + (self.optim.ema is not None) > 1:
             both = [*(["optim.ema"] if self.optim.ema is not None else []), *(f"callbacks.{key}" for key in averages)]
             raise ValueError(f"{' and '.join(both)} each average the weights; leave one of them")
+        for key, options in self.callbacks.items():
+            if (averages or self.optim.ema is not None) and options is not None and options.get("save_weights_only"):
+                raise ValueError(f"callbacks.{key}.save_weights_only=true would save weights that are not averaged")
         for key, options in averages.items():
             late = options.get("update_starting_at_epoch") is not None
             if late and options.get("update_starting_at_step") is None and options.get("update_every_n_steps", 1) != 0:
