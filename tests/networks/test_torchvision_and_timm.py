@@ -132,3 +132,7 @@ def test_trying_a_model_of_timm_leaves_it_as_timm_makes_it(name, size):
     torch.testing.assert_close(network.body.state_dict(), expected.state_dict(), rtol=0, atol=0)
     assert all(module.training for module in network.modules())
     assert not any(getattr(module, "attention_bias_cache", None) for module in network.modules())  # of eval mode
+
+
+def test_a_stage_that_timm_names_twice_is_one_layer():
+    assert TimmNetwork("crossvit_tiny_240", 3, 240).layers == ("blocks.0", "blocks.1", "blocks.2", "head")

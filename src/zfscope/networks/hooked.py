@@ -111,7 +111,8 @@ class TimmNetwork(HookedNetwork):
         if layers is None:
             stages = [str(info["module"]) for info in getattr(body, "feature_info", [])]
             paths = _paths(body)
-            layers = tuple(path for path in [*stages, _classifier(body)] if path in paths)
+            names = dict.fromkeys([*stages, _classifier(body)])  # crossvit names each of its stages twice
+            layers = tuple(path for path in names if path in paths)
         super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
