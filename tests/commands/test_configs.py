@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from benchmarks.refusals import CASES, HEAVY
 from tests.conftest import ROOT, quick_first
+from zfscope.commands.configs import prepare
 
 
 @pytest.mark.parametrize("case", quick_first([name for name in CASES if not name.startswith("-")], 2))
@@ -23,3 +25,63 @@ def test_what_needs_no_data_is_refused_before_torch_is_imported(tmp_path, case):
         assert answer.returncode == 2
         assert len(lines) == 1 and lines[0].startswith("train.py: ")
     assert list(tmp_path.iterdir()) == []
+
+
+JOBLIB = "defaults: [{override /hydra/launcher: joblib}]"
+OF_HYDRA = {
+    "plain": "seed: 3",
+    "joblib": JOBLIB,
+    "two": f"{JOBLIB}\nhydra: {{launcher: {{n_jobs: 2}}}}",
+    "params": "hydra: {sweeper: {params: {seed: '0,1'}}}",
+    "log": "hydra: {callbacks: {log: {_target_: hydra.experimental.callbacks.LogJobReturnCallback}}}",
+    "evil": "hydra: {job_logging: {handlers: {x: {class: os.makedirs, name: made}}}}",
+    "chdir": "hydra: {job: {chdir: true}}",
+}
+
+
+@pytest.fixture
+def plan_sweep(tmp_path, monkeypatch):
+    """What ``train.py -m`` plans for these overrides, where the experiments of ``OF_HYDRA`` are there too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    for name, lines in OF_HYDRA.items():
+        (tmp_path / f"mine/experiment/{name}.yaml").write_text(f"# @package _global_\n{lines}\n")
+    return lambda *overrides: prepare(
+        "train", get_args_parser().parse_args(["-m", "--config-dir=mine", "logger=none", *overrides])
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=plain,joblib"], r"experiment=joblib sets hydra/launcher, .* type hydra/launcher=joblib beside"),
+        (["experiment=joblib,two"], r"experiment=joblib sets hydra/launcher, .* type hydra/launcher=joblib beside"),
+        (["experiment=glob(job*)"], r"experiment=joblib sets hydra/launcher, .* type hydra/launcher=joblib beside"),
+        (
+            ["experiment=plain,two", "hydra/launcher=joblib"],
+            r"experiment=two sets hydra\.launcher\.n_jobs, .* type hydra\.launcher\.n_jobs=2 beside it",
+        ),
+        (
+            ["experiment=plain,params"],
+            r"experiment=params sets hydra\.sweeper\.params\.seed, .* type seed=0,1 beside it",
+        ),
+        (["experiment=plain,log"], r"experiment=log sets hydra\.callbacks\.log\._target_, .* type \+hydra\.callbacks"),
+        (["experiment=plain,evil"], r"hydra\.job_logging\.handlers\.x\.class=os\.makedirs is no class of Hydra's own"),
+        (["experiment=plain,chdir"], r"hydra\.job\.chdir=true would change what the typed paths mean"),
+    ],
+)
+def test_what_a_swept_experiment_says_to_hydra_in_vain_is_refused_with_what_to_type(plan_sweep, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        plan_sweep(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=joblib", "seed=0,1"],
+        ["experiment=params"],
+        ["experiment=plain,two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    ],
+)
+def test_what_hydra_reads_of_an_experiment_is_taken(plan_sweep, overrides):
+    assert len(plan_sweep(*overrides).jobs) == 2

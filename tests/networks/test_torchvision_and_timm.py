@@ -101,3 +101,38 @@ def test_timm_s_unknown_names_are_refused_with_the_nearest():
         TimmNetwork("resnet18", 3, 64, ("layer5",))
     with pytest.raises(ValueError, match="no layer 'conv1_1'; the layers are act1, layer1"):
         TimmNetwork("resnet18", 3, 64).features(torch.zeros(1, 3, 64, 64), "conv1_1")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "own"),
+    [("test_vit", 100, 160), ("halonet26t", 100, 256), ("crossvit_tiny_240", 224, 240), ("inception_v3", 64, 299)],
+)
+def test_timm_s_models_are_refused_at_sizes_that_they_do_not_take_with_their_own(name, size, own):
+    refusal = (
+        rf"{name} takes no images of {size}x{size} pixels \(.+\); its own size is data\.crop={own}, with data.resize"
+    )
+
+    with pytest.raises(ValueError, match=refusal) as error:
+        TimmNetwork(name, 3, size)
+
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("efficientvit_m0", 224), ("test_vit", 160), ("test_vit", 64), ("test_maxvit", 96), ("resnet18", 50)],
+)
+def test_trying_a_model_of_timm_leaves_it_as_timm_makes_it(name, size):
+    torch.manual_seed(0)
+    expected = timm.create_model(name, num_classes=3, **({"img_size": size} if "vit" in name else {}))
+    torch.manual_seed(0)
+
+    network = TimmNetwork(name, 3, size)
+
+    torch.testing.assert_close(network.body.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert all(module.training for module in network.modules())
+    assert not any(getattr(module, "attention_bias_cache", None) for module in network.modules())  # of eval mode
+
+
+def test_a_stage_that_timm_names_twice_is_one_layer():
+    assert TimmNetwork("crossvit_tiny_240", 3, 240).layers == ("blocks.0", "blocks.1", "blocks.2", "head")

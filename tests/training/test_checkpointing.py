@@ -3,6 +3,7 @@
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tests.conftest import tiny_images
 from tests.training.conftest import CLASSES, StopAt
@@ -53,6 +54,20 @@ def test_a_stop_within_a_window_of_accumulated_batches_loses_none(fit, tmp_path,
     for expected, weight in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0)
     assert "gradients" not in read_checkpoint(last)  # that of the last epoch's end
+
+
+def test_a_window_that_the_epoch_decides_is_that_of_the_epoch_where_the_run_stands(fit, tmp_path):
+    options = {"optim": {"momentum": 0.9}, "count": 40}  # five batches an epoch
+    windows = {0: 1, 1: 3}
+    _, whole = fit(tmp_path / "whole", **options, callbacks=[GradientAccumulationScheduler(windows)])
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", **options, callbacks=[GradientAccumulationScheduler(windows), StopAt(7)])
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    _, resumed = fit(tmp_path / "run", last, **options, callbacks=[GradientAccumulationScheduler(windows)])
+
+    for expected, weight in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
 
 
 def test_the_plateau_of_a_run_that_goes_on_is_that_of_a_whole_one(fit, tmp_path):

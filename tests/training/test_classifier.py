@@ -1,7 +1,9 @@
 """Loss, errors, optimiser and schedule, each against a calculation by hand."""
 
 import math
+from copy import deepcopy
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,48 @@ def test_the_first_step_is_sgd_with_momentum_and_decay_by_hand(tmp_path):
     for name, value in classifier.network.named_parameters():
         expected = before[name] - 0.1 * (gradients[name] + 0.01 * before[name])
         torch.testing.assert_close(value, expected, msg=name)
+
+
+class Batches(lightning.Callback):
+    """The images and labels of every training batch."""
+
+    def __init__(self):
+        self.seen, self.losses = [], []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.seen.append((batch[0].clone(), batch[1].clone()))
+
+    def on_train_batch_end(self, trainer, *_):
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7])
+def test_every_window_of_batches_makes_a_step_of_its_mean_also_the_last_and_shorter_one(tmp_path, window):
+    optim = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": {"name": "constant"}, "channels_last": False}
+    batches = Batches()
+    trainer, classifier, data = parts(
+        tmp_path, optim=optim, epochs=2, count=40, callbacks=[batches], accumulate_grad_batches=window
+    )
+    trainer.callbacks[:] = [callback for callback in trainer.callbacks if not isinstance(callback, FilterRenorm)]
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    network = deepcopy(classifier.network).train()
+
+    trainer.fit(classifier, data)
+
+    losses = []
+    for epoch in (batches.seen[:5], batches.seen[5:]):
+        for start in range(0, 5, window):
+            part = [F.cross_entropy(network(images), labels) for images, labels in epoch[start : start + window]]
+            losses += [loss.item() for loss in part]
+            gradients = torch.autograd.grad(sum(part) / len(part), list(network.parameters()))
+            with torch.no_grad():
+                for weight, gradient in zip(network.parameters(), gradients, strict=True):
+                    weight -= 0.05 * gradient
+    for expected, weight in zip(network.parameters(), classifier.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+    assert batches.losses == pytest.approx(losses, rel=1e-4)  # what is logged is the loss itself
 
 
 def test_the_optimiser_is_the_one_that_the_config_names():

@@ -24,7 +24,7 @@ from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.overrides import CONF, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.runs import check_writable
-from zfscope.schema import check, nearest
+from zfscope.schema import check, flatten, nearest
 from zfscope.training.spec import TrainConfig
 
 SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}
@@ -231,6 +231,9 @@ def _jobs(name: str, main: DictConfig, overrides_typed: Sequence[str]) -> tuple[
             config.hydra.job.num = config.hydra.job.id = number
         HydraConfig.instance().set_config(config)
         _check_trust(config, overrides_typed)
+        _check_foreign_code(config)
+        _check_working_folder(config)
+        _check_read_once(config, main, next((one for one in job if one.startswith("experiment=")), f"job {number}"))
         own = Path(os.path.expanduser(str(config.hydra.sweep.dir)))
         if own != sweep and number:
             raise ValueError(f"hydra.sweep.dir must be one folder for all jobs, but is {sweep} and {own}")
@@ -265,6 +268,27 @@ def _check_foreign_code(config: DictConfig) -> None:
         for key, value in _classes_below(config.hydra[group], f"hydra.{group}"):
             if not HYDRAS_OWN.fullmatch(str(value)):
                 raise ValueError(f"{key}={value} is no class of Hydra's own; leave it out")
+
+
+def _check_read_once(config: DictConfig, main: DictConfig, source: str) -> None:
+    """Refuse what a swept option says about launcher, sweeper and callbacks: Hydra reads these before it composes the
+    jobs, without what is swept, and ignores a job's own without a word.
+    """
+    for part in ("launcher", "sweeper", "callbacks"):
+        ignored, read = (
+            flatten(OmegaConf.to_container(one.hydra[part], resolve=False) or {}) for one in (config, main)
+        )
+        choice = config.hydra.runtime.choices.get(f"hydra/{part}")
+        if ignored != read and choice != main.hydra.runtime.choices.get(f"hydra/{part}"):
+            key, typed = f"hydra/{part}", f"hydra/{part}={choice}"
+        elif ignored != read:
+            name = next(name for name in [*ignored, *read] if ignored.get(name) != read.get(name))
+            key = f"hydra.{part}.{name}"
+            plus = "" if name in read else "+"
+            typed = f"{plus}{key}={ignored.get(name)}".removeprefix("+hydra.sweeper.params.")
+        else:
+            continue
+        raise ValueError(f"{source} sets {key}, which Hydra ignores in an option that is swept; type {typed} beside it")
 
 
 def _classes_below(node: Any, key: str) -> Iterator[tuple[str, Any]]:

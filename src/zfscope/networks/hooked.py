@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from zfscope.networks.fields import probe_field
@@ -106,13 +107,12 @@ class TimmNetwork(HookedNetwork):
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
         self._name = name
-        pretrained = timm.get_pretrained_cfg(name)
-        sized = pretrained is not None and pretrained.fixed_input_size
-        body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
+        body = _timm_model(name, num_classes, image_size)
         if layers is None:
             stages = [str(info["module"]) for info in getattr(body, "feature_info", [])]
             paths = _paths(body)
-            layers = tuple(path for path in [*stages, _classifier(body)] if path in paths)
+            names = dict.fromkeys([*stages, _classifier(body)])  # crossvit names each of its stages twice
+            layers = tuple(path for path in names if path in paths)
         super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
@@ -160,6 +160,26 @@ def stages(body: nn.Module) -> list[str]:
         if len(blocks) > 1 and 2 * inside >= len(convs):
             return blocks
     return []
+
+
+def _timm_model(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """A model of timm, tried with a blank image: which sizes it takes is known only to its code.
+
+    Raises:
+        ValueError: If it takes no images of this size.
+    """
+    pretrained = timm.get_pretrained_cfg(name)
+    sized = pretrained is not None and pretrained.fixed_input_size
+    try:
+        body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
+        with torch.no_grad():
+            body.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:
+        own = pretrained.input_size[-1] if pretrained is not None else image_size
+        way_out = f"; its own size is data.crop={own}, with data.resize as large or larger" if own != image_size else ""
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{name} takes no images of {image_size}x{image_size} pixels ({cause}){way_out}") from error
+    return body.train()
 
 
 def _of_type(paths: dict[str, nn.Module], kind: type[nn.Module]) -> list[str]:

@@ -13,6 +13,7 @@ import lightning
 import numpy as np
 import timm.data
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -105,7 +106,7 @@ class Classifier(lightning.LightningModule):
         self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
-        return loss
+        return loss * self._missing_share(batch_idx)
 
     def on_fit_start(self) -> None:
         """Start the clock."""
@@ -114,6 +115,9 @@ class Classifier(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Go on from where the run stood, with the rates of this config; start counting images and seconds."""
         self.on_train_epoch_start()  # a run that goes on in the middle of an epoch starts none
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(self.trainer)
         restored, self._restored = self._restored, {}
         if isinstance(self.trainer.datamodule, ImageData):
             self.trainer.datamodule.done = 0  # from here on the Trainer knows
@@ -215,6 +219,12 @@ class Classifier(lightning.LightningModule):
                 epochs[part]["completed"] = epochs[part]["processed"]
             progress["current"], progress["is_last_batch"] = dict.fromkeys(progress["current"], 0), False
 
+    def _missing_share(self, batch_idx: int) -> float:
+        """What makes the step of an epoch's last, shorter window that of a mean: Lightning divides by whole windows."""
+        window, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        rest = int(batches % window) if np.isfinite(batches) else 0
+        return window / rest if rest and batch_idx >= batches - rest else 1.0
+
     def _train_metrics(self) -> dict[str, Metric]:
         return {"loss": self.train_loss, **dict(self.train_scores.items(keep_base=True))}
 
@@ -238,6 +248,13 @@ class Classifier(lightning.LightningModule):
         words = np.random.SeedSequence((self.seed, done, self.global_rank)).generate_state(2)
         torch.manual_seed(int(words[0]))
         np.random.seed(int(words[1]))
+
+
+def metric_names(classes: int, multilabel: bool) -> tuple[str, ...]:
+    """What a training logs of itself, by which callbacks may go."""
+    scores = ["mean_average_precision"] if multilabel else ["top1_error", *(["top5_error"] if classes >= 6 else [])]
+    own = ("train/loss", "train/epoch_loss", "val/loss", "lr", "images_per_second")
+    return (*own, *(f"{part}/{score}" for part in ("train", "val") for score in scores))
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:

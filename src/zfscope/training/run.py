@@ -1,7 +1,6 @@
 """One training: seed -> build -> fit -> evaluate, in a run folder."""
 
 import ctypes
-import importlib
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 
 from zfscope.callbacks import FilterRenorm
 from zfscope.callbacks.loggers import run_logger
@@ -35,6 +34,8 @@ from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import TRAINING, Run
 from zfscope.runs import environment, read_results, replacing, write_results
+from zfscope.training.averaging import CurrentUntilAveraged
+from zfscope.training.callbacks import check_monitors, configured_callbacks
 from zfscope.training.checkpointing import (
     BestCheckpoint,
     CheckpointFiles,
@@ -42,7 +43,7 @@ from zfscope.training.checkpointing import (
     LastCheckpoint,
     find_resumable,
 )
-from zfscope.training.classifier import Classifier
+from zfscope.training.classifier import Classifier, metric_names
 from zfscope.training.identity import callback_facts, training_identity
 from zfscope.training.progress import build_progress
 from zfscope.training.spec import TrainConfig
@@ -71,6 +72,7 @@ def train(
 
     splits = open_data(config.data)
     check_batch_size(config.data.batch_size, len(splits.train))
+    check_monitors(config, metric_names(len(splits.train.classes), splits.train.labels.ndim == 2))
     fingerprint = splits.train.fingerprint
     last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
     if checkpoint is not None:
@@ -274,18 +276,13 @@ def build_callbacks(config: TrainConfig, best: BestCheckpoint, folder: Path) -> 
     callbacks: list[Callback] = [build_progress()]
     if config.model.filter_rms is not None:
         callbacks.append(FilterRenorm(config.model.filter_rms))
-    for options in config.callbacks.values():
-        if options is not None:
-            options = dict(options)
-            module, _, name = options.pop("_target_").rpartition(".")
-            callback = getattr(importlib.import_module(module), name, None)
-            if callback is None:
-                raise ValueError(f"{module} has no {name}; mend the callback's _target_")
-            callbacks.append(callback(**options))
+    callbacks += configured_callbacks(config.callbacks)
     if config.optim.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=config.optim.ema.decay))
-    last = LastCheckpoint(folder / "checkpoints", config.checkpoints.every_n_steps)
-    return [*callbacks, best, EpochCheckpoints(folder / "checkpoints", config.checkpoints.epochs), last]
+    callbacks += [best, EpochCheckpoints(folder / "checkpoints", config.checkpoints.epochs)]
+    callbacks.append(LastCheckpoint(folder / "checkpoints", config.checkpoints.every_n_steps))
+    followers = [CurrentUntilAveraged(callback) for callback in callbacks if isinstance(callback, WeightAveraging)]
+    return [*followers, *callbacks]
 
 
 def keep_memory() -> None:
@@ -321,8 +318,9 @@ def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
+    callbacks = configured_callbacks(config.callbacks)
     try:
-        trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
+        trainer = lightning.Trainer(**trainer_keywords(config), **quiet, callbacks=callbacks)
     except (AttributeError, AssertionError, LookupError, RuntimeError) as error:
         raise ValueError(f"lightning.Trainer does not take these values: {error}; look at trainer.…") from error
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]

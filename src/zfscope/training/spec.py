@@ -1,7 +1,9 @@
 """The keys of ``conf/train.yaml`` and of its groups optim, trainer, logger, checkpoints, callbacks and evaluate."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -176,6 +178,25 @@ TARGETS = (
 )
 
 
+# Lightning's callbacks that cannot do their work in a run of this project: why, and the way out.
+BASE_CLASS = "is a base class and does nothing by itself; leave it out"
+FUNCTIONS = (
+    "takes functions, which a config cannot hold; write a class of your own: _target_=my.Class 'trust=[my.Class]'"
+)
+OWN_PROGRESS = "would be a second progress bar; a run has one in a terminal, and lines in a log; leave it out"
+REFUSED_CALLBACKS = {
+    "StochasticWeightAveraging": "leaves its averages out of all checkpoints; ++optim.ema.decay=0.999 averages weights",
+    "LearningRateFinder": "cannot set optim.lr; a sweep compares rates: python train.py -m optim.lr=0.1,0.01",
+    "BatchSizeFinder": "cannot set the size of batches; give it as data.batch_size=…",
+    "BackboneFinetuning": "needs a module 'backbone', which no network here has; weights=… starts from trained weights",
+    "SpikeDetection": "makes checkpoints that cannot be resumed; EarlyStopping has divergence_threshold",
+    "OnExceptionCheckpoint": "lets a new run start from an earlier run's file; last.ckpt is written at a stop anyway",
+    **dict.fromkeys(["LambdaCallback", "ThroughputMonitor"], FUNCTIONS),
+    **dict.fromkeys(["BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar"], BASE_CLASS),
+    **dict.fromkeys(["RichProgressBar", "TQDMProgressBar"], OWN_PROGRESS),
+}
+
+
 class TrainConfig(Strict):
     """All that ``train.py`` reads."""
 
@@ -274,5 +295,49 @@ class TrainConfig(Strict):
                 raise ValueError(
                     f"callbacks.{key}._target_={target} is not a callback of this project; "
                     f"'trust=[{target}]' on the command line allows it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _callbacks_can_do_their_work(self) -> Self:
+        for key, callback in self.callbacks.items():
+            package, _, name = str((callback or {}).get("_target_")).rpartition(".")
+            if package != "lightning.pytorch.callbacks":
+                continue
+            cause = REFUSED_CALLBACKS.get(name)
+            if name in ("DeviceStatsMonitor", "LearningRateMonitor") and self.logger.name == "none":
+                cause = "writes to a logger, and logger=none leaves none; logger=csv is one"
+            elif name == "DeviceStatsMonitor" and callback.get("cpu_stats") is not False and not find_spec("psutil"):
+                cause = "needs the package psutil: pip install psutil"
+            elif name == "ModelPruning" and self.optim.channels_last:
+                cause = "needs optim.channels_last=false"
+            elif name == "ModelPruning" and self.resume is not None:
+                cause = f"keeps its masks in no checkpoint, so no run goes on; weights={self.resume} starts a new one"
+            elif (
+                name == "ModelCheckpoint"
+                and callback.get("dirpath") is None
+                and (callback.get("save_last") or re.fullmatch(r"best|last|epoch_\d+", str(callback.get("filename"))))
+            ):
+                cause = f"would write over the run's own files; give it a folder: callbacks.{key}.dirpath=…"
+            if cause is not None:
+                raise ValueError(f"callbacks.{key}: {name} {cause}")
+        return self
+
+    @model_validator(mode="after")
+    def _averages_its_weights_once(self) -> Self:
+        of_lightning = ("lightning.pytorch.callbacks.WeightAveraging", "lightning.pytorch.callbacks.EMAWeightAveraging")
+        averages = {key: it for key, it in self.callbacks.items() if it is not None and it["_target_"] in of_lightning}
+        if len(averages) + (self.optim.ema is not None) > 1:
+            both = [*(["optim.ema"] if self.optim.ema is not None else []), *(f"callbacks.{key}" for key in averages)]
+            raise ValueError(f"{' and '.join(both)} each average the weights; leave one of them")
+        for key, options in self.callbacks.items():
+            if (averages or self.optim.ema is not None) and options is not None and options.get("save_weights_only"):
+                raise ValueError(f"callbacks.{key}.save_weights_only=true would save weights that are not averaged")
+        for key, options in averages.items():
+            late = options.get("update_starting_at_epoch") is not None
+            if late and options.get("update_starting_at_step") is None and options.get("update_every_n_steps", 1) != 0:
+                raise ValueError(
+                    f"callbacks.{key}.update_starting_at_epoch does not keep Lightning from averaging at every step; "
+                    f"give callbacks.{key}.update_every_n_steps=0 too, to average at the ends of epochs alone"
                 )
         return self
