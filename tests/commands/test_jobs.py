@@ -274,7 +274,7 @@ def test_any_error_of_a_sweeps_job_is_its_own(command, tiny, tmp_path, monkeypat
     code, out, _ = command("train", "-m", *tiny, "seed=0,1")
 
     assert code == 1
-    assert out.count("failed: out of memory") == 2
+    assert out.count("job 0 failed: out of memory") == out.count("job 1 failed: out of memory") == 2
     for job in ("0", "1"):
         (folder,) = tmp_path.glob(f"outputs/sweeps/*/{job}")
         assert results(folder)["cause"] == "out of memory"
@@ -294,4 +294,5 @@ def test_ddp_in_a_sweep_is_refused_job_by_job(command, tiny):
     code, out, _ = command("train", "-m", *tiny, "+trainer.strategy=ddp", "seed=0,1")
 
     assert code == 1
-    assert out.count("failed: DDP starts the whole sweep anew on each rank") == 2
+    for job in (0, 1):  # when it fails and below the table
+        assert out.count(f"job {job} failed: DDP starts the whole sweep anew on each rank") == 2
