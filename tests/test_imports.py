@@ -1,11 +1,14 @@
 """The rooms of the house: who may import whom, and what an import costs."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import traceback
+
+import pytest
 
 import zfscope.callbacks
 from tests.conftest import ROOT
@@ -141,6 +144,13 @@ for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
         takes = [f"from {package} import {name}\nassert callable({name}), {name}\n" for name in wanted]
         for case in [*takes, everything + "".join(takes), "".join(takes) + everything + "".join(takes)]:
             assert run_anew(case), case
+
+
+@pytest.mark.parametrize("name", ["", ".callbacks", ".deconvnet", ".figures", ".occlusion"])
+def test_names_that_are_loaded_at_first_use_are_listed(name):
+    package = importlib.import_module(f"zfscope{name}")
+
+    assert set(package.__all__) <= set(dir(package)) and "__name__" in dir(package)
 
 
 def test_requirements_pin_what_the_package_needs():
