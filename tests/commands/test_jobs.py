@@ -103,6 +103,16 @@ def test_what_the_trainer_refuses_is_refused_before_the_images_are_measured(comm
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.parametrize("trainer", ["gpu", "gpus"])
+def test_a_gpu_that_is_not_there_is_refused_with_the_key_and_the_way_to_the_cpu(command, tiny, monkeypatch, trainer):
+    monkeypatch.setattr("zfscope.training.run.has_device", lambda kind: kind == "cpu")
+
+    code, _, err = command("train", *tiny, f"trainer={trainer}")
+
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    assert re.search(r"trainer\.accelerator=gpu: torch finds no GPU .* with trainer=default device=cpu$", err.strip())
+
+
 def test_a_sweep_of_one_batch_each_succeeds(command, tiny, tmp_path):
     code, out, err = command("train", "-m", *tiny, "debug=fast", "seed=0,1")
 

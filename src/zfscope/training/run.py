@@ -29,7 +29,7 @@ from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, load_network, start_from
-from zfscope.networks.devices import trainer_device
+from zfscope.networks.devices import has_device, trainer_device
 from zfscope.networks.network import Network, count_parameters
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
@@ -321,6 +321,7 @@ def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
+    check_accelerator(config)
     try:
         trainer = lightning.Trainer(**trainer_keywords(config), **quiet)
     except (AttributeError, AssertionError, LookupError, RuntimeError) as error:
@@ -328,6 +329,17 @@ def check_trainer(config: TrainConfig) -> None:
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
         raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")
+
+
+def check_accelerator(config: TrainConfig) -> None:
+    """Refuse a kind of device that this machine has not, before Lightning does, which names neither key nor way out."""
+    name = config.trainer.accelerator
+    kinds = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}.get(name)
+    if kinds is None or any(has_device(kind) for kind in kinds):
+        return
+    # A run that is resumed has no groups any more.
+    way = "trainer.accelerator=cpu trainer.devices=1" if config.resume else "trainer=default device=cpu"
+    raise ValueError(f"trainer.accelerator={name}: torch finds no GPU on this machine; train on the CPU with {way}")
 
 
 def environment_plugins(config: TrainConfig) -> list[ClusterEnvironment]:
