@@ -146,7 +146,8 @@ def train(
             with replacing(folder / "profile.txt") as file:
                 file.write_text(profile, encoding="utf-8")
             console.print(profile, markup=False, highlight=False, soft_wrap=True)
-        metrics = final_metrics(config, folder, trainer, best, data, paper)
+        evaluated = config.evaluate.checkpoint if best.best_model_score is not None else "last"
+        metrics = final_metrics(config, folder, trainer, best, data, paper, evaluated)
         if trainer.is_global_zero and trainer.fast_dev_run:
             write_results(folder, {}, {"overrides": list(overrides)})
         elif trainer.is_global_zero:
@@ -162,6 +163,8 @@ def train(
                 "identity": identity,
                 "environment": environment(trainer.strategy.root_device, trainer.precision),
             }
+            if config.evaluate.enabled:
+                conditions["evaluated"] = evaluated
             if paper:
                 conditions["stand_in"] = stand_in(Run(str(folder), TRAINING, metrics, conditions), config.paper)
             write_results(folder, metrics, conditions)
@@ -246,18 +249,24 @@ def final_metrics(
     best: BestCheckpoint,
     data: ImageData,
     paper: Mapping[str, float],
+    evaluated: str,
 ) -> dict[str, Any]:
-    """Errors of training, of validation at the best epoch, and of the best checkpoint on the held-out images."""
+    """Errors of training, of validation at the best epoch, and on the held-out images.
+
+    The last ones are of the checkpoint that ``evaluated`` names, ``best`` or ``last``.
+    """
     if trainer.fast_dev_run or not trainer.is_global_zero:
         return {}
     values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")}
     if best.best_model_score is not None:
         values[best.monitor] = float(best.best_model_score)
     if config.evaluate.enabled:
+        if evaluated != config.evaluate.checkpoint:
+            console.print(f"no validation has run: the errors are those of the last step, {trainer.global_step}")
         part, images = ("test", data.splits.test) if data.splits.test is not None else ("val", data.splits.val)
         batches = data.canvases(images, config.data.batch_size)
         predictions = predict(
-            load_network(folder / "last" if config.evaluate.checkpoint == "last" else folder),
+            load_network(folder if evaluated == "best" else folder / evaluated),
             batches,
             crops=config.evaluate.ten_crops,
             device=trainer.strategy.root_device,
