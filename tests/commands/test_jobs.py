@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
-from zfscope.commands.jobs import one_line
+from zfscope.commands.jobs import _same_warnings, one_line
 from zfscope.training.spec import OptimConfig
 
 
@@ -111,6 +112,22 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_key_and_the_way_to_the_cpu(
 
     assert code == 2 and len(err.strip().splitlines()) == 1, err
     assert re.search(r"trainer\.accelerator=gpu: torch finds no GPU .* with trainer=default device=cpu$", err.strip())
+
+
+def test_a_warning_is_one_line_without_source_in_a_command_alone(command, tiny, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "zfscope.training.run.train",
+        lambda *_, **__: told.append(warnings.formatwarning(UserWarning("two\n  lines"), UserWarning, "a.py", 3)),
+    )
+    before = warnings.formatwarning
+
+    command("train", *tiny)
+
+    assert told == ["warning: two lines\n"] and warnings.formatwarning is before
+    with _same_warnings():  # as Lightning does when it is imported
+        warnings.formatwarning = print
+    assert warnings.formatwarning is before
 
 
 def test_a_sweep_of_one_batch_each_succeeds(command, tiny, tmp_path):
