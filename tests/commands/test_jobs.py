@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
+from zfscope.commands.configs import SCHEMAS
 from zfscope.commands.jobs import _same_warnings, one_line
 from zfscope.training.spec import OptimConfig
 
@@ -165,12 +166,20 @@ def test_a_traceback_is_shown_to_who_wants_it():
     assert "Traceback" in answer.stderr and "optim.lr=-1" in answer.stderr
 
 
-def test_help_explains_the_groups_and_shows_examples():
-    answer = typed("train.py", "--help")
+@pytest.mark.parametrize(("name", "other"), [("train", "analyze"), ("analyze", "train")])
+def test_help_lists_the_groups_of_its_own_command_and_shows_examples(name, other):
+    answer = typed(f"{name}.py", "--help")
 
     assert answer.returncode == 0
-    for words in ("model: ", "zfnet_mini", "python train.py -m model/stem=", "experiment=elpv"):
-        assert words in answer.stdout
+    assert f"== Examples ==\n\n  python {name}.py " in answer.stdout and f"{other}.py" not in answer.stdout
+    groups = dict(re.findall(r"^([\w/]+): (.+)$", answer.stdout, re.M))
+    model = SCHEMAS[name].model_fields
+    assert {group for group in groups if "/" not in group} - {"experiment", "debug", "scale"} <= model.keys()
+    assert groups["data/augment"] == "any_orientation, standard" and "unset" not in groups["data"]
+    own, others = (
+        {path.stem for path in ROOT.glob(f"conf/{folder}/*.yaml")} for folder in ("experiment", "analyze/experiment")
+    )
+    assert set(groups["experiment"].split(", ")) == (own if name == "train" else others)
 
 
 def test_a_config_is_shown_without_a_run(tmp_path):
