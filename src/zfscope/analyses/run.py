@@ -14,6 +14,7 @@ from zfscope.callbacks.loggers import log_result, run_logger
 from zfscope.console import console, results_table
 from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
+from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.spec import AugmentConfig, DataConfig
 from zfscope.networks.checkpoints import load_network, run_config, run_identity
 from zfscope.networks.devices import find_device
@@ -22,7 +23,7 @@ from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
 from zfscope.runs import environment, replacing, replacing_results, write_arrays, write_results
-from zfscope.schema import check
+from zfscope.schema import check, printable
 
 # What makes a data set another one than its name says.
 SUBSET_KEYS = ("classes", "cells", "exclude", "clutter")
@@ -54,6 +55,8 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
 def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Question:
     """Load what a config asks about, and its data."""
     name, device = config.analysis.name, find_device(config.device)
+    if config.image is not None:
+        check_image(config.image)
     network, members, run, preprocessing = None, (), {}, None
     if name == "ensemble":
         members = open_members(config.checkpoint, config.analysis.partial)
@@ -66,6 +69,14 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
         preprocessing = network.preprocessing
     data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
     return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
+
+
+def check_image(path: str) -> None:
+    """Refuse a file that was typed as ``image=`` and is no image, before network and data are opened."""
+    try:
+        read_image(path)
+    except UnreadableImage as error:
+        raise ValueError(f"image={printable(path)}: {error.cause}; give an image file, as a JPEG or PNG") from error
 
 
 def find_data(
