@@ -16,7 +16,7 @@ from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
 from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.spec import AugmentConfig, DataConfig
-from zfscope.networks.checkpoints import load_network, run_config, run_identity
+from zfscope.networks.checkpoints import load_network, run_config, run_progress
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.conditions import stand_in
@@ -36,6 +36,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     """
     question = ask(config, folder, any(re.match(r"\+*data[./@]augment", override) for override in overrides))
     conditions = conditions_of(config, question)
+    tell_unfinished(conditions)
     result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
@@ -50,6 +51,15 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
     console.print(results_table(shown, title, conditions.get("stand_in")))
     console.print(f"saved in {folder}", markup=False)
+
+
+def tell_unfinished(conditions: Mapping[str, Any]) -> None:
+    """Say of which epoch a network is whose training has not come to its end."""
+    for network in conditions.get("members") or [{"checkpoint": conditions["checkpoint"], **(conditions["run"] or {})}]:
+        if network.get("finished") is False:
+            epochs = f"{network['epoch']} epoch" + "s" * (network["epoch"] != 1)
+            text = f"the training of {network['checkpoint']} has not finished: the network is that after {epochs}"
+            console.print(f"{text}, {network['steps']} steps", markup=False, highlight=False, soft_wrap=True)
 
 
 def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Question:
@@ -145,11 +155,11 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     }
     if question.members:
         conditions["members"] = [
-            {"checkpoint": member.path, "seed": member.config.get("seed"), "identity": run_identity(member.path)}
+            {"checkpoint": member.path, "seed": member.config.get("seed"), **run_progress(member.path)}
             for member in question.members
         ]
     elif question.network is not None:
-        conditions["run"] = {**(conditions["run"] or {}), "identity": run_identity(checkpoint)}
+        conditions["run"] = {**(conditions["run"] or {}), **run_progress(checkpoint)}
     image = {"image": config.image} if config.image else {}
     return conditions | image | {name: value for name, value in values.items() if name not in own}
 
