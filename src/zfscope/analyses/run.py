@@ -107,6 +107,9 @@ def find_data(
         known = {}
     elif "augment" in typed:  # single values of it
         values = typed | {"augment": {**known.get("augment", {}), **typed["augment"]}}
+    if "name" not in {**known, **values} and own is None:
+        which = "analysis=overlap" if config.checkpoint is None else f"the checkpoint {config.checkpoint}"
+        raise ValueError(f"{which} names no data set; name one, such as data=imagenet data.root=DIR")
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     try:
         data_config = check(DataConfig, {**known, **values, **sizes, "batch_size": 1}, "data")
@@ -169,7 +172,10 @@ def fingerprint_of(question: Question) -> str | None:
     if question.data is None or question.image is not None or getattr(question.options, "boxes", None) is not None:
         return None
     part = getattr(question.options, "part", "")
-    images: list[ImageSet] = list(question.data.splits.parts.values()) if part == "" else [question.images]
+    try:
+        images: list[ImageSet] = list(question.data.splits.parts.values()) if part == "" else [question.images]
+    except ValueError:  # a part that the data has not: the analysis refuses it, or first what else is wrong
+        return None
     return hashlib.sha256("".join(part.fingerprint for part in images).encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ are checked when they are read. Nothing is ever instantiated from one.
 import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def find_checkpoint(source: str | Path) -> Path:
         if (folder / "best.ckpt").is_file():
             return folder / "best.ckpt"
         if (folder / "last.ckpt").is_file():
-            warnings.warn(f"{folder} holds no best.ckpt; last.ckpt is taken", stacklevel=2)
+            _tell_that_last_is_taken(folder)
             return folder / "last.ckpt"
         raise FileNotFoundError(f"{folder} holds no best.ckpt or last.ckpt; the run had not finished an epoch")
     for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
@@ -259,6 +260,11 @@ def find_checkpoint(source: str | Path) -> Path:
     sources = [entry for entry in entries if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
     alternatives = f"; there are {', '.join(sources[-5:])}" if sources else ""
     raise FileNotFoundError(f"no checkpoint at {path}{alternatives}; give a run folder, a .ckpt file or RUN/last")
+
+
+@cache  # a command looks for its checkpoint several times
+def _tell_that_last_is_taken(folder: Path) -> None:
+    warnings.warn(f"{folder} holds no best.ckpt; last.ckpt is taken", stacklevel=3)
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
