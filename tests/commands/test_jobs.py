@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tests.conftest import ROOT
 from zfscope.commands.configs import SCHEMAS
-from zfscope.commands.jobs import _same_warnings, one_line
+from zfscope.commands.jobs import _loading, one_line
 from zfscope.training.spec import OptimConfig
 
 
@@ -115,6 +115,14 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_key_and_the_way_to_the_cpu(
     assert re.search(r"trainer\.accelerator=gpu: torch finds no GPU .* with trainer=default device=cpu$", err.strip())
 
 
+def test_that_torch_is_loaded_is_said_once_before_it_is(monkeypatch, capsys):
+    with _loading():
+        assert capsys.readouterr().out == ""  # it is there already
+    monkeypatch.delitem(sys.modules, "torch")
+    with _loading():
+        assert capsys.readouterr().out == "loading torch and Lightning\n"
+
+
 def test_a_warning_is_one_line_without_source_in_a_command_alone(command, tiny, monkeypatch):
     told = []
     monkeypatch.setattr(
@@ -126,7 +134,7 @@ def test_a_warning_is_one_line_without_source_in_a_command_alone(command, tiny, 
     command("train", *tiny)
 
     assert told == ["warning: two lines\n"] and warnings.formatwarning is before
-    with _same_warnings():  # as Lightning does when it is imported
+    with _loading():  # as Lightning does when it is imported
         warnings.formatwarning = print
     assert warnings.formatwarning is before
 

@@ -174,8 +174,10 @@ def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
 
 
 @contextmanager
-def _same_warnings() -> Iterator[None]:
-    """Keep the format of warnings, which Lightning replaces when it is imported."""
+def _loading() -> Iterator[None]:
+    """Say that torch and Lightning are loaded; keep the format of warnings, which Lightning replaces."""
+    if "torch" not in sys.modules and not is_other_rank():
+        console.print("loading torch and Lightning")  # a few seconds, from a cold disk half a minute
     earlier = warnings.formatwarning
     try:
         yield
@@ -232,7 +234,7 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
 
 
 def _analyze(config: AnalyzeConfig, folder: Path, overrides: list[str], record: Callable[[], None]) -> float:
-    with _same_warnings():
+    with _loading():
         from zfscope.analyses.run import analyze
 
     earlier = kind_of_run(folder)  # its record stays with its result until there is a new one
@@ -251,7 +253,7 @@ def _train(
         raise ValueError("DDP starts the whole sweep anew on each rank; use trainer.strategy=ddp_spawn in sweeps")
     if config.resume is None:
         record()
-    with _same_warnings():
+    with _loading():
         from zfscope.training.run import train
 
     return train(config, folder, overrides, config.group or sweep, accepted=record if config.resume else None)
