@@ -209,7 +209,7 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> 
 
 
 def _table(title: str, rows: Iterable[Sequence[str]], first: str, **sides: Any) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, min_width=min(len(title), console.width))  # a title is not broken for a narrow table
     table.add_column(first)
     for heading, side in sides.items():
         table.add_column(heading, justify=side, overflow="fold")
