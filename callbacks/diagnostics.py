@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from zfscope.callbacks.omissions import network_for
+from zfscope.callbacks.omissions import network_for, told_once
 from zfscope.callbacks.when import When
 from zfscope.deconvnet.winners import NoFeatureMaps, layers_to_watch
 from zfscope.diagnostics import MapWatch, dead_maps, filter_frequencies, first_filters, near_dead_maps
@@ -104,7 +104,8 @@ class Diagnostics(Callback):
             names = listed(self._network.layers)
             lacking.append(f"no dead maps: none of {names} ends in an activation; name modules that do: layers=[…]")
         elif not watch.ranges:
-            lacking.append(f"no dead maps: {NoFeatureMaps(self._network, watch.layers)}")
+            cause = told_once(self._network, NoFeatureMaps(self._network, watch.layers))
+            lacking.append(f"no dead maps: {cause}")
         if lacking:
             rank_zero_warn(f"Diagnostics: {'; '.join(lacking)}")
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from zfscope.callbacks.batches import Part, classes_of, image_of, label_of, read_item, validation_set
-from zfscope.callbacks.omissions import left_out, network_for, with_way_out
+from zfscope.callbacks.omissions import left_out, network_for, told_once, with_way_out
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, in_training, moment
 from zfscope.deconvnet.rules import Rule, check_rule
@@ -179,7 +179,7 @@ class OcclusionMaps(Callback):
             raise NoFeatureMaps(network, network.layers_with_maps)
         self._has_maps = bool(spatial)
         if not spatial:
-            cause = NoFeatureMaps(network, network.layers_with_maps)
+            cause = told_once(network, NoFeatureMaps(network, network.layers_with_maps))
             rank_zero_warn(f"OcclusionMaps: the panels come without the strongest map and its projection: {cause}")
         return (spatial or dense)[-1], number
 

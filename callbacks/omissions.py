@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,6 +14,9 @@ from zfscope.deconvnet.winners import NoFeatureMaps, check_projectable, projecta
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
 from zfscope.schema import listed
+
+# Networks of which it was told in this training that they have no feature maps: one callback says why, the others that.
+_told: WeakSet[Network] = WeakSet()
 
 
 @contextmanager
@@ -37,8 +41,18 @@ def network_for(
 ) -> Network | None:
     """The network of a module; None, with a warning, where there is nothing to look into and no layer was named."""
     with left_out(who, layers is not None, what):
-        return as_network(module, layers)
+        network = as_network(module, layers)
+        _told.discard(network)
+        return network
     return None
+
+
+def told_once(network: Network, error: NoFeatureMaps) -> str:
+    """Why a network has no feature maps; where another callback has said it in this training, only that."""
+    if network in _told:
+        return "there are no feature maps, as told above"
+    _told.add(network)
+    return str(error)
 
 
 def layers_drawn(
@@ -63,7 +77,7 @@ def layers_drawn(
             return check_projectable(network, layers, image, unpooling, rule or "deconvnet")
         drawn, refused = projectable_layers(network, layers, image)
     except NoFeatureMaps as error:
-        rank_zero_warn(f"{who}: no pictures: {error}")
+        rank_zero_warn(f"{who}: no pictures: {told_once(network, error)}")
         return ()
     if refused:
         causes = "; ".join(f"{listed(names)}: {cause}" for cause, names in _by_cause(refused).items())

@@ -23,7 +23,7 @@ def job(stem, error, **more):
 
 
 def test_a_sweeps_rows_tell_what_sets_jobs_apart_and_the_validation_error():
-    text = printed(sweep_table([job("7x7s2", 12.5), job("11x11s4", 14.25)]))
+    text = printed(sweep_table([job("7x7s2", 12.5), job("11x11s4", 14.25)], width=120))
 
     assert "model/stem=7x7s2" in text and "12.50" in text
     assert "model/stem=11x11s4" in text and "14.25" in text
@@ -45,6 +45,28 @@ def test_a_failed_job_has_its_cause_and_one_without_results_is_listed():
 
     assert "failed: no room" in text
     assert "no results" in text
+
+
+def test_in_80_columns_a_sweeps_overrides_and_causes_stay_whole():
+    jobs = [job("7x7s2", 12.5), job("11x11s4", 14.25), job("7x7s4", 0.0, state="failed", cause=" ".join(30 * ["why"]))]
+    for number in range(2):
+        jobs[number]["conditions"] |= {"seconds": 90.0, "map_sizes": [54, 27, 27, 13, 13, 13, 13, 6]}
+    for one in jobs:
+        one["conditions"]["overrides"].append(f"optim.schedule.patience={len(one)}")
+
+    text = printed(sweep_table(jobs, width=80), width=80)
+
+    for words in (
+        "model/stem=7x7s2 ",
+        "model/stem=11x11s4 ",
+        "optim.schedule.patience=4 ",
+        " 12.50 ",
+        " 813,002 ",
+        " 1.5 ",
+    ):
+        assert words in text
+    assert "54/27" not in text
+    assert " ".join(text.partition("job 2 failed: ")[2].split()) == " ".join(30 * ["why"])
 
 
 def test_the_papers_number_stands_beside_ours_where_it_has_one():
@@ -84,6 +106,13 @@ def test_the_network_table_has_the_papers_sizes_and_fields():
     assert "110 -> 55" in text
     assert "7 / 2, pooled 11 / 4" in text
     assert f"{4 * 148:,}" in text
+
+
+def test_columns_of_which_nothing_is_known_are_left_out_of_the_network_table():
+    text = printed(network_table([("layer1", "", "", "", "1,000"), ("fc", "", "", "", "20")], 1020, 64))
+
+    assert "layer1" in text and "1,000" in text and "parameters" in text
+    assert "filters" not in text and "map sizes" not in text and "receptive field" not in text
 
 
 def test_a_bar_hands_the_items_on():

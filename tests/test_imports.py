@@ -1,5 +1,6 @@
 """The rooms of the house: who may import whom, and what an import costs."""
 
+import importlib
 import os
 import pkgutil
 import re
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import tomllib
 import traceback
+
+import pytest
 
 import zfscope.activations
 import zfscope.callbacks
@@ -147,6 +150,13 @@ for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
         first = [take for take, name in zip(takes, wanted, strict=True) if name in modules]  # these alone can collide
         for case in [*first, everything + "".join(takes), "".join(takes) + everything + "".join(takes)]:
             assert run_anew(case), case
+
+
+@pytest.mark.parametrize("name", ["", ".callbacks", ".deconvnet", ".figures", ".occlusion"])
+def test_names_that_are_loaded_at_first_use_are_listed(name):
+    package = importlib.import_module(f"zfscope{name}")
+
+    assert set(package.__all__) <= set(dir(package)) and "__name__" in dir(package)
 
 
 def test_requirements_pin_what_the_package_needs():

@@ -9,6 +9,7 @@ from operator import length_hint
 from typing import Any, TypeVar
 
 from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.progress import Progress, track
 from rich.table import Table
 from rich.text import Text
@@ -136,10 +137,15 @@ _counting: _Lines | None = None  # of the ``counting`` that is under way
 
 
 def network_table(rows: Iterable[Sequence[str]], parameters: int, image_size: int) -> Table:
-    """Each layer with its map sizes, receptive field and parameters (``Network.summary``), as in the paper's Fig. 3."""
+    """Each layer with its map sizes, receptive field and parameters (``Network.summary``), as in the paper's Fig. 3.
+
+    What is not known of any layer, as the filters of a model of timm, has no column.
+    """
     title = f"{parameters:,} parameters, input {image_size}x{image_size} px"
-    headings = ("filters", "map sizes", "receptive field / stride, px", "parameters")
-    return _table(title, rows, "layer", **dict.fromkeys(headings, "right"))
+    rows, headings = list(rows), ("filters", "map sizes", "receptive field / stride, px", "parameters")
+    known = [column for column in range(1, 5) if any(row[column] for row in rows)]
+    rows = [(row[0], *(row[column] for column in known)) for row in rows]
+    return _table(title, rows, "layer", **{headings[column - 1]: "right" for column in known})
 
 
 def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str, stand_in: str | None = None) -> RenderableType:
@@ -161,33 +167,49 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str, stand_in
     return Group(table, Text(f"stand-in: ours are by {stand_in}; the paper's numbers beside them are no comparison"))
 
 
-def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a job (its ``results.json``): what sets it apart, error, sizes, parameters, minutes, state and cause."""
+def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> RenderableType:
+    """One row a job (its ``results.json``): what sets it apart, error, sizes, parameters, minutes, state.
+
+    Below the table stands a line for each job that failed, with the cause. Where the table would be wider than
+    ``width`` characters, by default the terminal's, it has fewer columns: what was typed and the error stay.
+    """
     overrides = [job.get("conditions", {}).get("overrides", []) for job in jobs]
     shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
-    rows = []
+    sides = {"overrides": "left", "error %": "right", "map sizes": "left", "parameters": "right", "minutes": "right"}
+    sides["state"] = "left"
+    rows, causes = [], []
     for number, job in enumerate(jobs):
         conditions, metrics = job.get("conditions", {}), job.get("metrics", {})
         errors = (metrics.get(f"{part}/top1_error") for part in ("test", "val"))
         error = next((metric["value"] for metric in errors if metric is not None), None)
         parameters, seconds = conditions.get("parameters"), conditions.get("seconds")
         state = job.get("state", "no results")
-        row = (
-            str(number),
-            " ".join(override for override in overrides[number] if override not in shared),
-            "" if error is None else f"{error:.2f}",
-            "/".join(map(str, conditions.get("map_sizes", []))),
-            "" if parameters is None else f"{parameters:,}",
-            "" if seconds is None else f"{seconds / 60:.1f}",
-            state if not job.get("cause") else f"{state}: {job['cause']}",
-        )
+        row = {
+            "overrides": "\n".join(override for override in overrides[number] if override not in shared),
+            "error %": "" if error is None else f"{error:.2f}",
+            "map sizes": "/".join(map(str, conditions.get("map_sizes", []))),
+            "parameters": "" if parameters is None else f"{parameters:,}",
+            "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
+            "state": state,
+        }
         rows.append(row)
-    sides = {"overrides": "left", "error %": "right", "map sizes": "left", "parameters": "right", "minutes": "right"}
-    return _table(f"{len(jobs)} jobs", rows, "job", **sides, state="left")
+        if job.get("cause"):
+            causes.append(f"job {number} {state}: {job['cause']}")
+
+    def table(headings: Sequence[str]) -> Table:
+        cells = [(str(number), *(row[heading] for heading in headings)) for number, row in enumerate(rows)]
+        return _table(f"{len(jobs)} jobs", cells, "job", **{heading: sides[heading] for heading in headings})
+
+    width = width or console.width
+    for left_out in range(4):
+        headings = [heading for heading in sides if heading not in ("map sizes", "parameters", "minutes")[:left_out]]
+        if Measurement.get(console, console.options.update(width=10_000), table(headings)).maximum <= width:
+            break
+    return Group(table(headings), *map(Text, causes))
 
 
 def _table(title: str, rows: Iterable[Sequence[str]], first: str, **sides: Any) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, min_width=min(len(title), console.width))  # a title is not broken for a narrow table
     table.add_column(first)
     for heading, side in sides.items():
         table.add_column(heading, justify=side, overflow="fold")

@@ -117,6 +117,17 @@ def checksum(path: str | Path) -> str:
     return f"{value:08x}"
 
 
+def finished_conditions(folder: str | Path) -> Mapping[str, Any] | None:
+    """The conditions in the results of a run that has finished; None of one that has not, or whose file is broken."""
+    try:
+        results = read_results(folder)
+    except ValueError:
+        return None
+    if not isinstance(results, Mapping) or results.get("state", "finished") != "finished":
+        return None
+    return results.get("conditions") if isinstance(results.get("conditions"), Mapping) else None
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an ``.npz``; ``numpy.load`` reads it without pickle."""
     with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -112,19 +112,21 @@ def test_random_masks_follow_the_seed(same_object, tmp_path):
     assert found[0] == found[1] != found[2]
 
 
-def data_of(images):
-    return SimpleNamespace(splits=Splits(images, images, images))
+def data_of(images, test=True):
+    return SimpleNamespace(splits=Splits(images, images, images if test else None))
 
 
 def test_what_cannot_be_asked_is_refused_before_any_work(phantom, tmp_path):
-    other = data_of(ArrayImages(np.zeros((4, 9, 9, 3), np.uint8), np.zeros(4, int), ["a"], "other"))
+    other = data_of(ArrayImages(np.zeros((4, 9, 9, 3), np.uint8), np.zeros(4, int), ["a"], "other"), test=False)
 
     with pytest.raises(ValueError, match="no layer 'conv5'; the layers are 0, 2"):
         ask(tmp_path, "analysis.layers=[conv5]", data=other)
     with pytest.raises(ValueError, match="layers names no layer"):
         ask(tmp_path, "analysis.layers=[]", data=other)
-    with pytest.raises(ValueError, match="is not known; analysis.boxes=FILE.csv gives image,part,x0,y0,x1,y1"):
+    with pytest.raises(ValueError, match=r"is not known; .*boxes=FILE.csv \(image,part,x0,y0,x1,y1\), or .*data=phan"):
         ask(tmp_path, data=other)
+    with pytest.raises(ValueError, match="of other classes than faces; data=phantom has all classes"):
+        ask(tmp_path, data=data_of(phantom.only(["car", "cat"])))
     with pytest.raises(FileNotFoundError, match="analysis.boxes=nowhere.csv: there is no such file"):
         ask(tmp_path, "analysis.boxes=nowhere.csv", data=other)
     with pytest.raises(ValueError, match=r"analysis.images=1.*greater than or equal to 2"):

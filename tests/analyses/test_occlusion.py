@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from tests.callbacks.conftest import panels
-from tests.conftest import type_command, write_folders
+from tests.conftest import ROOT, type_command, write_folders
 from tests.oracles import occluded_by_hand
 from zfscope import build_network, load_network
 from zfscope.activations import TopTable
@@ -237,9 +237,10 @@ def test_an_image_of_ones_own_needs_no_data_set(tmp_path, run, monkeypatch, gone
         (["analysis.indices=[12]"], "there is no image 12; they are numbered 0 to 11"),
         (["analysis.indices=[]"], "analysis.indices names no image"),
         (["analysis.part=test"], "this data set has no labelled test images"),
-        (["image=nowhere.jpg"], "cannot read the image .*nowhere.jpg: there is no such file"),
+        (["image=nowhere.jpg"], "image=nowhere.jpg: there is no such file; give an image file"),
+        ([f"image={ROOT}/README.md"], "image=.*README.md: it is no image of a known format.*; give an image file"),
         (["image=dog.jpg", "analysis.indices=[1]"], "image=FILE and analysis.indices name different images"),
-        (["image=dog.jpg", "data.root=elsewhere"], "folder elsewhere"),
+        ([f"image={ROOT}/docs/dog.png", "data.root=elsewhere"], "folder elsewhere"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

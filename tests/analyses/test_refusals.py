@@ -41,6 +41,20 @@ def test_a_network_that_does_not_say_how_images_are_prepared_is_refused_before_d
         ask(tmp_path, "analysis=evaluate", f"checkpoint={source}", *data)
 
 
+def test_a_checkpoint_that_names_no_data_set_is_told_how_to_name_one(tmp_path):
+    source = save(tmp_path / "run")
+
+    with pytest.raises(ValueError, match="the checkpoint .*run names no data set; .* as data=imagenet data.root=DIR"):
+        ask(tmp_path, "analysis=evaluate", f"checkpoint={source}")
+
+
+def test_parts_that_nobody_knows_are_refused_before_the_part_of_the_data(tmp_path, data):
+    source = save(tmp_path / "run")
+
+    with pytest.raises(ValueError, match="the parts of these images are is not known; .* or .* with data=phantom"):
+        ask(tmp_path, "analysis=correspondence", f"checkpoint={source}", *data)
+
+
 def test_the_other_network_of_diagnostics_is_checked_before_the_first_is_looked_at(tmp_path, data, no_work):
     one, other = save(tmp_path / "one"), save(tmp_path / "other", preprocessing=False)
 

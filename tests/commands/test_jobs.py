@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
-from zfscope.commands.jobs import one_line
+from zfscope.commands.configs import SCHEMAS
+from zfscope.commands.jobs import _loading, one_line
 from zfscope.training.spec import OptimConfig
 
 
@@ -103,6 +105,40 @@ def test_what_the_trainer_refuses_is_refused_before_the_images_are_measured(comm
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.parametrize("trainer", ["gpu", "gpus"])
+def test_a_gpu_that_is_not_there_is_refused_with_the_key_and_the_way_to_the_cpu(command, tiny, monkeypatch, trainer):
+    monkeypatch.setattr("zfscope.training.run.has_device", lambda kind: kind == "cpu")
+
+    code, _, err = command("train", *tiny, f"trainer={trainer}")
+
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    assert re.search(r"trainer\.accelerator=gpu: torch finds no GPU .* with trainer=default device=cpu$", err.strip())
+
+
+def test_that_torch_is_loaded_is_said_once_before_it_is(monkeypatch, capsys):
+    with _loading():
+        assert capsys.readouterr().out == ""  # it is there already
+    monkeypatch.delitem(sys.modules, "torch")
+    with _loading():
+        assert capsys.readouterr().out == "loading torch and Lightning\n"
+
+
+def test_a_warning_is_one_line_without_source_in_a_command_alone(command, tiny, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "zfscope.training.run.train",
+        lambda *_, **__: told.append(warnings.formatwarning(UserWarning("two\n  lines"), UserWarning, "a.py", 3)),
+    )
+    before = warnings.formatwarning
+
+    command("train", *tiny)
+
+    assert told == ["warning: two lines\n"] and warnings.formatwarning is before
+    with _loading():  # as Lightning does when it is imported
+        warnings.formatwarning = print
+    assert warnings.formatwarning is before
+
+
 def test_a_sweep_of_one_batch_each_succeeds(command, tiny, tmp_path):
     code, out, err = command("train", "-m", *tiny, "debug=fast", "seed=0,1")
 
@@ -138,12 +174,20 @@ def test_a_traceback_is_shown_to_who_wants_it():
     assert "Traceback" in answer.stderr and "optim.lr=-1" in answer.stderr
 
 
-def test_help_explains_the_groups_and_shows_examples():
-    answer = typed("train.py", "--help")
+@pytest.mark.parametrize(("name", "other"), [("train", "analyze"), ("analyze", "train")])
+def test_help_lists_the_groups_of_its_own_command_and_shows_examples(name, other):
+    answer = typed(f"{name}.py", "--help")
 
     assert answer.returncode == 0
-    for words in ("model: ", "zfnet_mini", "python train.py -m model/stem=", "experiment=elpv"):
-        assert words in answer.stdout
+    assert f"== Examples ==\n\n  python {name}.py " in answer.stdout and f"{other}.py" not in answer.stdout
+    groups = dict(re.findall(r"^([\w/]+): (.+)$", answer.stdout, re.M))
+    model = SCHEMAS[name].model_fields
+    assert {group for group in groups if "/" not in group} - {"experiment", "debug", "scale"} <= model.keys()
+    assert groups["data/augment"] == "any_orientation, standard" and "unset" not in groups["data"]
+    own, others = (
+        {path.stem for path in ROOT.glob(f"conf/{folder}/*.yaml")} for folder in ("experiment", "analyze/experiment")
+    )
+    assert set(groups["experiment"].split(", ")) == (own if name == "train" else others)
 
 
 def test_at_the_end_of_a_command_files_are_flushed_and_exit_handlers_run(tmp_path):
@@ -293,7 +337,7 @@ def test_any_error_of_a_sweeps_job_is_its_own(command, tiny, tmp_path, monkeypat
     code, out, _ = command("train", "-m", *tiny, "seed=0,1")
 
     assert code == 1
-    assert out.count("failed: out of memory") == 2
+    assert out.count("job 0 failed: out of memory") == out.count("job 1 failed: out of memory") == 2
     for job in ("0", "1"):
         (folder,) = tmp_path.glob(f"outputs/sweeps/*/{job}")
         assert results(folder)["cause"] == "out of memory"
@@ -313,4 +357,5 @@ def test_ddp_in_a_sweep_is_refused_job_by_job(command, tiny):
     code, out, _ = command("train", "-m", *tiny, "+trainer.strategy=ddp", "seed=0,1")
 
     assert code == 1
-    assert out.count("failed: DDP starts the whole sweep anew on each rank") == 2
+    for job in (0, 1):  # when it fails and below the table
+        assert out.count(f"job {job} failed: DDP starts the whole sweep anew on each rank") == 2

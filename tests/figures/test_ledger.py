@@ -1,6 +1,8 @@
 """Table 3 as bars: what was run has one, as long as its number, in the colour of what it is."""
 
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
 
 from tests.report.planted import training
 from zfscope.figures import ablations_figure
@@ -24,3 +26,20 @@ def test_bars_are_there_for_what_was_run_and_stand_ins_have_their_own_colour():
     assert own["stand-in"] == 0 < own["ours"] and small["ours"] == 0 < small["stand-in"]
     legend = 2 * twice["ours"] - own["ours"]  # bar of 60 is twice the bar of 30; the patch in the legend stays
     assert 0 < legend < 0.25 * own["ours"]
+
+
+def test_a_bar_of_the_paper_alone_stands_at_the_name_of_its_row(monkeypatch):
+    places, barh = {}, Axes.barh
+
+    def noted(self, place, *values, **more):
+        places.setdefault(id(self), []).append(place)
+        return barh(self, place, *values, **more)
+
+    monkeypatch.setattr(Axes, "barh", noted)
+
+    ablations_figure(fill([training("a", "table3_zfnet", values={"train/top1_error": 60.0})]))
+
+    first, *others = places.values()  # a column for each error; only the first has one of ours
+    row = [place for place in first if place % 1 not in (0, 0.5)]
+    assert len(row) == 2 and row[1] - row[0] == pytest.approx(0.4)
+    assert all(place % 0.5 == 0 for column in others for place in column)

@@ -1,5 +1,7 @@
 """The panel of Fig. 7: what is coloured where, what stands beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -148,3 +150,22 @@ def test_of_a_network_without_maps_only_image_probability_and_class_are_drawn(te
 
     assert [name[:3] for name in texts if name.startswith("(")] == ["(a)", "(d)", "(e)"]
     assert panel.width < occlusion_panel(picture, sensitivity(torch.rand(8, 8))).width
+
+
+def test_of_a_probability_that_hardly_changes_the_colours_have_their_own_scale_and_say_so(texts):
+    sure = replace(sensitivity([[0.99, 0.95], [0.97, 0.99]]), probability=0.9995)
+
+    panel = np.asarray(occlusion_panel(torch.zeros(3, 4, 4, dtype=torch.uint8), sure)).astype(int)
+
+    assert {"0.9500", "0.9995"} <= texts.keys() and any("(d) is on its own scale" in words for words in texts)
+    x, y = corner(texts, "(d) probability of class 0")
+    low = panel[y + 56, x + 168]  # the middle of the upper right position
+    assert abs(low - OPACITY * RAMP[0]).max() < 2
+    assert abs(panel[y + 56, x + 56] - low).max() > 40  # a difference of 0.04 is seen
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.7], [0.9999, 0.9999]], ids=["large", "none at all"])
+def test_other_changes_are_shown_from_0_to_1(texts, values):
+    occlusion_panel(torch.zeros(3, 2, 4, dtype=torch.uint8), replace(sensitivity([values]), probability=values[1]))
+
+    assert not any("own scale" in words for words in texts) and {"0", "1"} <= texts.keys()

@@ -1,5 +1,7 @@
 """Which file a name means, and starting from trained weights."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,9 @@ def test_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
     with pytest.warns(UserWarning, match=r"holds no best\.ckpt; last\.ckpt is taken"):
         taken = find_checkpoint(str(last))
     assert taken == last / "checkpoints" / "last.ckpt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_checkpoint(str(last))  # told once
 
 
 @pytest.mark.parametrize("name", ["last", "best", "epoch_010"])

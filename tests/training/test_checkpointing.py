@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tests.conftest import tiny_images
 from tests.training.conftest import CLASSES, StopAt
-from zfscope.networks.checkpoints import load_network, read_checkpoint
+from zfscope.networks.checkpoints import load_network, read_checkpoint, run_progress
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles
 
 
@@ -204,3 +204,16 @@ class _FailAt(StopAt):
     def on_train_batch_end(self, trainer, *_):
         if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.batches:
             raise RuntimeError("stop")
+
+
+def test_a_checkpoint_tells_how_many_whole_epochs_it_has_behind_it(fit, tmp_path):
+    with pytest.raises(SystemExit):
+        fit(tmp_path, epochs=4, callbacks=[StopAt(8)])  # of three batches an epoch
+
+    told = {name: run_progress(tmp_path / name) for name in ("last", "epoch_002")}
+
+    assert {name: (one["epoch"], one["steps"], one["finished"]) for name, one in told.items()} == {
+        "last": (2, 8, False),
+        "epoch_002": (2, 6, False),
+    }
+    assert run_progress(tmp_path)["steps"] == 3 * run_progress(tmp_path)["epoch"]

@@ -66,6 +66,17 @@ def test_checkpoints_that_the_disk_has_no_room_for_are_refused_before_the_first_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_ends_before_its_first_validation_says_so_in_a_line(command, tiny, tmp_path, recwarn):
+    code, out, err = command("train", *tiny, *QUICK, "trainer.max_steps=2", "hydra.run.dir=run")
+
+    assert code == 0, err
+    assert "no validation has run: the errors are those of the last step, 2" in out.splitlines()
+    assert not [str(warning.message) for warning in recwarn if "ckpt" in str(warning.message)]
+    assert not [str(warning.message) for warning in recwarn if "monitor" in str(warning.message)]
+    assert results(tmp_path / "run")["conditions"]["evaluated"] == "last"
+    assert "val/top1_error" in results(tmp_path / "run")["metrics"]
+
+
 # --- resuming ---
 
 

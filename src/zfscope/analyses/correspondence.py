@@ -92,13 +92,13 @@ def _examples(question: Question) -> PartImages:
         if not Path(options.boxes).is_file():
             raise FileNotFoundError(f"analysis.boxes={options.boxes}: there is no such file")
         return read_parts(options.boxes, preprocessing)
-    images = question.images if question.data is not None else None
-    if not isinstance(images, Phantom):
+    # Of the whole data set first: which of its parts is asked about matters only where it is the phantom.
+    if question.data is None or not isinstance(question.data.splits.train, Phantom):
         raise ValueError(
-            "analysis=correspondence: where the parts of these images are is not known; "
-            f"analysis.boxes=FILE.csv gives {','.join(COLUMNS)}"
+            "analysis=correspondence: where the parts of these images are is not known; give their boxes with "
+            f"analysis.boxes=FILE.csv ({','.join(COLUMNS)}), or look at the phantom's faces with data=phantom"
         )
-    return aligned_faces(images, preprocessing, options.images)
+    return aligned_faces(question.images, preprocessing, options.images)
 
 
 def _metrics(

@@ -14,15 +14,16 @@ from zfscope.callbacks.loggers import log_result, run_logger
 from zfscope.console import console, results_table
 from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
+from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.spec import AugmentConfig, DataConfig
-from zfscope.networks.checkpoints import load_network, run_config, run_identity
+from zfscope.networks.checkpoints import load_network, run_config, run_progress
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
 from zfscope.runs import environment, replacing, replacing_results, write_arrays, write_results
-from zfscope.schema import check
+from zfscope.schema import check, printable
 
 # What makes a data set another one than its name says.
 SUBSET_KEYS = ("classes", "cells", "exclude", "clutter")
@@ -35,6 +36,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     """
     question = ask(config, folder, any(re.match(r"\+*data[./@]augment", override) for override in overrides))
     conditions = conditions_of(config, question)
+    tell_unfinished(conditions)
     result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
@@ -51,9 +53,20 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     console.print(f"saved in {folder}", markup=False)
 
 
+def tell_unfinished(conditions: Mapping[str, Any]) -> None:
+    """Say of which epoch a network is whose training has not come to its end."""
+    for network in conditions.get("members") or [{"checkpoint": conditions["checkpoint"], **(conditions["run"] or {})}]:
+        if network.get("finished") is False:
+            epochs = f"{network['epoch']} epoch" + "s" * (network["epoch"] != 1)
+            text = f"the training of {network['checkpoint']} has not finished: the network is that after {epochs}"
+            console.print(f"{text}, {network['steps']} steps", markup=False, highlight=False, soft_wrap=True)
+
+
 def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Question:
     """Load what a config asks about, and its data."""
     name, device = config.analysis.name, find_device(config.device)
+    if config.image is not None:
+        check_image(config.image)
     network, members, run, preprocessing = None, (), {}, None
     if name == "ensemble":
         members = open_members(config.checkpoint, config.analysis.partial)
@@ -66,6 +79,14 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
         preprocessing = network.preprocessing
     data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
     return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
+
+
+def check_image(path: str) -> None:
+    """Refuse a file that was typed as ``image=`` and is no image, before network and data are opened."""
+    try:
+        read_image(path)
+    except UnreadableImage as error:
+        raise ValueError(f"image={printable(path)}: {error.cause}; give an image file, as a JPEG or PNG") from error
 
 
 def find_data(
@@ -86,6 +107,9 @@ def find_data(
         known = {}
     elif "augment" in typed:  # single values of it
         values = typed | {"augment": {**known.get("augment", {}), **typed["augment"]}}
+    if "name" not in {**known, **values} and own is None:
+        which = "analysis=overlap" if config.checkpoint is None else f"the checkpoint {config.checkpoint}"
+        raise ValueError(f"{which} names no data set; name one, such as data=imagenet data.root=DIR")
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     try:
         data_config = check(DataConfig, {**known, **values, **sizes, "batch_size": 1}, "data")
@@ -134,11 +158,11 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     }
     if question.members:
         conditions["members"] = [
-            {"checkpoint": member.path, "seed": member.config.get("seed"), "identity": run_identity(member.path)}
+            {"checkpoint": member.path, "seed": member.config.get("seed"), **run_progress(member.path)}
             for member in question.members
         ]
     elif question.network is not None:
-        conditions["run"] = {**(conditions["run"] or {}), "identity": run_identity(checkpoint)}
+        conditions["run"] = {**(conditions["run"] or {}), **run_progress(checkpoint)}
     image = {"image": config.image} if config.image else {}
     return conditions | image | {name: value for name, value in values.items() if name not in own}
 
@@ -148,7 +172,10 @@ def fingerprint_of(question: Question) -> str | None:
     if question.data is None or question.image is not None or getattr(question.options, "boxes", None) is not None:
         return None
     part = getattr(question.options, "part", "")
-    images: list[ImageSet] = list(question.data.splits.parts.values()) if part == "" else [question.images]
+    try:
+        images: list[ImageSet] = list(question.data.splits.parts.values()) if part == "" else [question.images]
+    except ValueError:  # a part that the data has not: the analysis refuses it, or first what else is wrong
+        return None
     return hashlib.sha256("".join(part.fingerprint for part in images).encode()).hexdigest()[:16]
 
 

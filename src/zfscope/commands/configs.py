@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.commands.overrides import CONF, parse, quoted, read_typed
+from zfscope.commands.overrides import CONF, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.runs import check_writable
 from zfscope.schema import check, flatten, nearest
@@ -38,6 +38,7 @@ HYDRAS_OWN = re.compile(
 )
 # For conf/analyze.yaml: where its second search path is, from any working directory.
 OmegaConf.register_new_resolver("conf", lambda: CONF, replace=True)
+OmegaConf.register_new_resolver("groups", groups_of, replace=True)  # for --help
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -54,6 +55,9 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     _leave_quickly()
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = get_args_parser().parse_args()
+    earlier = warnings.formatwarning
+    if not shows_all:
+        warnings.formatwarning = warning_line
     try:
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises instead of printing a page and leaving with 1
             if _is_hydras_own(arguments):
@@ -70,6 +74,8 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
             raise
         print(f"{name}.py: {one_line(error.__cause__ if isinstance(error, Refused) else error)}", file=sys.stderr)
         sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
+    finally:
+        warnings.formatwarning = earlier
     if not plan.in_sweep:
         return 0
     results = [
@@ -162,6 +168,23 @@ def one_line(error: BaseException) -> str:
     return lines[0]
 
 
+def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as one line, without the place in the code that it comes from."""
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Say that torch and Lightning are loaded; keep the format of warnings, which Lightning replaces."""
+    if "torch" not in sys.modules and not is_other_rank():
+        console.print("loading torch and Lightning")  # a few seconds, from a cold disk half a minute
+    earlier = warnings.formatwarning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = earlier
+
+
 @cache
 def _leave_quickly() -> None:
     """Registered first, so run after all other exit handlers: the interpreter then need not search a million objects.
@@ -211,7 +234,8 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
 
 
 def _analyze(config: AnalyzeConfig, folder: Path, overrides: list[str], record: Callable[[], None]) -> float:
-    from zfscope.analyses.run import analyze
+    with _loading():
+        from zfscope.analyses.run import analyze
 
     earlier = kind_of_run(folder)  # its record stays with its result until there is a new one
     if not earlier:
@@ -229,7 +253,8 @@ def _train(
         raise ValueError("DDP starts the whole sweep anew on each rank; use trainer.strategy=ddp_spawn in sweeps")
     if config.resume is None:
         record()
-    from zfscope.training.run import train
+    with _loading():
+        from zfscope.training.run import train
 
     return train(config, folder, overrides, config.group or sweep, accepted=record if config.resume else None)
 

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
@@ -78,6 +80,26 @@ def check_experiments(name: str, overrides: Sequence[Override]) -> None:
                 raise ValueError(
                     f"experiment={experiment} belongs to {other}.py: python {other}.py experiment={experiment} …"
                 )
+
+
+def groups_of(name: str) -> str:
+    """The groups of ``train`` or ``analyze`` with their options, a line each, for ``--help``.
+
+    Hydra's own listing has the groups of both commands, for their folders lie side by side.
+    """
+    loader = GlobalHydra.instance().config_loader()  # it knows a --config-dir too
+    defaults = yaml.safe_load(Path(CONF, f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
+    keys = [next(iter(entry)).split()[-1] for entry in defaults if isinstance(entry, dict)]
+    groups = {key for key in keys if is_group(key)}
+    below = {f"{group}/{folder.name}" for group in groups for folder in Path(CONF, group).iterdir() if folder.is_dir()}
+    (other,) = EXPERIMENTS.keys() - {name}
+    hidden = {"data": {"unset"}, "experiment": {path.stem for path in EXPERIMENTS[other].glob("*.yaml")}}
+    lines = []
+    for group in sorted(groups | below - {"optim/parts"}):
+        own = {path.stem for path in Path(CONF, name, group).glob("*.yaml")}
+        options = own.union(loader.get_group_options(group)) - hidden.get(group, set())
+        lines.append(f"{group}: {', '.join(sorted(options))}\n")
+    return "".join(lines)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

@@ -96,6 +96,8 @@ def aligned_faces(images: Phantom, preprocessing: Preprocessing, count: int) -> 
     the ``count - 1`` nearest to it, such that their mean distance from it is least. No network has a say. Refused where
     there are fewer candidates.
     """
+    if "face" not in images.classes:
+        raise ValueError("these images of the phantom are of other classes than faces; data=phantom has all classes")
     faces, boxes = [], []
     for index in np.flatnonzero(images.labels == images.classes.index("face")).tolist():
         parts, size = images.parts(index), images.read(index).size

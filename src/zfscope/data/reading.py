@@ -30,7 +30,9 @@ _UPRIGHT = {
 
 
 class UnreadableImage(OSError):
-    """An image that cannot be used; the message is one line with path, cause and way out."""
+    """An image that cannot be used; the message is one line with path, cause and way out, ``cause`` the cause alone."""
+
+    cause = ""
 
 
 class _Refused(Exception):
@@ -68,9 +70,10 @@ def read_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
-        raise UnreadableImage(
-            f"cannot read the image {printable(path)}: {_cause(path, error)}; replace the file or remove it"
-        ) from error
+        cause = _cause(path, error)
+        refusal = UnreadableImage(f"cannot read the image {printable(path)}: {cause}; replace the file or remove it")
+        refusal.cause = cause  # not an argument: a loader's process makes the error anew from its text
+        raise refusal from error
 
 
 def _check_size(width: int, height: int) -> None:

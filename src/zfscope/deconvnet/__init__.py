@@ -11,3 +11,7 @@ def __getattr__(name: str) -> Any:
     from zfscope.deconvnet.projection import project
 
     return project
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -88,7 +88,7 @@ def _tiles(tiles: Tensor, at_least: int) -> Image.Image:
 
 
 def _frequency_bars(diagnosis: Diagnosis) -> Image.Image:
-    """A column for each filter, low frequencies at the bottom; dashed, what white noise would have."""
+    """A column for each filter, low frequencies at the bottom; dashed, where those of white noise would end."""
     shares = {band: getattr(diagnosis.frequencies, band).nan_to_num(0.0) for band in BANDS}
     order = shares["low"].argsort(descending=True)
     figure, axes = _axes(170)
@@ -98,6 +98,7 @@ def _frequency_bars(diagnosis: Diagnosis) -> Image.Image:
         axes.bar(places, values.numpy(), 0.92, bottom.numpy(), color=colour, label=band)
         bottom = bottom + values
     for level in (NOISE["low"], NOISE["low"] + NOISE["middle"]):
+        axes.axhline(level, color="white", linewidth=0.9)  # black alone is lost on the dark bars
         axes.axhline(level, color="black", linewidth=0.9, linestyle=DASHED)
     axes.set(xlim=(-0.6, len(order) - 0.4), ylim=(0, 1), ylabel="share of energy", xlabel="filters, sorted")
     axes.set_xticks([])
@@ -105,8 +106,10 @@ def _frequency_bars(diagnosis: Diagnosis) -> Image.Image:
     dashed = axes.plot([], [], color="black", linewidth=0.9, linestyle=DASHED)[0]
     waves = {"low": "waves > 8 px", "middle": "4 to 8 px", "high": "< 4 px"}
     labels = [f"{label} ({waves[label]})" for label in labels]
-    figure.legend([*handles, dashed], [*labels, "white noise"], loc="upper center", ncols=4, frameon=False, fontsize=8)
-    figure.subplots_adjust(left=0.09, right=0.995, top=0.86, bottom=0.11)
+    labels.append("ends of low and middle in white noise")
+    sizes = {"fontsize": 8, "columnspacing": 1.2, "handlelength": 1.6, "handletextpad": 0.5}
+    figure.legend([*handles, dashed], labels, loc="upper center", ncols=4, frameon=False, **sizes)
+    figure.subplots_adjust(left=0.09, right=0.995, top=0.83, bottom=0.11)
     return drawn(figure)
 
 

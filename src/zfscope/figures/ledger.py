@@ -34,8 +34,9 @@ def ablations_figure(cells: Sequence[Cell]) -> Image.Image:
         panel.set_title(f"{table.columns[column]} error, %", fontsize=12)
         for place, row in zip(places, rows, strict=True):
             cell = by_place[row, column]
-            panel.barh(place - 0.2, cell.paper, 0.38, color=PAPER)
-            panel.text(cell.paper + 0.8, place - 0.2, f"{cell.paper:.1f}", va="center", fontsize=8, color=GREY)
+            middle = place - 0.2 if cell.ours else place  # alone it stands at its row's name
+            panel.barh(middle, cell.paper, 0.38, color=PAPER)
+            panel.text(cell.paper + 0.8, middle, f"{cell.paper:.1f}", va="center", fontsize=8, color=GREY)
             if not cell.ours:
                 continue
             ours = cell.ours[0]

@@ -41,12 +41,12 @@ def occlusion_panel(
 
     Returns:
         A picture: (a) the image with the square where the probability drops most; (b) the feature map's sum; (c) its
-        projections; (d) the probability of the target class, from 0 to 1; (e) the most probable class. A position is
+        projections; (d) the probability of the target class, from 0 to 1, or on its own scale where the square changes
+        it by less than 0.1, as of a network that is very sure; (e) the most probable class. A position is
         coloured around the square's centre, a stride wide; where no centre comes, the image stays as it is. On each
         colour bar a mark stands at the value of the whole image.
 
-    Source: Zeiler & Fergus (2014), Fig. 7. The square at the largest drop, the fixed scale of (d) and the marks are
-    ours.
+    Source: Zeiler & Fergus (2014), Fig. 7. The square at the largest drop, the scale of (d) and the marks are ours.
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise ValueError(f"image must be uint8 (3, H, W), but came as {image.dtype} {tuple(image.shape)}")
@@ -63,14 +63,15 @@ def occlusion_panel(
 
     labels, colours, entries = _legend(maps.label, sensitivity.target, classes)
     low, high = min(0.0, float(maps.activation.min())), max(float(maps.activation.max()), sensitivity.activation)
-    activation, probability = _ramp(maps.activation, low, high), _ramp(maps.probability, 0, 1)
+    least, most = _probability_scale(sensitivity)
+    activation, probability = _ramp(maps.activation, low, high), _ramp(maps.probability, least, most)
     strongest = f"map {maps.feature_map}"
     square = _square(picture, height / image.shape[1], sensitivity)
     scale = (low, high, sensitivity.activation)
     columns = [
         (f"(a) {sensitivity.size} px square, largest drop", square, None),
         (f"(b) {sensitivity.layer}, {strongest}: sum", _overlay(grey, activation, cells), scale),
-        (f"(d) probability of {target}", _overlay(grey, probability, cells), (0, 1, sensitivity.probability)),
+        (f"(d) probability of {target}", _overlay(grey, probability, cells), (least, most, sensitivity.probability)),
         ("(e) most probable class", _overlay(grey, colours[labels], cells), None),
     ]
     tiles = [] if projection is None else [(f"(c) {strongest}: projection", to_pil(_shown(projection)), None)]
@@ -87,6 +88,7 @@ def occlusion_panel(
         f"unoccluded: {target} {sensitivity.probability:.2f}{answer};   stride {sensitivity.stride} px;   "
         "colours lie where the square's centre was;   | on a scale: unoccluded"
     )
+    legend += "" if (least, most) == (0, 1) else ";   (d) is on its own scale: it hardly changes"
     room = GAP + across, HEADING + height + BELOW
     figure, draw, top = canvas(*room, title, legend, margin=GAP)
     x, y = GAP, top + HEADING
@@ -141,6 +143,17 @@ def _ramp(values: Tensor, low: float, high: float) -> np.ndarray:
     """Values ``(R, C)`` as colours ``(R, C, 3)``; what is not finite is the lowest."""
     shares = (torch.nan_to_num(values.float(), low) - low) / max(high - low, 1e-12)
     return RAMP[(255 * shares.clamp(0, 1)).round().long().numpy()]
+
+
+def _probability_scale(sensitivity: Sensitivity) -> tuple[float, float]:
+    """The lowest and the highest value of the colours: 0 and 1, or what the square leaves of a probability that stays.
+
+    A change below 0.001 stays invisible.
+    """
+    values = sensitivity.occlusion.probability.nan_to_num(sensitivity.probability)
+    least = min(float(values.min()), sensitivity.probability)
+    most = max(float(values.max()), sensitivity.probability)
+    return (least, most) if 0.001 <= most - least < 0.1 else (0, 1)
 
 
 def _legend(
@@ -210,7 +223,8 @@ def _draw_scale(
     figure.paste(Image.fromarray(ramp).resize((width, 10)), (x, y))
     place_of_mark = x + (width - 1) * (marked - low) / max(high - low, 1e-12)
     draw.line((place_of_mark, y - 4, place_of_mark, y + 13), "black", 2)
-    for text, at, anchor in ((_number(low), x, "la"), (_number(high), x + width, "ra")):
+    for value, at, anchor in ((low, x, "la"), (high, x + width, "ra")):
+        text = f"{value:.4f}" if 0 < high - low < 0.1 and 0 <= low <= high <= 1 else _number(value)
         draw.text((at, y + 14), text, GREY, font, anchor=anchor)
 
 

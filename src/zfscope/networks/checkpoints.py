@@ -7,6 +7,7 @@ are checked when they are read. Nothing is ever instantiated from one.
 import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
 from zfscope.networks.tensors import read_tensors
-from zfscope.runs import replacing
+from zfscope.runs import finished_conditions, replacing
 from zfscope.schema import plain
 
 FORMAT = 1
@@ -85,10 +86,47 @@ def run_identity(source: str | Path) -> dict[str, Any] | None:
     return _state(source).get("identity")
 
 
-def _state(source: str | Path) -> Mapping[str, Any]:
+def run_progress(source: str | Path) -> dict[str, Any]:
+    """The identity of a network's training, as ``run_identity`` gives it, and how far the training was.
+
+    Where it is known ``epoch`` counts the whole epochs that the checkpoint has behind it, ``steps`` its steps;
+    ``finished`` says whether its run has come to its end, and ``epochs`` counts those of the run, if it has not those
+    of the checkpoint.
+    """
     if is_zoo_name(source):
-        return {}
-    state = read_checkpoint(find_checkpoint(source)).get("zfscope")
+        return {"identity": run_identity(source)}
+    path = find_checkpoint(source)
+    content = read_checkpoint(path)
+    identity = _zfscope(content).get("identity")
+    if not isinstance(content.get("epoch"), int):
+        return {"identity": identity}
+    # Lightning counts an epoch once its validation has ended, after the checkpoints of its end are written.
+    batches = content.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    epoch = content["epoch"] + bool(batches.get("is_last_batch", True))
+    progress = {"identity": identity, "epoch": epoch, "steps": content.get("global_step")}
+    if path.parent.name != "checkpoints":  # a file that was copied out of its run
+        return progress
+    conditions = finished_conditions(path.parent.parent)
+    finished = conditions is not None and _digest_of(conditions.get("identity")) == _digest_of(identity)
+    if conditions is not None and not finished and (last := path.with_name("last.ckpt")).is_file():
+        # Results of an earlier end stay while a run goes on; a best epoch may lie before such an end.
+        later = _zfscope(read_checkpoint(last)).get("identity")
+        finished = _digest_of(conditions.get("identity")) == _digest_of(later)
+    epochs = conditions.get("epochs") if finished else epoch
+    return {**progress, "finished": finished, **({} if epochs is None else {"epochs": epochs})}
+
+
+def _digest_of(identity: Any) -> Any:
+    return identity.get("digest") if isinstance(identity, Mapping) else None
+
+
+def _state(source: str | Path) -> Mapping[str, Any]:
+    return {} if is_zoo_name(source) else _zfscope(read_checkpoint(find_checkpoint(source)))
+
+
+def _zfscope(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint holds for this project; empty where it is another's."""
+    state = content.get("zfscope")
     return state if isinstance(state, Mapping) else {}
 
 
@@ -211,7 +249,7 @@ def find_checkpoint(source: str | Path) -> Path:
         if (folder / "best.ckpt").is_file():
             return folder / "best.ckpt"
         if (folder / "last.ckpt").is_file():
-            warnings.warn(f"{folder} holds no best.ckpt; last.ckpt is taken", stacklevel=2)
+            _tell_that_last_is_taken(folder)
             return folder / "last.ckpt"
         raise FileNotFoundError(f"{folder} holds no best.ckpt or last.ckpt; the run had not finished an epoch")
     for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
@@ -222,6 +260,11 @@ def find_checkpoint(source: str | Path) -> Path:
     sources = [entry for entry in entries if entry.endswith(".ckpt") or (Path(entry) / "checkpoints").is_dir()]
     alternatives = f"; there are {', '.join(sources[-5:])}" if sources else ""
     raise FileNotFoundError(f"no checkpoint at {path}{alternatives}; give a run folder, a .ckpt file or RUN/last")
+
+
+@cache  # a command looks for its checkpoint several times
+def _tell_that_last_is_taken(folder: Path) -> None:
+    warnings.warn(f"{folder} holds no best.ckpt; last.ckpt is taken", stacklevel=3)
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:

@@ -32,16 +32,22 @@ def find_device(name: str) -> torch.device:
     """
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind, numbered, _ = name.partition(":")
     if kind == "auto" and not numbered:
-        return torch.device(next(kind for kind, present in available.items() if present))
-    if not available.get(kind):
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has_device(kind)))
+    if not has_device(kind):
         raise ValueError(f"device={name}: this machine has none; use device=auto or device=cpu")
     present = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
     if numbered and present and name not in present:
         raise ValueError(f"device={name}: this machine has {listed(present)}; use one of them or device=auto")
     return torch.device(name)
+
+
+def has_device(kind: str) -> bool:
+    """Whether torch finds a device of a kind, ``cuda``, ``mps`` or ``cpu``, on this machine."""
+    import torch
+
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}.get(kind, False)
 
 
 def trainer_device(name: str) -> dict[str, Any]:

@@ -11,3 +11,7 @@ def __getattr__(name: str) -> Any:
     from zfscope.occlusion import maps
 
     return getattr(maps, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

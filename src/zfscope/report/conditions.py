@@ -70,7 +70,7 @@ def sample_of(
 
 def is_papers(run: Run, data: str | None, rows: Collection[str]) -> bool:
     """Whether a run's network, data and protocol are known to be the paper's; the arguments are ``sample_of``'s."""
-    if data is None or run.conditions.get("data") != data or _narrowed(run.conditions):
+    if data is None or run.conditions.get("data") != data or _narrowed(run.conditions) or _unfinished(run):
         return False
     if run.kind == "overlap":  # of two data sets; no network looks at them
         return not _narrowed(run.question.get("other") or {})
@@ -127,6 +127,8 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts[name] = values[0] if all(value == values[0] for value in values) else values
     facts["checkpoint"] = ", ".join(sorted({network.checkpoint for network in run.networks}))
     facts["images looked at"] = run.conditions.get("data_fingerprint")
+    if _unfinished(run):
+        facts["epochs so far"] = [network.epochs_so_far for network in run.networks]
     return facts | flatten(_asked(run))
 
 
@@ -184,7 +186,10 @@ def _key(run: Run) -> str:
     """Numbers with one key are averaged: a run without identity has one for itself."""
     if not run.identified:
         return f"run {run.folder}"
-    networks = sorted([str(network.digest), network.checkpoint] for network in run.networks)
+    networks = sorted(
+        [str(network.digest), network.checkpoint, *([so_far] if (so_far := network.epochs_so_far) is not None else [])]
+        for network in run.networks
+    )
     data = [run.conditions.get("data"), run.conditions.get("data_fingerprint"), _narrowed(run.conditions)]
     return json.dumps([run.kind, networks, data, _asked(run)], sort_keys=True, default=str)
 
@@ -255,7 +260,7 @@ def _network_text(run: Run) -> str:
         on = _data_text(trained.get("data"), trained)
         if run.kind in ("transfer", "probes") or on != _data_text(None, run.conditions):
             name += f" trained on {on}"
-        details += [_epochs_text(facts.get("trainer.max_epochs", trained.get("epochs")))]
+        details += [_trained_text(run)]
         if trained.get("stem") not in (None, "7x7/2") and not name.startswith("alexnet"):
             details += [f"conv1 {trained['stem']}"]
         if trained.get("filter_rms", 0) is None:
@@ -283,6 +288,21 @@ def _narrowed(conditions: Mapping[str, Any]) -> list[str]:
     listed = ", ".join(map(str, classes)) if isinstance(classes, list | tuple) else str(classes)
     background = ["with background"] * bool(conditions.get("clutter"))
     return [listed] * bool(classes) + [str(cells)] * bool(cells) + background
+
+
+def _unfinished(run: Run) -> bool:
+    """Whether it looked at a network whose training had not come to its end."""
+    return any(network.epochs_so_far is not None for network in run.networks)
+
+
+def _trained_text(run: Run) -> str:
+    """How long its network was trained; of a training that had not finished the epochs so far."""
+    planned = run.networks[0].facts.get("trainer.max_epochs", run.trained.get("epochs"))
+    so_far = [network.epochs_so_far for network in run.networks if network.epochs_so_far is not None]
+    if not so_far:
+        return _epochs_text(run.trained["epochs"] if "epoch" in run.trained else planned)
+    among = f" in {len(so_far)} of {len(run.networks)} networks" if len(run.networks) > 1 else ""
+    return f"unfinished: {' or '.join(map(str, sorted(set(so_far))))} of {_epochs_text(planned)}{among}"
 
 
 def _epochs_text(count: Any) -> str:

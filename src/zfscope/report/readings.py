@@ -25,16 +25,18 @@ class TrainedNetwork:
     facts: Mapping[str, Any]  # what the digest is of, by dotted key
     seed: Any  # of its training
     checkpoint: str  # ``best``, ``last`` or ``epoch_010``
+    epochs_so_far: int | None = None  # of a training that had not finished: whole epochs of this network
 
     @classmethod
-    def read(cls, identity: Any, seed: Any, checkpoint: Any) -> Self:
-        """From what a result holds of it, which may be nothing."""
+    def read(cls, identity: Any, seed: Any, checkpoint: Any, progress: Mapping[str, Any] | None = None) -> Self:
+        """From what a result holds of it, which may be nothing; ``progress`` as in ``checkpoints.run_progress``."""
         known = isinstance(identity, Mapping) and isinstance(identity.get("digest"), str)
         facts = identity.get("facts") if known else None
         name = Path(str(checkpoint)).name.removesuffix(".ckpt")
         which = name if name == "last" or re.fullmatch(r"epoch_\d+", name) else "best"
         digest = identity["digest"] if known and identity["digest"] else None
-        return cls(digest, facts if isinstance(facts, Mapping) else {}, seed, which)
+        so_far = progress.get("epoch") if progress and progress.get("finished") is False else None
+        return cls(digest, facts if isinstance(facts, Mapping) else {}, seed, which, so_far)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,12 @@ class Run:
         if isinstance(members, list) and members and all(isinstance(member, Mapping) for member in members):
             read = TrainedNetwork.read
             return tuple(
-                read(member.get("identity"), member.get("seed"), member.get("checkpoint")) for member in members
+                read(member.get("identity"), member.get("seed"), member.get("checkpoint"), member) for member in members
             )
         source, identity = conditions.get("checkpoint"), self.trained.get("identity")
         if identity is None and isinstance(source, str) and source.startswith(("zoo/", "torchvision/")):
             identity = {"digest": source, "facts": {"weights": source}}
-        return (TrainedNetwork.read(identity, self.trained.get("seed"), source),)
+        return (TrainedNetwork.read(identity, self.trained.get("seed"), source, self.trained),)
 
     @property
     def question(self) -> Mapping[str, Any]:

@@ -30,6 +30,11 @@ class BestCheckpoint(ModelCheckpoint):
             folder, "best", monitor, mode="min", auto_insert_metric_name=False, enable_version_counter=False
         )
 
+    def _save_topk_checkpoint(self, trainer: lightning.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        # A run may end before its first validation; Lightning would warn that nobody logs the error.
+        if self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the best error of a run whose folder was moved."""
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
@@ -46,6 +51,10 @@ class LastCheckpoint(ModelCheckpoint):
         )
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
         self._step = -1  # of the last saving
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in a run whose folder was not moved: there is no best score to lose, of which Lightning would warn."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
         """Save every few steps, and before an end within an epoch.

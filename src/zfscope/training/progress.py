@@ -9,7 +9,17 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 def build_progress() -> Callback:
     """A rich bar with ETA and the current error where someone watches; plain lines where output goes to a file."""
-    return RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines()
+    return EpochBar(leave=False) if sys.stdout.isatty() else EpochLines()
+
+
+class EpochBar(RichProgressBar):
+    """Lightning's bar counts epochs from 0; here they count from 1, as in the names of checkpoints and pictures."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        most = self.trainer.max_epochs
+        of = f"/{most}" if most is not None and most > 0 else ""
+        # As wide as the bar below it, which would jump otherwise.
+        return f"Epoch {current_epoch + 1}{of}".ljust(len(self.validation_description))
 
 
 class EpochLines(Callback):

@@ -28,7 +28,7 @@ from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, load_network, start_from
-from zfscope.networks.devices import trainer_device
+from zfscope.networks.devices import has_device, trainer_device
 from zfscope.networks.network import Network, count_parameters
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
@@ -148,7 +148,8 @@ def train(
             with replacing(folder / "profile.txt") as file:
                 file.write_text(profile, encoding="utf-8")
             console.print(profile, markup=False, highlight=False, soft_wrap=True)
-        metrics = final_metrics(config, folder, trainer, best, data, paper)
+        evaluated = config.evaluate.checkpoint if best.best_model_score is not None else "last"
+        metrics = final_metrics(config, folder, trainer, best, data, paper, evaluated)
         if trainer.is_global_zero and trainer.fast_dev_run:
             write_results(folder, {}, {"overrides": list(overrides)})
         elif trainer.is_global_zero:
@@ -164,6 +165,8 @@ def train(
                 "identity": identity,
                 "environment": environment(trainer.strategy.root_device, trainer.precision),
             }
+            if config.evaluate.enabled:
+                conditions["evaluated"] = evaluated
             if paper:
                 conditions["stand_in"] = stand_in(Run(str(folder), TRAINING, metrics, conditions), config.paper)
             write_results(folder, metrics, conditions)
@@ -248,18 +251,24 @@ def final_metrics(
     best: BestCheckpoint,
     data: ImageData,
     paper: Mapping[str, float],
+    evaluated: str,
 ) -> dict[str, Any]:
-    """Errors of training, of validation at the best epoch, and of the best checkpoint on the held-out images."""
+    """Errors of training, of validation at the best epoch, and on the held-out images.
+
+    The last ones are of the checkpoint that ``evaluated`` names, ``best`` or ``last``.
+    """
     if trainer.fast_dev_run or not trainer.is_global_zero:
         return {}
     values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")}
     if best.best_model_score is not None:
         values[best.monitor] = float(best.best_model_score)
     if config.evaluate.enabled:
+        if evaluated != config.evaluate.checkpoint:
+            console.print(f"no validation has run: the errors are those of the last step, {trainer.global_step}")
         part, images = ("test", data.splits.test) if data.splits.test is not None else ("val", data.splits.val)
         batches = data.canvases(images, config.data.batch_size)
         predictions = predict(
-            load_network(folder / "last" if config.evaluate.checkpoint == "last" else folder),
+            load_network(folder if evaluated == "best" else folder / evaluated),
             batches,
             crops=config.evaluate.ten_crops,
             device=trainer.strategy.root_device,
@@ -319,6 +328,7 @@ def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
     callbacks = configured_callbacks(config.callbacks)
+    check_accelerator(config)
     try:
         trainer = lightning.Trainer(**trainer_keywords(config), **quiet, callbacks=callbacks)
     except (AttributeError, AssertionError, LookupError, RuntimeError) as error:
@@ -326,6 +336,17 @@ def check_trainer(config: TrainConfig) -> None:
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
         raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")
+
+
+def check_accelerator(config: TrainConfig) -> None:
+    """Refuse a kind of device that this machine has not, before Lightning does, which names neither key nor way out."""
+    name = config.trainer.accelerator
+    kinds = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}.get(name)
+    if kinds is None or any(has_device(kind) for kind in kinds):
+        return
+    # A run that is resumed has no groups any more.
+    way = "trainer.accelerator=cpu trainer.devices=1" if config.resume else "trainer=default device=cpu"
+    raise ValueError(f"trainer.accelerator={name}: torch finds no GPU on this machine; train on the CPU with {way}")
 
 
 def environment_plugins(config: TrainConfig) -> list[ClusterEnvironment]:
