@@ -26,11 +26,14 @@ help:
 train: .venv/installed
 	$(BIN)/python train.py
 
+# Each process of the tests takes a core and about 2 GB.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
