@@ -79,6 +79,7 @@ NOT_RUN = {
     "make outputs/paper/laptop/elpv_transfer/0/results.json": f"40 epochs; {COMPOSED}",
     "python benchmarks/contrast_norm.py --threads 1": MINUTES,
     "python benchmarks/occlusion.py": MINUTES,
+    "python benchmarks/refusals.py --rounds 3": MINUTES,
     "python benchmarks/projections.py": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/linear_classifiers.py --c 0.1": MINUTES,
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
