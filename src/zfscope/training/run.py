@@ -46,7 +46,7 @@ from zfscope.training.checkpointing import (
 from zfscope.training.classifier import Classifier, metric_names
 from zfscope.training.identity import callback_facts, training_identity
 from zfscope.training.progress import build_progress
-from zfscope.training.spec import TrainConfig
+from zfscope.training.spec import TARGETS, TrainConfig
 
 FIXED_KEYS = re.compile(r"(model|data)\..*|optim\.name|optim\.schedule\.name")  # as in the facts of an identity
 
@@ -327,7 +327,8 @@ def trainer_keywords(config: TrainConfig) -> dict[str, Any]:
 def check_trainer(config: TrainConfig) -> None:
     """Refuse, before any work, a keyword or value that Lightning's Trainer does not take, or that this project sets."""
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": environment_plugins(config)}
-    callbacks = configured_callbacks(config.callbacks)
+    known = {key: options for key, options in config.callbacks.items() if options and options["_target_"] in TARGETS}
+    callbacks = configured_callbacks(known)  # trusted ones of others are made once, for the training
     check_accelerator(config)
     try:
         trainer = lightning.Trainer(**trainer_keywords(config), **quiet, callbacks=callbacks)
