@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -166,6 +167,8 @@ def type_command(patch: pytest.MonkeyPatch, name: str, *overrides: str) -> int:
         return run_command(name, importlib.import_module(name).main)
     except SystemExit as stop:
         return stop.code
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # after a stop Ctrl-C is not the command's to restore
 
 
 @pytest.fixture

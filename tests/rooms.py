@@ -19,7 +19,7 @@ FLOORS = (
     ("report", "occlusion", "correspondence", "evolution"),
     ("data", "deconvnet", "invariance", "diagnostics"),
     ("networks",),
-    ("schema", "console", "runs", "activations", "images"),
+    ("schema", "console", "runs", "stops", "activations", "images"),
 )
 
 

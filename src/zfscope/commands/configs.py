@@ -50,6 +50,7 @@ class Plan:
     arguments: list[str]  # for Hydra, all but the folder
     kinds: list[str]  # of each job: training, or the name of an analysis
     jobs: list[Path] | None = None  # the folders of a sweep's jobs
+    overrides: list[list[str]] | None = None  # what sets these apart
     resuming: bool = False
     note: str | None = None  # one line to tell before it starts
 
@@ -90,11 +91,11 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
             main = None if run else _main_config(hydra, name, overrides, arguments.multirun)
             in_sweep = arguments.multirun or (run is None and main.hydra.mode == RunMode.MULTIRUN)
             if in_sweep:
-                folder, jobs, kinds = _jobs(name, main, overrides)
+                folder, jobs, kinds, own = _jobs(name, main, overrides)
             else:
                 run = run or compose(name, overrides, return_hydra_config=True)
                 _check_trust(run, overrides)
-                folder, jobs, kinds = _single_run(name, run), None, [kind_of_config(name, run)]
+                folder, jobs, kinds, own = _single_run(name, run), None, [kind_of_config(name, run)], None
         except HydraException as error:
             unknown = UNKNOWN.search(str(error))
             if unknown is None:
@@ -110,7 +111,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
             )
     flags = [f"--config-dir={arguments.config_dir}"] if arguments.config_dir else []
     flags += ["--multirun"] if arguments.multirun else []
-    return Plan(folder, key in typed, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs)
+    return Plan(folder, key in typed, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs, own)
 
 
 def kind_of_config(name: str, config: DictConfig) -> str:
@@ -204,8 +205,10 @@ def _single_run(name: str, config: DictConfig) -> Path:
     return Path(os.path.expanduser(str(config.hydra.run.dir)))
 
 
-def _jobs(name: str, main: DictConfig, overrides_typed: Sequence[str]) -> tuple[Path, list[Path], list[str]]:
-    """The folder of a sweep whose jobs all compose, and folder and kind of each job; as BasicSweeper makes them."""
+def _jobs(
+    name: str, main: DictConfig, overrides_typed: Sequence[str]
+) -> tuple[Path, list[Path], list[str], list[list[str]]]:
+    """The folder of a sweep whose jobs all compose; folder, kind and overrides of each, as BasicSweeper makes them."""
     typed = OmegaConf.to_container(main.hydra.overrides.task, resolve=False)
     from_config = [f"{key}={value}" for key, value in (main.hydra.sweeper.get("params") or {}).items()]
     loader = GlobalHydra.instance().config_loader()
@@ -250,7 +253,7 @@ def _jobs(name: str, main: DictConfig, overrides_typed: Sequence[str]) -> tuple[
     twice = next((folder for number, folder in enumerate(folders) if folder in folders[:number]), None)
     if twice is not None:
         raise ValueError(f"two jobs of the sweep would have the folder {twice}; tell them apart in hydra.sweep.subdir")
-    return sweep, folders, kinds
+    return sweep, folders, kinds, [list(job) for job in jobs]
 
 
 def _check_values(name: str, config: DictConfig) -> Any:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
@@ -28,11 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ValidationError
 
+from zfscope import stops
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
 from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
-from zfscope.runs import claim, kind_of_run, read_results, write_record, write_results
+from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
 from zfscope.schema import check
 from zfscope.training.spec import TrainConfig
 
@@ -58,8 +59,10 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     earlier = warnings.formatwarning
     if not shows_all:
         warnings.formatwarning = warning_line
+    plan, folder, stopped = None, None, None
     try:
-        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises instead of printing a page and leaving with 1
+        # Hydra then raises instead of printing a page and leaving with 1.
+        with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening():
             if _is_hydras_own(arguments):
                 main()
                 return 0
@@ -69,6 +72,8 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
                 if plan.note:
                     console.print(plan.note, markup=False, soft_wrap=True)
                 main()
+    except stops.Stopped as stop:
+        stopped = stop
     except (Refused, *refusals()) as error:
         if shows_all:
             raise
@@ -76,14 +81,16 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
     finally:
         warnings.formatwarning = earlier
-    if not plan.in_sweep:
-        return 0
-    results = [
-        {"state": "failed", "cause": _failed[job]} if job in _failed else read_results(job) or {}
-        for job in map(Path.absolute, plan.places(folder))
-    ]
-    console.print(sweep_table(results))
-    return int(any(result.get("state") != "finished" for result in results))
+    code = 0
+    if plan is not None and folder is not None and plan.in_sweep:
+        jobs = zip(plan.places(folder), plan.overrides or [], strict=True)
+        results = [_outcome(job, overrides) for job, overrides in jobs]
+        console.print(sweep_table(results))
+        code = int(any(result.get("state") != "finished" for result in results))
+    if stopped is None:
+        return code
+    print(f"{name}.py: stopped by {stopped}; {_what_is_left(plan, folder)}", file=sys.stderr)
+    return stopped.exit_code
 
 
 def run_job(name: str, values: DictConfig) -> float:
@@ -120,6 +127,25 @@ def run_job(name: str, values: DictConfig) -> float:
         else:  # the folder is another run's, or has an earlier result
             _failed[folder] = cause
         return float("nan")
+
+
+def _outcome(job: Path, overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The results of a sweep's job; of one that did not come to any its state."""
+    if job.absolute() in _failed:
+        return {"state": "failed", "cause": _failed[job.absolute()]}
+    state = "no results" if (job / RECORD).is_dir() else "not run"
+    return read_results(job) or {"state": state, "conditions": {"overrides": list(overrides)}}
+
+
+def _what_is_left(plan: Plan | None, folder: Path | None) -> str:
+    """What a command that was stopped leaves, and how it goes on."""
+    if plan is None or folder is None or not folder.is_dir():
+        return "nothing had begun, nothing is left"
+    places = [place for place in plan.places(folder) if (place / "checkpoints" / "last.ckpt").is_file()]
+    begun = next((place for place in places if plan.resuming or not read_results(place)), None)
+    if begun is not None:
+        return f"go on with python train.py resume={begun}"
+    return f"{folder} holds what was finished" if plan.in_sweep else f"nothing in {folder} is finished"
 
 
 def check_content(folder: Path, kind: str, resuming: bool = False) -> None:

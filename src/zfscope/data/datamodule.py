@@ -28,6 +28,7 @@ from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
 from zfscope.data.transforms import Examples, TrainTransform
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.stops import outlive
 
 OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
     "phantom": lambda config: open_phantom(Path(config.cache) / "phantom", config.split_seed),
@@ -102,6 +103,7 @@ class ImageData(lightning.LightningDataModule):
             Examples(self.splits.train, transform, self.preprocessing.resize),
             batch_sampler=batches,
             num_workers=self.num_workers,
+            worker_init_fn=outlive,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -129,6 +131,7 @@ class ImageData(lightning.LightningDataModule):
             batch_size=batch_size,
             sampler=None if world_size == 1 else range(rank, len(images), world_size),
             num_workers=self.num_workers,
+            worker_init_fn=outlive,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

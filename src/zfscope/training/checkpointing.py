@@ -10,8 +10,10 @@ import lightning
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from zfscope import stops
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from zfscope.networks.finite import broken_entry
 
@@ -41,7 +43,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt``: after each epoch or every few steps, and when a run is interrupted."""
+    """``last.ckpt``: before each validation, after each epoch or every few steps, and when a run is interrupted."""
 
     def __init__(self, folder: str | Path, every_n_steps: int | None = None) -> None:
         when: dict[str, Any] = (
@@ -51,16 +53,21 @@ class LastCheckpoint(ModelCheckpoint):
         )
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
         self._step = -1  # of the last saving
+        self._in_step = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in a run whose folder was not moved: there is no best score to lose, of which Lightning would warn."""
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
-        """Save every few steps, and before an end within an epoch.
+    def on_train_batch_start(self, *_: Any) -> None:
+        """A stop waits for the end of the step."""
+        self._in_step = True
+        stops.hold()
 
-        Not after an epoch's last batch: its validation would be left out by a resumed run, and so the step of a
-        plateau.
+    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
+        """Save every few steps, and before an end within an epoch; then a stop may come.
+
+        After an epoch's last batch both wait for its validation, which a resumed run would leave out.
         """
         if _is_epoch_read(trainer):
             return
@@ -68,23 +75,41 @@ class LastCheckpoint(ModelCheckpoint):
         ends = trainer.should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
         if ends and not trainer.fast_dev_run:
             self._save(trainer)
+        self._end_step()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save what was trained: a run that is stopped in its validation goes on with that validation."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run:
+            self._save(trainer)
+        self._end_step()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save after all batches of an epoch: one that was cut is saved within it, for its rest to be trained."""
         if not trainer.fast_dev_run and (_is_epoch_read(trainer) or self._step != trainer.global_step):
             self._save(trainer)
+        self._end_step()
+
+    def _end_step(self) -> None:
+        if self._in_step:
+            self._in_step = False
+            stops.release()
 
     def _save(self, trainer: lightning.Trainer) -> None:
         self._step = trainer.global_step
-        self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
+        with stops.held():
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / f"{self.filename}.ckpt"))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Save when a person or the machine stops the run; after an error the weights may be what is wrong."""
-        # During validation averaged weights may stand in for the trained ones; the last epoch's file is right then.
-        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if stopped and not trainer.fast_dev_run and not trainer.validating and not _is_epoch_read(trainer):
+        if self._in_step:
+            self._in_step = False
+            stops.release(stop=False)
+        # What was trained before a validation is saved; within it averaged weights may stand in for the trained ones.
+        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt | SIGTERMException)
+        begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
+        if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:
             self._save(trainer)
 
 

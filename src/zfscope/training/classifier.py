@@ -61,6 +61,7 @@ class Classifier(lightning.LightningModule):
         self.val_scores = self.train_scores.clone(prefix="val/")
         self.train_loss = MeanMetric(nan_strategy="disable")  # looking for NaN at every step would wait for a GPU
         self.seconds_before = 0.0  # of the legs before this one
+        self.train_errors: Mapping[str, float] = {}  # of the last epoch of the legs before this one
         self._started, self._images, self._since, self._until, self._validated = 0.0, 0, 0.0, 0.0, False
         self._restored: Mapping[str, Any] = {}  # the checkpoint that a run goes on from, until its first step
         self.mixup = None
@@ -198,6 +199,16 @@ class Classifier(lightning.LightningModule):
             metrics = {name: metric for name, metric in self._train_metrics().items() if metric.update_called}
             states = {name: [metric.update_count, dict(metric.metric_state)] for name, metric in metrics.items()}
             checkpoint["progress"]["metrics"] = states
+        checkpoint["progress"]["train"] = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")
+        }
+        validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        if trainer.validating and validation.current.ready == 0:
+            # Before a validation: as if in its first batch, or a resumed run would take it for done.
+            loops = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for part in ("total", "current"):
+                begun = loops[part]["completed"]
+                loops[part] = {"ready": begun + 1, "started": begun + 1, "processed": begun, "completed": begun}
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         if done % trainer.accumulate_grad_batches and done < trainer.num_training_batches and trainer.world_size == 1:
             named = self.named_parameters()
@@ -209,6 +220,7 @@ class Classifier(lightning.LightningModule):
         """
         self._restored = checkpoint
         self.seconds_before = checkpoint.get("progress", {}).get("seconds", 0.0)
+        self.train_errors = checkpoint.get("progress", {}).get("train", {})
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if isinstance(self.trainer.datamodule, ImageData):
             self.trainer.datamodule.done = progress["total"]["processed"]

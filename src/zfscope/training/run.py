@@ -259,7 +259,8 @@ def final_metrics(
     """
     if trainer.fast_dev_run or not trainer.is_global_zero:
         return {}
-    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")}
+    values = dict(trainer.lightning_module.train_errors)
+    values |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")}
     if best.best_model_score is not None:
         values[best.monitor] = float(best.best_model_score)
     if config.evaluate.enabled:

@@ -1,0 +1,115 @@
+"""The one place where signals become a stop: at once, or when the step or the file that is under way has ended."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; a scheduler's, a service manager's
+SECONDS_TO_STOP = 10.0  # what the processes of a loader give a run to end its step
+
+
+class Stopped(BaseException):
+    """A signal ends the command; no ``Exception``, which others would take for a fault."""
+
+    def __init__(self, asked: signal.Signals) -> None:
+        super().__init__(asked.name)
+        self.signal = asked
+
+    @property
+    def exit_code(self) -> int:
+        """As shells tell it: 128 and the number of the signal."""
+        return 128 + self.signal
+
+
+class _State:
+    """What this process was asked, and how many of its parts must end first."""
+
+    owner: int | None = None  # the process that listens; those that it forks do not
+    asked: signal.Signals | None = None
+    told = False  # the stop was raised: what ends now is not stopped again
+    held = 0
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Turn ``SIGNALS`` into ``Stopped`` within the block; outside the main thread nothing is changed.
+
+    The first signal stops. Another Ctrl-C leaves the process at once, also after the block: files are replaced whole or
+    not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _State.owner, _State.asked, _State.told, _State.held = os.getpid(), None, False, 0
+    earlier = {number: signal.signal(number, _hear) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            if number != signal.SIGINT or not _State.told:
+                signal.signal(number, handler)
+
+
+def hold() -> None:
+    """A stop waits from here until ``release``: a step that is half done must not be what is kept."""
+    _State.held += 1
+
+
+def release(*, stop: bool = True) -> None:
+    """End a ``hold``; raises ``Stopped`` if a signal came meanwhile, unless ``stop`` is false: an error goes first."""
+    _State.held = max(0, _State.held - 1)
+    if stop:
+        _stop()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """``hold`` and ``release`` around a block."""
+    hold()
+    try:
+        yield
+    except BaseException:
+        release(stop=False)
+        raise
+    release()
+
+
+def outlive(*_: Any) -> None:
+    """In a process that reads images (``worker_init_fn``): a scheduler's SIGTERM to all processes ends it later.
+
+    The step that is under way may still need its images. Its own parent's SIGTERM ends it at once, as torch means it.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        if signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            signal.sigtimedwait([signal.SIGTERM], SECONDS_TO_STOP)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _State.owner:  # a process that was forked, as those that read images
+        if number != signal.SIGINT:  # Ctrl-C goes to all of them: who started this one decides
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        return
+    if _State.asked is not None:
+        if number == signal.SIGINT:
+            os._exit(128 + number)
+        return
+    _State.asked = signal.Signals(number)
+    _stop()
+
+
+def _stop() -> None:
+    if _State.asked is not None and not _State.told and not _State.held:
+        _State.told = True
+        raise Stopped(_State.asked)
