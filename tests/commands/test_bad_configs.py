@@ -3,8 +3,10 @@
 import re
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from tests.commands.refusals import refused
+from zfscope.commands.configs import prepare
 
 
 def check_refused(command, folder, message, *overrides):
@@ -193,3 +195,45 @@ def test_an_analysis_that_draws_its_data_into_a_cache_that_cannot_be_written_is_
     )
 
     assert re.search(r"data\.cache=/proc/cache/phantom cannot be written .*; choose another folder", err), err
+
+
+BOMB = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(BOMB, r"its aliases make [\d,]+ values"), ("a: &a [*a]\n", "an alias contains itself")]
+)
+def test_a_config_whose_aliases_grow_without_end_is_refused_before_it_is_composed(
+    command, tiny, tmp_path, run_copy, text, message
+):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/bomb.yaml").write_text(f"# @package _global_\n{text}")
+    check_refused(command, tmp_path, rf"bomb\.yaml: {message}", "--config-dir=mine", *tiny, "experiment=bomb")
+
+    with open(run_copy / ".hydra/config.yaml", "a") as file:
+        file.write(text)
+    check_refused(command, tmp_path, rf"config\.yaml: {message}", "resume=outputs/run", "trainer.max_epochs=3")
+
+
+def test_aliases_that_do_not_grow_are_taken(command, tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    text = "# @package _global_\noptim: {lr: &rate 0.5, weight_decay: *rate}\n"
+    (tmp_path / "mine/experiment/same.yaml").write_text(text)
+
+    assert prepare("train", get_args_parser().parse_args(["--config-dir=mine", "experiment=same"])).kinds == [
+        "training"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--experimental-rerun=run.pickle", "unpickles a file, which may hold any code; resume=RUN"),
+        ("--config-path=mine", "--config-path would replace conf/; a folder with options of your own is --config-dir"),
+        ("--config-name=mine", "--config-name would replace conf/"),
+    ],
+)
+def test_flags_of_hydra_that_go_past_the_checks_are_refused(command, tmp_path, flag, message):
+    check_refused(command, tmp_path, message, flag)

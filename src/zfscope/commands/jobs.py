@@ -30,7 +30,9 @@ from pydantic import ValidationError
 
 from zfscope import stops
 from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.commands.aliases import check_aliases
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
+from zfscope.commands.overrides import CONF
 from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
@@ -63,6 +65,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     try:
         # Hydra then raises instead of printing a page and leaving with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening():
+            _check_before_hydra(arguments)
             if _is_hydras_own(arguments):
                 main()
                 return 0
@@ -229,10 +232,25 @@ def _leave_quickly() -> None:
     atexit.register(freeze)
 
 
+def _check_before_hydra(arguments: argparse.Namespace) -> None:
+    """Refuse flags that would go past the checks of ``prepare``, and files that would not let Hydra end."""
+    for folder in (CONF, *([arguments.config_dir] if arguments.config_dir else [])):
+        for path in sorted(Path(folder).rglob("*.yaml")):
+            check_aliases(path)
+    if arguments.experimental_rerun:
+        raise ValueError(
+            "--experimental-rerun unpickles a file, which may hold any code; resume=RUN goes on with a run"
+        )
+    for flag in ("config_path", "config_name"):
+        if getattr(arguments, flag) is not None:
+            name = flag.replace("_", "-")
+            raise ValueError(f"--{name} would replace conf/; a folder with options of your own is --config-dir=DIR")
+
+
 def _is_hydras_own(arguments: argparse.Namespace) -> bool:
-    """Whether Hydra answers by itself (help, a config, completion), or runs what is not in conf/."""
+    """Whether Hydra answers by itself: help, a config, completion."""
     asks = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
-    return bool(asks or arguments.experimental_rerun or arguments.config_path or arguments.config_name)
+    return bool(asks)
 
 
 @contextmanager

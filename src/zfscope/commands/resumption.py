@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zfscope.commands.aliases import check_aliases
 from zfscope.commands.overrides import CONF, is_group, parse
 from zfscope.runs import RECORD, read_overrides
 from zfscope.schema import flatten
@@ -51,6 +52,7 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     path = config_folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); give the folder of a run")
+    check_aliases(path)
     try:
         keys = flatten(_plain(OmegaConf.load(path)))
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
