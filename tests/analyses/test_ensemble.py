@@ -26,6 +26,7 @@ from zfscope.figures import ensemble_figure
 from zfscope.networks.checkpoints import load_network
 from zfscope.networks.spec import ModelConfig
 from zfscope.report.paper import numbers_of
+from zfscope.report.readings import Run
 from zfscope.schema import check
 
 
@@ -242,3 +243,20 @@ def test_the_six_members_are_five_networks_of_fig_3_and_a_wide_one():
         chain = check(ModelConfig, config["model"]).chain
         assert [chain[f"conv{layer}"].maps for layer in (3, 4, 5)] == maps
         assert numbers_of(config["paper"])["val/top1_error_ten_crops"] == error
+
+
+@pytest.mark.parametrize("asked", [[], ["analysis.members=2"]])
+def test_the_results_hold_the_members_whatever_number_of_them_was_asked_for(command, trained_run, tmp_path, asked):
+    members = [f"{trained_run}/epoch_001", f"{trained_run}/last"]
+
+    code, _, err = command(
+        "analyze", "analysis=ensemble", f"checkpoint=[{','.join(members)}]", "analysis.part=val", "device=cpu",
+        "analysis.ten_crops=false", "logger=none", "hydra.run.dir=both", *asked,
+    )  # fmt: skip
+
+    assert code == 0, err
+    conditions = json.loads((tmp_path / "both/results.json").read_text())["conditions"]
+    assert [member["checkpoint"] for member in conditions["members"]] == members
+    networks = Run("both", "ensemble", {}, conditions).networks
+    assert [network.checkpoint for network in networks] == ["epoch_001", "last"]
+    assert all(network.digest for network in networks)

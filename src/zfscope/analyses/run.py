@@ -164,7 +164,8 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     elif question.network is not None:
         conditions["run"] = {**(conditions["run"] or {}), **run_progress(checkpoint)}
     image = {"image": config.image} if config.image else {}
-    return conditions | image | {name: value for name, value in values.items() if name not in own}
+    # What was found goes before what was asked: analysis.members is a number, and these are networks.
+    return {name: value for name, value in values.items() if name not in own} | conditions | image
 
 
 def fingerprint_of(question: Question) -> str | None:
