@@ -117,3 +117,10 @@ def test_columns_of_which_nothing_is_known_are_left_out_of_the_network_table():
 
 def test_a_bar_hands_the_items_on():
     assert list(progress((number for number in range(3)), "counting", total=3)) == [0, 1, 2]
+
+
+def test_square_brackets_of_overrides_and_folders_are_shown_as_they_are():
+    jobs = [{"conditions": {"overrides": [override]}} for override in ("data.classes=[disc,bar]", "name='a[/]b'")]
+
+    assert all(override in printed(sweep_table(jobs)) for override in ("data.classes=[disc,bar]", "name='a[/]b'"))
+    assert "outputs/[red]run" in printed(results_table({"error": {"value": 1.0, "unit": "%"}}, "outputs/[red]run"))

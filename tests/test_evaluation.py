@@ -125,6 +125,16 @@ def test_predictions_come_in_the_order_of_the_data_set_whatever_the_loaders():
     torch.testing.assert_close(shuffled.probabilities, straight.probabilities)
 
 
+@pytest.mark.parametrize("crops", [True, False])
+def test_a_network_that_overflows_is_refused_and_has_no_error(crops):
+    member = network()
+    with torch.no_grad():
+        list(member.parameters())[-2].fill_(3e38)  # the weights of fc8: finite, as are all others
+
+    with pytest.raises(ValueError, match="the probabilities of an image hold NaN or infinity, though weights and imag"):
+        alone(member, images(), crops=crops)
+
+
 # --- several ---
 
 

@@ -209,10 +209,11 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> 
 
 
 def _table(title: str, rows: Iterable[Sequence[str]], first: str, **sides: Any) -> Table:
-    table = Table(title=title, min_width=min(len(title), console.width))  # a title is not broken for a narrow table
+    # As text: rich would read [a,b] of an override as markup. A title is not broken for a narrow table.
+    table = Table(title=Text(title, "table.title"), min_width=min(len(title), console.width))
     table.add_column(first)
     for heading, side in sides.items():
         table.add_column(heading, justify=side, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

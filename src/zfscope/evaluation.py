@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multilab
 
 from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
-from zfscope.networks.finite import check_finite
+from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import centre_crop, square, ten_crops
 from zfscope.schema import listed
@@ -246,6 +246,7 @@ def _predict(
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
             for number in numbers:
                 shares = torch.stack([F.softmax(networks[number](view).float(), dim=1) for view in views])
+                check_result(shares, networks[number], "the probabilities of an image")
                 if crops:
                     parts[number]["ten_crops"].append(shares.mean(0).cpu())
                 parts[number]["centre"].append(shares[4 if crops else 0].cpu())  # the fifth of ten is the centre
