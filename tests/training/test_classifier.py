@@ -167,3 +167,17 @@ def test_cosine_starts_warm_peaks_and_ends_at_its_final_share():
 def test_a_cosine_without_an_end_is_refused(fit, tmp_path):
     with pytest.raises(ValueError, match="cosine needs an end"):
         fit(tmp_path, epochs=-1, optim={"schedule": {"name": "cosine"}})
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps_also_where_weights_have_16_bits(fit, tmp_path):
+    class Steps(lightning.Callback):
+        losses = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+            self.losses.append(float(outputs["loss"]))
+
+    steps = Steps()
+    trainer, _ = fit(tmp_path, count=400, epochs=1, callbacks=[steps], precision="bf16-true")
+
+    assert len(steps.losses) == 50
+    assert float(trainer.callback_metrics["train/epoch_loss"]) == pytest.approx(np.mean(steps.losses), rel=1e-6)

@@ -116,6 +116,8 @@ class Classifier(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Go on from where the run stood, with the rates of this config; start counting images and seconds."""
         self.on_train_epoch_start()  # a run that goes on in the middle of an epoch starts none
+        # With weights of 16 bits Lightning makes the mean one of 16 bits too, which forgets what is added late.
+        self.train_loss.set_dtype(torch.promote_types(self.train_loss.dtype, torch.float32))
         for callback in self.trainer.callbacks:
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
