@@ -328,7 +328,8 @@ def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:
     *path, last = key.split(".")
     while path and isinstance(node, DictConfig) and path[0] in node:
         node = node[path.pop(0)]
-    last = path[0] if path else last
-    names = [str(known) for known in node] if isinstance(node, DictConfig) else []
+    if path:  # a part of the way is not there, such as fc6 of a model of timm
+        last = path[0]
+    names = [str(known) for known in node if str(known) != last] if isinstance(node, DictConfig) else []
     way_out = "; a further keyword of the Trainer is written +trainer.NAME=…" if key.startswith("trainer.") else ""
     return f"{key}: there is no key {last!r}; {nearest(last, names)}{way_out}"

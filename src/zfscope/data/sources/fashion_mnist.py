@@ -34,7 +34,7 @@ def open_fashion_mnist(config: DataConfig) -> Splits:
         [root / "FashionMNIST" / "raw", root],
         what="Fashion-MNIST",
         how="get its four *-ubyte.gz from github.com/zalandoresearch/fashion-mnist (or install Debian's package "
-        "dataset-fashion-mnist and use /usr/share/datasets/fashion-mnist), or set download=true",
+        "dataset-fashion-mnist and use /usr/share/datasets/fashion-mnist), or set data.download=true",
         fetch=(lambda: datasets.FashionMNIST(str(root), download=True)) if config.download else None,
         holds=lambda folder: _file(folder, "train-images-idx3-ubyte") is not None,
     )

@@ -81,7 +81,7 @@ def open_caltech(config: DataConfig) -> Splits:
         [root / name / inner, root / f"caltech-{name[-3:]}" / inner, root / inner]
         + ([root] if root.name == inner else []),
         what=inner,
-        how=f"get {name} from data.caltech.edu and unpack it there, or set download=true",
+        how=f"get {name} from data.caltech.edu and unpack it there, or set data.download=true",
         fetch=(lambda: getattr(datasets, reader)(str(root), download=True)) if config.download else None,
     )
     # Not recursive: 056.dog holds a stray folder, and the official counts are of the files directly in a class.
