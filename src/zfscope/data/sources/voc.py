@@ -36,7 +36,7 @@ def open_voc(root: str | Path, download: bool = False) -> Splits:
         [root / "VOCdevkit" / name, root / "TrainVal" / "VOCdevkit" / name, root / name]
         + ([root] if root.name == name else []),
         what="PASCAL VOC 2012",
-        how="get VOCtrainval of 2012 from host.robots.ox.ac.uk/pascal/VOC and unpack it there, or set data.download=true",
+        how="get VOCtrainval 2012 from host.robots.ox.ac.uk/pascal/VOC and unpack it there, or set data.download=true",
         fetch=partial(datasets.VOCDetection, str(root), "2012", "trainval", download=True) if download else None,
     )
     return Splits(train=_part(folder, "train"), val=_part(folder, "val"))
