@@ -51,7 +51,7 @@ class When:
         wrong = [epoch for epoch in self._epochs if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1]
         if wrong or not self._epochs:
             raise ValueError(
-                f"{epochs!r} must be a whole number n (every n-th epoch) or a list of epochs, all 1 or more"
+                f"when={epochs!r} must be a whole number n (every n-th epoch) or a list of epochs, all 1 or more"
             )
 
     def __contains__(self, epoch: int) -> bool:

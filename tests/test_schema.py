@@ -20,7 +20,10 @@ class Page(Strict):
     [
         ({}, r"^title is missing; give it as title=…$"),
         ({"title": "a", "shapes": [{"side": 1}, {"side": 0}]}, r"^shapes\.1\.side=0: input should be greater"),
-        ({"title": "a", "shapes": [{"sidee": 1}]}, r"^shapes\.0\.sidee=1: .* did you mean side\? \(and 1 more\)$"),
+        (
+            {"title": "a", "shapes": [{"sidee": 1}]},
+            r"^shapes\.0\.sidee=1: .* did you mean side\? \(and 1 more mistake\)$",
+        ),
         ({"title": "a", "xyzzy": 1}, r"^xyzzy=1: there is no such key; there are shapes, title$"),
         ({"title": 5}, r"^title=5: input should be a valid string$"),
     ],

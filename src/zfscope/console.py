@@ -159,8 +159,9 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str, stand_in
     rows = []
     for name, metric in metrics.items():
         digits = 0 if isinstance(metric["value"], int) else 2
+        value = round(metric["value"], digits) or 0  # no minus before a zero
         paper = "" if metric.get("paper") is None else f"{metric['paper']:.1f} {metric['unit']}{mark}"
-        rows.append((name, f"{metric['value']:.{digits}f} {metric['unit']}", *([paper] if has_paper else [])))
+        rows.append((name, f"{value:.{digits}f} {metric['unit']}", *([paper] if has_paper else [])))
     table = _table(title, rows, "metric", **dict.fromkeys(["value", "paper"] if has_paper else ["value"], "right"))
     if stand_in is None or not has_paper:
         return table

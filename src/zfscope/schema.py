@@ -6,6 +6,7 @@ turns a mistyped key or an impossible value into one line that names the key, th
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -59,7 +60,8 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
     except ValidationError as error:
         # A misspelt key is the cause of a missing one, so it is told first.
         problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        rest = error.error_count() - 1
+        more = f" (and {rest} more mistake{'s' * (rest > 1)})" if rest else ""
         prefix = f"{group}." if group else ""
         if issubclass(schema, Strict):
             more = schema.place(values, [str(part) for part in problem["loc"]]) + more
@@ -126,6 +128,8 @@ def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) 
         return f"{key} is missing; give it as {key}=…"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message
+    if problem["type"] == "value_error" and path and re.match(rf"{path[-1]}=\S*: ", message):
+        return ".".join([*path[:-1], message])
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key or 'config'}={value!r}: {message}"

@@ -29,6 +29,7 @@ class _State:
     """What this process was asked, and how many of its parts must end first."""
 
     owner: int | None = None  # the process that listens; those that it forks do not
+    listening = False
     asked: signal.Signals | None = None
     told = False  # the stop was raised: what ends now is not stopped again
     held = 0
@@ -44,14 +45,33 @@ def listening() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.owner, _State.asked, _State.told, _State.held = os.getpid(), None, False, 0
+    _State.owner, _State.listening = os.getpid(), True
+    _State.asked, _State.told, _State.held = None, False, 0
     earlier = {number: signal.signal(number, _hear) for number in SIGNALS}
     try:
         yield
     finally:
+        _State.listening = False
         for number, handler in earlier.items():
             if number != signal.SIGINT or not _State.told:
                 signal.signal(number, handler)
+
+
+def listen_again() -> None:
+    """Within ``listening``, where another handler took our place: Lightning's waits for other ranks, which hangs."""
+    if _State.listening and _State.owner == os.getpid() and threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _hear)
+
+
+def asked() -> int:
+    """The number of the signal that came, 0 where none did."""
+    return _State.asked or 0
+
+
+def ask(number: int) -> None:
+    """As if the signal had come to this process: another rank of its run got it. The stop comes with a ``release``."""
+    _State.asked = _State.asked or signal.Signals(number)
 
 
 def hold() -> None:

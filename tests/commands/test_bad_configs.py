@@ -27,11 +27,27 @@ def check_refused(command, folder, message, *overrides):
         ("model.conv1.kernel_size=null", r"model\.conv1\.kernel_size=None: .*valid integer"),
         ("data.crop=", r"data\.crop='': .*valid integer"),
         ("+trainer.profiler={a: 1}", r"trainer\.profiler=.*valid string"),
+        ("device=gpu", r"^train\.py: device='gpu': the devices are auto, cpu, mps, cuda and cuda:NUMBER"),
+        ("trainer.precision=fp16", r"^train\.py: trainer\.precision: Precision 'fp16' is invalid"),
+        ("data.classes=[cat,doog]", r"^train\.py: data\.classes: there is no class 'doog' .*; did you mean dog\?"),
+        ("+callbacks.x={_target_: zfscope.callbacks.FilterImages, when: 0}", r"callbacks\.x: .*when=0 must be a whole"),
+        (
+            "+callbacks.x={_target_: zfscope.callbacks.Projections, top: 0}",
+            r"callbacks\.x: Projections: maps=",
+        ),
+        ("=3", r"^train\.py: =3: the key before = is missing"),
         ("+trainer.benchmark=x", r"lightning\.Trainer does not take these values: .*bool.*str; look at trainer"),
     ],
 )
 def test_a_value_out_of_range_is_refused(command, tiny, tmp_path, override, message):
     check_refused(command, tmp_path, message, *tiny, override)
+
+
+@pytest.mark.parametrize(("model", "name"), [("timm", "resnet18"), ("torchvision", "vgg11")])
+@pytest.mark.parametrize("key", ["fc6.units", "conv1.kernel_size"])
+def test_a_layer_of_a_foreign_model_is_refused_with_what_has_layers(command, tmp_path, model, name, key):
+    told = rf"model\.{key}: a model of {model} is taken as it is; layers are changed in those of conf/model"
+    check_refused(command, tmp_path, told, f"model={model}", f"model.name={name}", f"model.{key}=12")
 
 
 @pytest.mark.parametrize("value", ["5", "true", "null", "{a: 1}", "[zfnet]"])

@@ -35,13 +35,17 @@ def asked(trained_run):
 def test_an_unknown_layer_is_refused_with_the_layers_that_there_are(command, asked, tmp_path, overrides):
     err = refused(command, tmp_path, "analyze", *asked, *overrides)
 
-    assert "no layer 'conv9'; the layers are conv1, conv2, conv3, conv4, conv5, fc6" in err
+    key = overrides[1].partition("=")[0]
+    assert f"analyze.py: {key}: no layer 'conv9'; the layers are conv1, conv2, conv3, conv4, conv5, fc6" in err
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("analysis.size=500", r"size=500 is larger than the image of 28x28 pixels; take a smaller square"),
+        (
+            "analysis.size=500",
+            r"^analyze\.py: analysis\.size=500 is larger than the image of 28x28 pixels; take a",
+        ),
         ("analysis.stride=0", r"analysis\.stride=0: .*greater than or equal to 1"),
         ("analysis.size=0", r"analysis\.size=0: .*greater than or equal to 1"),
         ("analysis.fill=nan", r"analysis\.fill=nan: .*finite"),

@@ -139,15 +139,45 @@ def test_what_a_job_of_a_sweep_alone_knew_is_kept(command, resumed, tmp_path):
     assert (resumed[-1][0].seed, resumed[-1][0].optim.lr) == (1, 0.2)
 
 
+@pytest.mark.parametrize("typed", ["model=timm", "data=folder", "optim/schedule=constant"])
+def test_a_group_that_cannot_change_within_a_run_is_refused_with_the_way_to_a_new_one(command, resumed, typed):
+    command("train", "optim/schedule=cosine", "hydra.run.dir=run")
+
+    code, _, err = command("train", "resume=run", typed)
+
+    group = typed.partition("=")[0]
+    told = f"{typed}: the {group} of a run cannot change in its middle; start a new run with weights=run {typed}"
+    assert (code, err) == (2, f"train.py: {told}\n") and len(resumed) == 1
+
+
+def test_a_run_goes_on_in_its_own_folder_alone(command, resumed, tmp_path):
+    command("train", "hydra.run.dir=run")
+
+    code, _, err = command("train", "resume=run", "hydra.run.dir=other")
+    same, _, _ = command("train", "resume=run", f"hydra.run.dir={tmp_path / 'run'}")
+
+    told = "hydra.run.dir=other: resume=run goes on in its own folder; leave hydra.run.dir out"
+    assert (code, err) == (2, f"train.py: {told}\n")
+    assert same == 0 and not (tmp_path / "other").exists()
+
+
+def test_the_result_of_an_analysis_is_no_run(command, resumed, run_copy):
+    analysis = ["checkpoint=outputs/run", "analysis=diagnostics", "analysis.images=3"]
+    assert command("analyze", *analysis, "logger=none", "hydra.run.dir=maps")[0] == 0
+
+    code, _, err = command("train", "resume=maps")
+
+    told = "resume=maps is the result of analysis=diagnostics, not a training; give the folder of a run"
+    assert (code, err) == (2, f"train.py: {told}\n")
+
+
 @pytest.mark.parametrize(
     ("typed", "instead"),
     [
         ("logger=none", "logger.name=none"),
-        ("optim/schedule=constant", "optim.schedule.name=constant"),
         ("debug=fast", "trainer.fast_dev_run=True"),
         ("callbacks=none", "callbacks.filter_images=null callbacks.projections=null"),
         ("experiment=elpv", ""),
-        ("model=timm", "model.source=timm"),
     ],
 )
 def test_a_group_is_refused_with_the_keys_to_type_instead(command, resumed, typed, instead):

@@ -3,13 +3,16 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
-from tests.conftest import quick_first, type_command
+from tests.conftest import ROOT, quick_first, type_command
 from zfscope.networks.checkpoints import read_checkpoint
 from zfscope.training.classifier import Classifier
 
@@ -169,3 +172,73 @@ def test_an_analysis_that_is_stopped_leaves_nothing(command, trained_run, tmp_pa
 
     assert code == 130 and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def typed(*arguments, **more):
+    """A command in processes of their own, as where several ranks train."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    own = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    own |= {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own, **more)
+
+
+@pytest.mark.parametrize("to_all", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epoch", quick_first([2, 3, 5, 7], 1))
+def test_a_signal_stops_two_ranks_after_the_same_step_and_they_go_on(tiny, tmp_path, monkeypatch, to_all, epoch):
+    """Whether it comes to the first one alone or, as from a scheduler or a terminal, to both."""
+    monkeypatch.chdir(tmp_path)
+    own = [*tiny, "evaluate.enabled=false", "trainer.max_epochs=60", "checkpoints.epochs=[]"]
+    own += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    process = typed(*own, "hydra.run.dir=run", start_new_session=True)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith(f"epoch {epoch}/") for line in lines), process.stderr.read()
+    time.sleep(0.03 * epoch)  # within an epoch or a validation, which last about as long
+
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+
+    _, err = process.communicate(timeout=30)
+    *warned, told = err.splitlines()
+    assert (process.returncode, told) == (143, "train.py: stopped by SIGTERM; go on with python train.py resume=run")
+    assert all(line.startswith("warning: ") for line in warned), err
+    with pytest.raises(ProcessLookupError):  # the other rank has ended too
+        os.killpg(process.pid, 0)
+    again = typed("resume=run")
+    assert again.communicate(timeout=120)[1] == err.removesuffix(f"{told}\n") and again.returncode == 0
+    whole = typed(*own, "hydra.run.dir=whole")
+    whole.communicate(timeout=120)
+    for stopped, whole in zip(content(tmp_path / "run"), content(tmp_path / "whole"), strict=True):
+        torch.testing.assert_close(stopped, whole, rtol=0, atol=0)
+
+
+def test_an_early_stop_that_waits_for_min_epochs_is_not_forgotten_and_told(command, tiny, tmp_path, monkeypatch):
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: lr, patience: 99, stopping_threshold: 0.005}"
+    own = [*tiny, "evaluate.enabled=false", f"+callbacks.stop={stop}", "trainer.max_epochs=6", "+trainer.min_epochs=3"]
+    own += [
+        "optim/schedule=cosine",
+        "optim.schedule.warmup_epochs=3",
+        "optim.lr=0.01",
+    ]  # a rate below the threshold in epoch 1 alone
+    _, out, err = command("train", *own, "hydra.run.dir=whole")
+    assert re.search(r"stopped after epoch 3, step \d+: Stopping threshold reached: lr = 0.00\d+ < 0.005", out), out
+    with monkeypatch.context() as patch:
+        interrupted(patch, STEP, signal.SIGTERM, 5)
+        assert command("train", *own, "hydra.run.dir=run")[0] == 143
+
+    code, out, err = command("train", "resume=run")
+
+    assert code == 0, err
+    assert "stopped after epoch 3, step " in out
+    for stopped, whole in zip(content(tmp_path / "run"), content(tmp_path / "whole"), strict=True):
+        torch.testing.assert_close(stopped, whole, rtol=0, atol=0)
+
+
+def test_an_early_stop_does_not_hold_for_a_later_end(command, tiny, tmp_path):
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: lr, stopping_threshold: 1}"
+    own = [*tiny, "evaluate.enabled=false", f"+callbacks.stop={stop}", "trainer.max_epochs=3", "hydra.run.dir=run"]
+    assert command("train", *own)[0] == 0
+
+    code, out, err = command("train", "resume=run", "callbacks.stop.stopping_threshold=-1.0")
+
+    assert code == 0, err
+    assert "stopped after" not in out
+    assert json.loads((tmp_path / "run/results.json").read_text())["conditions"]["epochs"] == 3

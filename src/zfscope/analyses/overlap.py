@@ -49,7 +49,7 @@ def analyse(question: Question) -> Result:
             )
         second, other_name = joined(splits, rest), f"{_called(other)}/{'+'.join(rest)}"
     else:
-        splits = open_data(other)
+        splits = open_data(other, "analysis.other")
         second, other_name = joined(splits, list(splits.parts)), _called(other)
     overlap = find_overlap(
         first,

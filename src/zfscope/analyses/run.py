@@ -37,7 +37,12 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     question = ask(config, folder, any(re.match(r"\+*data[./@]augment", override) for override in overrides))
     conditions = conditions_of(config, question)
     tell_unfinished(conditions)
-    result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
+    try:
+        result = import_module(f"zfscope.analyses.{config.analysis.name}").analyse(question)
+    except ValueError as error:
+        if key := option_of(str(error), config.analysis.model_dump()):
+            raise ValueError(f"{key}{error}") from error
+        raise
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
     if any(metric["paper"] is not None for metric in metrics.values()):
@@ -51,6 +56,19 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
     console.print(results_table(shown, title, conditions.get("stand_in")))
     console.print(f"saved in {folder}", markup=False)
+
+
+def option_of(refusal: str, options: Mapping[str, Any]) -> str:
+    """The key of the option that a refusal of the library is about, to stand before it; empty where none is named.
+
+    The library knows the arguments of its functions, ``size=100: …`` or ``no layer 'conv9'; …``.
+    """
+    argument, value = re.match(r"(\w+)=", refusal), re.match(r"(?:there is )?no \w+ '([^']+)'", refusal)
+    if argument and argument[1] in options:
+        return "analysis."
+    held = {name: [held] if isinstance(held, str) else held for name, held in options.items()}
+    holders = [name for name, texts in held.items() if value and isinstance(texts, tuple | list) and value[1] in texts]
+    return f"analysis.{holders[0]}: " if holders else ""
 
 
 def tell_unfinished(conditions: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.overrides import CONF, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
+from zfscope.networks.spec import ModelConfig
 from zfscope.runs import check_writable
 from zfscope.schema import check, flatten, nearest
 from zfscope.training.spec import TrainConfig
@@ -249,7 +250,8 @@ def _jobs(
         except ValueError as error:  # a line of the table at the sweep's end
             refused.append(error)
     if len(refused) == len(jobs):
-        raise ValueError(f"all {len(jobs)} jobs of the sweep are refused, the first one: {refused[0]}")
+        all_jobs = f"all {len(jobs)} jobs of the sweep are refused, the first one" if len(jobs) > 1 else "the only job"
+        raise ValueError(f"{all_jobs}: {refused[0]}")
     twice = next((folder for number, folder in enumerate(folders) if folder in folders[:number]), None)
     if twice is not None:
         raise ValueError(f"two jobs of the sweep would have the folder {twice}; tell them apart in hydra.sweep.subdir")
@@ -330,6 +332,9 @@ def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:
         node = node[path.pop(0)]
     if path:  # a part of the way is not there, such as fc6 of a model of timm
         last = path[0]
+    source = node.get("source") if key.startswith("model.") and isinstance(node, DictConfig) else None
+    if source in ("timm", "torchvision") and last in ModelConfig.model_fields:
+        return f"{key}: a model of {source} is taken as it is; layers are changed in those of conf/model, model=zfnet …"
     names = [str(known) for known in node if str(known) != last] if isinstance(node, DictConfig) else []
     way_out = "; a further keyword of the Trainer is written +trainer.NAME=…" if key.startswith("trainer.") else ""
     return f"{key}: there is no key {last!r}; {nearest(last, names)}{way_out}"

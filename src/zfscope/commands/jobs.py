@@ -56,6 +56,9 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     """
     print_anywhere()
     _leave_quickly()
+    console.quiet = is_other_rank()  # the first one speaks
+    if console.quiet:
+        warnings.simplefilter("ignore")
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = get_args_parser().parse_args()
     earlier = warnings.formatwarning
@@ -90,7 +93,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         results = [_outcome(job, overrides) for job, overrides in jobs]
         console.print(sweep_table(results))
         code = int(any(result.get("state") != "finished" for result in results))
-    if stopped is None:
+    if stopped is None or is_other_rank():
         return code
     print(f"{name}.py: stopped by {stopped}; {_what_is_left(plan, folder)}", file=sys.stderr)
     return stopped.exit_code
@@ -151,18 +154,18 @@ def _what_is_left(plan: Plan | None, folder: Path | None) -> str:
     return f"{folder} holds what was finished" if plan.in_sweep else f"nothing in {folder} is finished"
 
 
-def check_content(folder: Path, kind: str, resuming: bool = False) -> None:
+def check_content(folder: Path, kind: str, resuming: bool = False, key: str = "hydra.run.dir") -> None:
     """Refuse a run folder whose content would be lost; an analysis may replace its own earlier result.
 
-    ``kind`` is what will run there: ``training``, or the name of an analysis.
+    ``kind`` is what will run there: ``training``, or the name of an analysis; ``key`` says in messages where else.
     """
     earlier = kind_of_run(folder)
     if earlier is None or (earlier == kind and (resuming or kind != "training")):
         return
     if earlier == kind:
-        raise ValueError(f"{folder} holds a run; go on with resume={folder}, or choose another hydra.run.dir")
+        raise ValueError(f"{folder} holds a run; go on with resume={folder}, or choose another {key}")
     what = "a training" if earlier == "training" else f"the result of analysis={earlier}"
-    raise ValueError(f"{folder} holds {what}, which would be lost; choose another hydra.run.dir")
+    raise ValueError(f"{folder} holds {what}, which would be lost; choose another {key}")
 
 
 def is_other_rank() -> bool:
@@ -237,6 +240,8 @@ def _check_before_hydra(arguments: argparse.Namespace) -> None:
     for folder in (CONF, *([arguments.config_dir] if arguments.config_dir else [])):
         for path in sorted(Path(folder).rglob("*.yaml")):
             check_aliases(path)
+    if is_other_rank():  # started by the first one, with the folder of the run's config
+        return
     if arguments.experimental_rerun:
         raise ValueError(
             "--experimental-rerun unpickles a file, which may hold any code; resume=RUN goes on with a run"
@@ -263,11 +268,12 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
             plan.folder.rmdir()
         return
 
+    key = "hydra.sweep.dir" if plan.in_sweep else "hydra.run.dir"
+
     def check_all(folder: Path) -> None:
         for place, kind in zip(plan.places(folder), plan.kinds, strict=True):
-            check_content(place, kind, plan.resuming)
+            check_content(place, kind, plan.resuming, key)
 
-    key = "hydra.sweep.dir" if plan.in_sweep else "hydra.run.dir"
     with claim(plan.folder, numbered=not plan.named, check=check_all, key=key) as folder:
         if not plan.in_sweep:
             _claimed.add(folder)

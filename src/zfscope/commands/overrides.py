@@ -39,6 +39,8 @@ def read_typed(name: str, overrides: Sequence[str], schema: Any, config_dir: str
     where ``schema`` wants text stays as it was typed (``name=2026``). ``config_dir`` is a further folder of groups.
     """
     for override in overrides:
+        if override.lstrip("+~").startswith("="):
+            raise ValueError(f"{override}: the key before = is missing; a value is typed as key=value")
         for spelling, advice in RESPELT[name].items():
             if match := re.fullmatch(spelling, override):
                 raise ValueError(f"{override} is spelt otherwise now: {match.expand(advice)}")

@@ -1,5 +1,6 @@
 """``resume=RUN``: a run goes on from its own config, ``RUN/.hydra/config.yaml``, with the values that are typed."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zfscope.commands.aliases import check_aliases
 from zfscope.commands.overrides import CONF, is_group, parse
-from zfscope.runs import RECORD, read_overrides
+from zfscope.runs import RECORD, kind_of_run, read_overrides
 from zfscope.schema import flatten
+from zfscope.training.spec import FIXED_KEYS
 
 # What Hydra needs to go on from a config that chooses no groups of its own.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -52,6 +54,9 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     path = config_folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); give the folder of a run")
+    kind = kind_of_run(folder)
+    if kind not in (None, "training"):
+        raise ValueError(f"resume={folder} is the result of analysis={kind}, not a training; give the folder of a run")
     check_aliases(path)
     try:
         keys = flatten(_plain(OmegaConf.load(path)))
@@ -61,8 +66,12 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     typed = []
     for override in parsed:
         group = override.key_or_group
+        if group == "hydra.run.dir" and os.path.abspath(str(override.value())) != os.path.abspath(folder):
+            raise ValueError(
+                f"{override.input_line}: resume={folder} goes on in its own folder; leave hydra.run.dir out"
+            )
         if is_group(group) or (config_dir and "." not in group and Path(config_dir, group).is_dir()):
-            raise ValueError(_group_refusal(override, keys))
+            raise ValueError(_group_refusal(override, keys, folder))
         typed.append(override.input_line)
         if not override.is_delete() and not override.is_hydra_override():
             known = group in keys or any(key.startswith(f"{group}.") for key in keys)
@@ -102,7 +111,7 @@ def _key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _group_refusal(override: Override, keys: Mapping[str, Any]) -> str:
+def _group_refusal(override: Override, keys: Mapping[str, Any], folder: Path) -> str:
     """Which keys to type instead of a group's option; ``keys`` are those of the run's config."""
     group, option = override.key_or_group, override.value()
     path = Path(CONF, group, f"{option}.yaml")
@@ -113,6 +122,10 @@ def _group_refusal(override: Override, keys: Mapping[str, Any]) -> str:
         values = {key: value for key, value in values.items() if not key.startswith(f"{prefix}defaults")}
     if not values and group == "callbacks":
         values = {".".join(key.split(".")[:2]): None for key in keys if key.startswith("callbacks.")}
-    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(values.items())[:6])
+    free = {key: value for key, value in values.items() if not FIXED_KEYS.fullmatch(key)}
+    if group in ("model", "data") or (values and not free):
+        start = f"start a new run with weights={folder} {override.input_line}"
+        return f"{override.input_line}: the {group} of a run cannot change in its middle; {start}"
+    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(free.items())[:6])
     way_out = f"type its keys instead: {instead}" if instead else "type single keys instead"
     return f"{override.input_line} chooses a whole group, but the run goes on from its own config; {way_out}"

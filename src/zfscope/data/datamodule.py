@@ -42,18 +42,22 @@ OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
 }
 
 
-def open_data(config: DataConfig) -> Splits:
+def open_data(config: DataConfig, key: str = "data") -> Splits:
     """Open the data set that ``conf/data`` names: all of it, or the classes, cells and images that it asks for.
 
     Refused where a folder is missing or what lies there makes no data set, with where it looked and how to get it.
+    ``key`` says in messages where the config stands.
     """
     if config.root is None and config.name not in ("phantom", "elpv"):
-        raise ValueError(f"data={config.name} needs data.root=DIR, the folder that holds it")
+        raise ValueError(f"data={config.name} needs {key}.root=DIR, the folder that holds it")
     splits = OPENERS[config.name](config)
     if config.cells is not None:
         splits = splits.map(lambda images: images.subset(images.types == config.cells))
     if config.classes is not None:
-        splits = splits.map(lambda images: images.only(config.classes))
+        try:
+            splits = splits.map(lambda images: images.only(config.classes))
+        except ValueError as error:
+            raise ValueError(f"{key}.classes: {error}") from error
     if config.exclude is not None:  # the paper removed what Caltech's images share with ImageNet from its training
         splits = replace(splits, train=without(splits.train, config.exclude))
     return splits

@@ -80,12 +80,16 @@ def _summary(
             f"{numbers['blank']} blank",
         ],
         f"{len(findings)} claims": [f"{claims[name]} {text}" for name, text in COUNTED.items() if claims[name]],
-        f"{len(runs)} runs": [
-            f"{trainings} trainings",
-            f"{len(runs) - trainings} analyses",
+        _counted(len(runs), "run", "runs"): [
+            _counted(trainings, "training", "trainings"),
+            _counted(len(runs) - trainings, "analysis", "analyses"),
             *([f"{len(causes)} more left out: failed or broken"] if causes else []),
         ],
     }
+
+
+def _counted(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _fills(cells: Sequence[Cell], findings: Sequence[Finding], runs: Sequence[Run]) -> dict[str, str]:

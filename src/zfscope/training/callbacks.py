@@ -76,7 +76,8 @@ def _made(key: str, options: Mapping[str, Any]) -> Callback:
             torch.empty(0, device=arguments.get("device"))  # of averages: whether it is there
         return kind(**arguments)
     except Exception as error:
-        raise ValueError(f"callbacks.{key}: {name} does not take these arguments: {error}") from error
+        says = str(error) if str(error).startswith(f"{name}: ") else f"{name} does not take these arguments: {error}"
+        raise ValueError(f"callbacks.{key}: {says}") from error
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:

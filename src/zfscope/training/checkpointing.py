@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
 
 from zfscope import stops
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
@@ -54,15 +55,32 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
         self._step = -1  # of the last saving
         self._in_step = False
+        self._agreement: Agreement | None = None  # where the run has several ranks
+        self._follows = False  # another rank than the first: it ends with that one
+        self._agreed = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in a run whose folder was not moved: there is no best score to lose, of which Lightning would warn."""
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
+    def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Signals stop the run in one way."""
+        stops.listen_again()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Several ranks stop after the same step, or those that go on would wait for the others."""
+        stops.listen_again()
+        super().on_train_start(trainer, pl_module)
+        self._agreement = Agreement() if trainer.world_size > 1 else None
+        self._follows = not trainer.is_global_zero
+        if self._follows:
+            self.on_train_batch_start()
+
     def on_train_batch_start(self, *_: Any) -> None:
         """A stop waits for the end of the step."""
-        self._in_step = True
-        stops.hold()
+        if not self._in_step:
+            self._in_step = True
+            stops.hold()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
         """Save every few steps, and before an end within an epoch; then a stop may come.
@@ -75,7 +93,15 @@ class LastCheckpoint(ModelCheckpoint):
         ends = trainer.should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
         if ends and not trainer.fast_dev_run:
             self._save(trainer)
-        self._end_step()
+        if self._agreement is None:
+            self._end_step()
+            return
+        self._agreed = self._agreement.reached() or self._agreed
+        # The gradients of a window are not in checkpoints where each rank has its own.
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if self._agreed and done % trainer.accumulate_grad_batches == 0:
+            self._follows = False
+            self._end_step()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save what was trained: a run that is stopped in its validation goes on with that validation."""
@@ -90,7 +116,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._end_step()
 
     def _end_step(self) -> None:
-        if self._in_step:
+        if self._in_step and not self._follows:
             self._in_step = False
             stops.release()
 
@@ -107,10 +133,35 @@ class LastCheckpoint(ModelCheckpoint):
             self._in_step = False
             stops.release(stop=False)
         # What was trained before a validation is saved; within it averaged weights may stand in for the trained ones.
-        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt | SIGTERMException)
+        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt)
         begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
         if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:
             self._save(trainer)
+
+
+class Agreement:
+    """What all ranks of a run know of a signal that may have come to one of them, one step later.
+
+    It goes through their CPUs, so no GPU is waited for; a rank is never more than a step ahead of the others.
+    """
+
+    def __init__(self) -> None:
+        self.group = distributed.new_group(backend="gloo")
+        self.pending: tuple[distributed.Work, torch.Tensor] | None = None
+
+    def reached(self) -> bool:
+        """Whether a signal had come to any rank before its last step ended: the same answer on all of them."""
+        earlier, number = self.pending, torch.tensor(stops.asked())
+        work = distributed.all_reduce(number, distributed.ReduceOp.MAX, self.group, async_op=True)
+        self.pending = work, number
+        if earlier is None:
+            return False
+        work, number = earlier
+        work.wait()
+        if not number:
+            return False
+        stops.ask(int(number))
+        return True
 
 
 def _is_epoch_read(trainer: lightning.Trainer) -> bool:

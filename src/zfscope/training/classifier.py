@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 from zfscope.data.datamodule import ImageData
 from zfscope.networks.checkpoints import network_state
 from zfscope.networks.network import Network
+from zfscope.training.identity import end_of
 from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
 
 
@@ -128,7 +129,8 @@ class Classifier(lightning.LightningModule):
             weight = self.get_parameter(name)
             weight.grad = gradient.to(weight)
         for name, (count, state) in restored.get("progress", {}).get("metrics", {}).items():
-            restore_metric(self._train_metrics()[name], count, state)
+            metric = self._train_metrics()[name]  # of all ranks together
+            restore_metric(metric, count, state if self.trainer.is_global_zero else metric.metric_state)
         before = restored.get("zfscope", {}).get("config", {}).get("optim")
         if before is not None:
             retune(self.trainer.optimizers[0], self.lr_schedulers(), before, self.optim)
@@ -196,11 +198,11 @@ class Classifier(lightning.LightningModule):
             checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity, self.contents)
         trainer = self.trainer
         seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
-        checkpoint["progress"] = {"seconds": seconds}
-        if trainer.world_size == 1:
-            metrics = {name: metric for name, metric in self._train_metrics().items() if metric.update_called}
-            states = {name: [metric.update_count, dict(metric.metric_state)] for name, metric in metrics.items()}
-            checkpoint["progress"]["metrics"] = states
+        checkpoint["progress"] = {"seconds": seconds, "should_stop": bool(trainer.should_stop), "metrics": {}}
+        for name, metric in self._train_metrics().items():
+            if metric.update_called:
+                with metric.sync_context(should_sync=trainer.world_size > 1):
+                    checkpoint["progress"]["metrics"][name] = [metric.update_count, dict(metric.metric_state)]
         checkpoint["progress"]["train"] = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/top")
         }
@@ -223,6 +225,10 @@ class Classifier(lightning.LightningModule):
         self._restored = checkpoint
         self.seconds_before = checkpoint.get("progress", {}).get("seconds", 0.0)
         self.train_errors = checkpoint.get("progress", {}).get("train", {})
+        # Lightning forgets that a callback has asked for the end, which min_epochs may have put off.
+        before = checkpoint.get("zfscope", {}).get("config")
+        if before and self.config and end_of(before) == end_of(self.config):
+            self.trainer.should_stop |= checkpoint["progress"].get("should_stop", False)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if isinstance(self.trainer.datamodule, ImageData):
             self.trainer.datamodule.done = progress["total"]["processed"]

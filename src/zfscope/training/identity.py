@@ -154,3 +154,10 @@ def _content_of(path: str | Path | None) -> str | None:
         return None if path is None else f"{path}, which is not there any more"
     with open(Path(path).expanduser(), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def end_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What says when a training ends: limits of the Trainer, and callbacks, which may stop it."""
+    names = ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps")
+    limits = {name: config.get("trainer", {}).get(name) for name in names}
+    return {**limits, "max_steps": limits["max_steps"] or -1, "callbacks": callback_facts(config.get("callbacks", {}))}

@@ -4,12 +4,23 @@ import sys
 import time
 
 import lightning
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, Timer
 
 
 def build_progress() -> Callback:
     """A rich bar with ETA and the current error where someone watches; plain lines where output goes to a file."""
     return EpochBar(leave=False) if sys.stdout.isatty() else EpochLines()
+
+
+def why_stopped(trainer: lightning.Trainer) -> str | None:
+    """Why a training ended before its last epoch; None where no callback has ended it."""
+    if not trainer.should_stop or trainer.current_epoch == trainer.max_epochs:
+        return None
+    reasons = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
+    told = [reason.partition(" Signaling")[0] for reason in reasons if reason]
+    over = any(isinstance(one, Timer) and (one.time_remaining() or 1) <= 0 for one in trainer.callbacks)
+    reason = told[0] if told else "its time is over" if over else "a callback has asked for it"
+    return f"stopped after epoch {trainer.current_epoch}, step {trainer.global_step}: {reason}"
 
 
 class EpochBar(RichProgressBar):
@@ -27,7 +38,11 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
-        self._since, self._first, self._done = time.monotonic(), trainer.current_epoch, 0
+        self._since, self._first, self._done, self._validated = time.monotonic(), trainer.current_epoch, 0, False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note that this epoch has errors of its own: a line does not repeat those of an earlier one."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note the epoch; its training error is logged only after the callbacks had their turn."""
@@ -45,6 +60,7 @@ class EpochLines(Callback):
         if not trainer.is_global_zero or not self._done:
             return
         done, self._done = self._done, 0
+        validated, self._validated = self._validated, False
         seconds = time.monotonic() - self._since
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         left = "" if total is None else f", {(total - done) * seconds / (done - self._first) / 60:.1f} min left"
@@ -57,7 +73,7 @@ class EpochLines(Callback):
                 ("val/loss", 3),
                 ("val/top1_error", 1),
             )
-            if name in metrics
+            if name in metrics and (validated or not name.startswith("val/"))
         ]
         epoch = f"{done}" if total is None else f"{done}/{total}"
         print(f"epoch {epoch}: {', '.join(shown)}, {seconds / 60:.1f} min{left}", flush=True)

@@ -5,10 +5,12 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,9 @@ from zfscope.training.checkpointing import (
     find_resumable,
 )
 from zfscope.training.classifier import Classifier, metric_names
-from zfscope.training.identity import callback_facts, training_identity
-from zfscope.training.progress import build_progress
-from zfscope.training.spec import TARGETS, TrainConfig
-
-FIXED_KEYS = re.compile(r"(model|data)\..*|optim\.name|optim\.schedule\.name")  # as in the facts of an identity
+from zfscope.training.identity import end_of, training_identity
+from zfscope.training.progress import build_progress, why_stopped
+from zfscope.training.spec import FIXED_KEYS, TARGETS, TrainConfig
 
 
 def train(
@@ -137,13 +137,15 @@ def train(
     named = config.name or run_name(overrides, config)
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
     about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
-    with run_logger(options, folder, **about) as logger:
+    with ending_ranks(trainer), run_logger(options, folder, **about) as logger:
         trainer.loggers = [logger] if logger else []
         if accepted is not None:
             accepted()
         since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
         seconds = time.monotonic() - since + classifier.seconds_before
+        if trainer.is_global_zero and (reason := why_stopped(trainer)):
+            console.print(reason, markup=False, highlight=False, soft_wrap=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):
             with replacing(folder / "profile.txt") as file:
                 file.write_text(profile, encoding="utf-8")
@@ -178,6 +180,22 @@ def train(
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
 
 
+@contextmanager
+def ending_ranks(trainer: lightning.Trainer) -> Iterator[None]:
+    """Where this rank does not come to its end, those that it started end too: they would wait for it."""
+    try:
+        yield
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        ranks = getattr(launcher, "procs", [])
+        others = [*ranks]
+        ranks.clear()  # first: Lightning kills this process for the end of another that it knows of
+        for other in others:
+            other.kill()
+            (other.wait if isinstance(other, subprocess.Popen) else other.join)()
+        raise
+
+
 def has_finished(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any]) -> bool:
     """Whether a run has its results and, by this config, no more to do."""
     if (read_results(folder) or {}).get("state") != "finished":
@@ -191,16 +209,11 @@ def has_finished(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any
     return reached or (most_steps != -1 and checkpoint["global_step"] >= most_steps)
 
 
-def end_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What says when a training ends: limits of the Trainer, and callbacks, which may stop it."""
-    names = ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps")
-    limits = {name: config["trainer"].get(name) for name in names}
-    return {**limits, "max_steps": limits["max_steps"] or -1, "callbacks": callback_facts(config["callbacks"])}
-
-
 def announce_checkpoints(config: TrainConfig, network: Network, folder: Path) -> None:
     """Say what the checkpoints will take, and refuse where the disk has not that much left."""
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if (size := re.fullmatch(r"(?:bf)?(16|64)-true", str(config.trainer.precision))) is not None:
+        weights = weights * int(size[1]) // 32
     whole = weights * (2 + (config.optim.name == "adamw") + (config.optim.ema is not None))
     most = config.trainer.max_epochs
     epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
@@ -313,9 +326,11 @@ def keep_memory() -> None:
 
 def quiet_lightning() -> None:
     """Switch off Lightning's hints about devices and products of its maker, which are no news to anyone."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     hints = (
         "does not have many workers|exists and is not empty|LeafSpec|the logging interval|dataloader is not resumable"
+        "|recommended to use `self.log.*sync_dist"  # ours are the same on all ranks, or synchronised
     )
     warnings.filterwarnings("ignore", message=f".*({hints}).*")
 
@@ -333,7 +348,13 @@ def check_trainer(config: TrainConfig) -> None:
     check_accelerator(config)
     try:
         trainer = lightning.Trainer(**trainer_keywords(config), **quiet, callbacks=callbacks)
-    except (AttributeError, AssertionError, LookupError, RuntimeError) as error:
+    except (AttributeError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+        keywords = config.trainer.keywords().items()
+        about = [name for name, value in keywords if isinstance(value, str) and repr(value) in str(error)]
+        if about:
+            raise ValueError(f"trainer.{about[0]}: {error}") from error
+        if isinstance(error, ValueError):
+            raise
         raise ValueError(f"lightning.Trainer does not take these values: {error}; look at trainer.…") from error
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:

@@ -90,6 +90,10 @@ RESERVED_TRAINER_KEYWORDS = frozenset(
 )
 
 
+# What cannot change in the middle of a run.
+FIXED_KEYS = re.compile(r"(model|data)\..*|optim\.name|optim\.schedule\.name|seed")
+
+
 class TrainerConfig(BaseModel):
     """Keywords of ``lightning.Trainer``: the usual ones checked here, every other one passes through."""
 

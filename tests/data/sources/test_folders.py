@@ -370,7 +370,9 @@ def test_find_folder_fetches_only_what_is_not_there_and_says_where_it_looked(tmp
     assert find_folder([a, b], "toys", "buy some", fetch=lambda: pytest.fail("fetched again")) == b
 
     def broken():
+        (tmp_path / "toys/d").mkdir(parents=True)
         raise RuntimeError("Error downloading\nx")
 
     with pytest.raises(OSError, match=r"could not download toys: Error downloading\\nx; buy some"):
-        find_folder([a], "toys", "buy some", fetch=broken)
+        find_folder([tmp_path / "toys/d/e"], "toys", "buy some", fetch=broken)
+    assert not (tmp_path / "toys").exists()  # what was made and not filled

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,15 @@ def find_folder(
     """
     for attempt in (None, fetch):
         if attempt:
+            above = {place for candidate in candidates for place in candidate.parents if not place.exists()}
             try:
                 attempt()
             except (RuntimeError, OSError) as error:  # URLError is an OSError, torchvision raises RuntimeError too
-                raise OSError(f"could not download {what}: {printable(str(error))}; {how}") from error
+                for folder in sorted(above, reverse=True):
+                    with suppress(OSError):  # what torchvision has made and not filled
+                        folder.rmdir()
+                way = how.partition(", or set ")[0]
+                raise OSError(f"could not download {what}: {printable(str(error))}; {way}") from error
         for folder in candidates:
             if holds(folder):
                 return folder
