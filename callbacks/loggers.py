@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
 
 from zfscope.console import console
 from zfscope.runs import code_version, run_id
@@ -90,12 +91,23 @@ def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None]
     if isinstance(logger, WandbLogger):
         import wandb
 
-        images: dict[str, list] = {}
+        groups: dict[str, list[tuple[str, Path]]] = {}
         for name, path in pictures.items():  # one key with a list of images, not a key for each
-            images.setdefault(name.partition("/")[0], []).append(wandb.Image(str(path), caption=name))
-        for key, batch in images.items():
-            logger.experiment.log({f"figures/{key}": batch[:MOST_IMAGES]})
+            groups.setdefault(name.partition("/")[0], []).append((name, path))
+        for key, group in groups.items():
+            named = zip(_of_one_size([path for _, path in group[:MOST_IMAGES]]), group, strict=False)
+            logger.experiment.log({f"figures/{key}": [wandb.Image(image, caption=name) for image, (name, _) in named]})
     logger.save()
+
+
+def _of_one_size(paths: Sequence[Path]) -> list[Image.Image]:
+    """Pictures with white right of and below the smaller ones, as W&B's galleries want them."""
+    images = [Image.open(path).convert("RGB") for path in paths]
+    size = tuple(max(sides) for sides in zip(*(image.size for image in images), strict=True))
+    sheets = [Image.new("RGB", size, "white") for _ in images]
+    for sheet, image in zip(sheets, images, strict=True):
+        sheet.paste(image)
+    return sheets
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What every drawn sheet has: a title and a legend above, colours, and a place that says that there is nothing."""
 
 import math
+import textwrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -65,6 +66,13 @@ def clipped(text: str, most: int, *, end: bool = False) -> str:
     if len(text) <= most:
         return text
     return f"…{text[1 - most :]}" if end else f"{text[: most - 1]}…"
+
+
+def entitle(figure: Figure, title: str, size: float = 12) -> None:
+    """Write a title above a figure, in as many lines as it needs; a long path is broken."""
+    most = int(figure.get_figwidth() * 72 / (0.56 * size))  # characters, of 0.56 times their height on average
+    lines = textwrap.wrap(printable(title), most, break_on_hyphens=False)
+    figure.suptitle("\n".join(lines), fontsize=size, parse_math=False)
 
 
 def open_axes(axes: Axes) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from zfscope.figures.canvas import GREY, clipped, drawn
+from zfscope.figures.canvas import GREY, clipped, drawn, entitle
 from zfscope.images import grid, to_pil
 from zfscope.invariance import Invariance
 
@@ -49,7 +49,7 @@ def invariance_figure(
     curves = len(layers) + 1
     figure = Figure(figsize=(4.6 + 3.2 * curves, 0.8 + 3.9 * len(kinds)), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
-    figure.suptitle(title, fontsize=12, parse_math=False)
+    entitle(figure, title)
     places = figure.subplots(len(kinds), 1 + curves, squeeze=False, width_ratios=[1.4] + [1] * curves)
     for kind, axes in zip(kinds, places, strict=True):
         _draw_examples(axes[0], *examples[kind.kind], names, colours)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from zfscope.figures.canvas import GREY, drawn, open_axes
+from zfscope.figures.canvas import GREY, drawn, entitle, open_axes
 
 COLOURS = {"pretrained": "#0b5fa5", "scratch": "#c65d00", "svm": "#0b5fa5", "softmax": "#c65d00"}
 NAMES = {
@@ -47,7 +47,7 @@ def _curves(
 ) -> Image.Image:
     figure = Figure(figsize=(7.2, 5.0), dpi=120, layout="constrained")
     axis = figure.subplots()
-    axis.set_title(title, fontsize=12, parse_math=False)
+    entitle(figure, title)
     beside = 0.006 * (places[-1] - places[0] or 1)  # error bars side by side rather than one upon the other
     for number, (way, scores) in enumerate(accuracies.items()):
         shifted = [place + (2 * number + 1 - len(accuracies)) * beside for place in places]

@@ -1,5 +1,7 @@
 """When checkpoints are written: the best, the last, and the epochs of Fig. 4; and how they reach the disk."""
 
+import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,8 +17,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
 from zfscope import stops
+from zfscope.console import console
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from zfscope.networks.finite import broken_entry
+from zfscope.networks.network import Network
+from zfscope.training.spec import TrainConfig
 
 # Says to CheckpointFiles that only what ``load_network`` needs is kept: half to a third of a whole checkpoint's size.
 WEIGHTS_ALONE = {"weights_alone": True}
@@ -93,15 +98,18 @@ class LastCheckpoint(ModelCheckpoint):
         ends = trainer.should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
         if ends and not trainer.fast_dev_run:
             self._save(trainer)
-        if self._agreement is None:
-            self._end_step()
-            return
-        self._agreed = self._agreement.reached() or self._agreed
-        # The gradients of a window are not in checkpoints where each rank has its own.
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if self._agreed and done % trainer.accumulate_grad_batches == 0:
+        if self._agreement is not None:
+            self._agreed = self._agreement.reached() or self._agreed
+            # The gradients of a window are not in checkpoints where each rank has its own.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            if not self._agreed or done % trainer.accumulate_grad_batches:
+                return
             self._follows = False
+        try:
             self._end_step()
+        except stops.Stopped:
+            trainer._logger_connector.update_train_step_metrics()  # Lightning logs a step after this hook
+            raise
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save what was trained: a run that is stopped in its validation goes on with that validation."""
@@ -137,6 +145,24 @@ class LastCheckpoint(ModelCheckpoint):
         begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
         if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:
             self._save(trainer)
+
+
+def announce_checkpoints(config: TrainConfig, network: Network, folder: Path) -> None:
+    """Say what the checkpoints will take, and refuse where the disk has not that much left."""
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if (size := re.fullmatch(r"(?:bf)?(16|64)-true", str(config.trainer.precision))) is not None:
+        weights = weights * int(size[1]) // 32
+    whole = weights * (2 + (config.optim.name == "adamw") + (config.optim.ema is not None))
+    most = config.trainer.max_epochs
+    epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
+    total, free = 3 * whole + len(epochs) * weights, shutil.disk_usage(folder).free  # one more while it is written
+    if free < total:
+        raise OSError(
+            f"the checkpoints need {total / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free in {folder}; free space, "
+            "or keep fewer: checkpoints.epochs=[]"
+        )
+    of_epochs = f", {len(epochs)} of epochs with {weights / 1e6:,.1f} MB each" if epochs else ""
+    console.print(f"checkpoints: best and last with {whole / 1e6:,.1f} MB each{of_epochs}", highlight=False)
 
 
 class Agreement:

@@ -3,8 +3,6 @@
 import ctypes
 import logging
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +29,7 @@ from zfscope.evaluation import error_metrics, predict
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, load_network, start_from
 from zfscope.networks.devices import has_device, trainer_device
-from zfscope.networks.network import Network, count_parameters
+from zfscope.networks.network import count_parameters
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import TRAINING, Run
@@ -43,6 +41,7 @@ from zfscope.training.checkpointing import (
     CheckpointFiles,
     EpochCheckpoints,
     LastCheckpoint,
+    announce_checkpoints,
     find_resumable,
 )
 from zfscope.training.classifier import Classifier, metric_names
@@ -173,9 +172,12 @@ def train(
                 conditions["stand_in"] = stand_in(Run(str(folder), TRAINING, metrics, conditions), config.paper)
             write_results(folder, metrics, conditions)
             console.print(results_table(metrics, str(folder), conditions.get("stand_in")))
+            tested = f", test/… of {evaluated}.ckpt" if any(name.startswith("test/") for name in metrics) else ""
+            console.print(f"train/… is of the last epoch, val/… of the best one{tested}", highlight=False)
             console.print(f"saved in {folder}", markup=False, highlight=False, soft_wrap=True)
             for logger_of_run in trainer.loggers:
-                logger_of_run.log_metrics({f"final/{name}": metric["value"] for name, metric in metrics.items()})
+                final = {f"final/{name}": metric["value"] for name, metric in metrics.items()}
+                logger_of_run.log_metrics(final, step=trainer.global_step)
                 logger_of_run.save()
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
 
@@ -207,24 +209,6 @@ def has_finished(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     reached = most_epochs not in (None, -1) and epochs >= most_epochs
     return reached or (most_steps != -1 and checkpoint["global_step"] >= most_steps)
-
-
-def announce_checkpoints(config: TrainConfig, network: Network, folder: Path) -> None:
-    """Say what the checkpoints will take, and refuse where the disk has not that much left."""
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    if (size := re.fullmatch(r"(?:bf)?(16|64)-true", str(config.trainer.precision))) is not None:
-        weights = weights * int(size[1]) // 32
-    whole = weights * (2 + (config.optim.name == "adamw") + (config.optim.ema is not None))
-    most = config.trainer.max_epochs
-    epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
-    total, free = 3 * whole + len(epochs) * weights, shutil.disk_usage(folder).free  # one more while it is written
-    if free < total:
-        raise OSError(
-            f"the checkpoints need {total / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free in {folder}; free space, "
-            "or keep fewer: checkpoints.epochs=[]"
-        )
-    of_epochs = f", {len(epochs)} of epochs with {weights / 1e6:,.1f} MB each" if epochs else ""
-    console.print(f"checkpoints: best and last with {whole / 1e6:,.1f} MB each{of_epochs}", highlight=False)
 
 
 def identity_of(
