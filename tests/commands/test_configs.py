@@ -66,6 +66,10 @@ def plan_sweep(tmp_path, monkeypatch):
             r"experiment=params sets hydra\.sweeper\.params\.seed, .* type seed=0,1 beside it",
         ),
         (["experiment=plain,log"], r"experiment=log sets hydra\.callbacks\.log\._target_, .* type \+hydra\.callbacks"),
+        (
+            ["experiment=joblib"],
+            r"hydra\.launcher\._target_=.* of a config is not taken; type hydra/launcher",
+        ),
         (["experiment=plain,evil"], r"hydra\.job_logging\.handlers\.x\.class=os\.makedirs is no class of Hydra's own"),
         (["experiment=plain,chdir"], r"hydra\.job\.chdir=true would change what the typed paths mean"),
     ],
@@ -78,7 +82,7 @@ def test_what_a_swept_experiment_says_to_hydra_in_vain_is_refused_with_what_to_t
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["experiment=joblib", "seed=0,1"],
+        ["experiment=joblib", "hydra/launcher=joblib", "seed=0,1"],
         ["experiment=params"],
         ["experiment=plain,two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     ],

@@ -1,6 +1,7 @@
 """One analysis from its config to its run folder: load, ask, save, log; the same for all of them."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -117,6 +118,8 @@ def find_data(
     unless one was typed.
     """
     own = config.image or getattr(config.analysis, "boxes", None)
+    if not Path(os.path.abspath(known.get("cache", ""))).is_relative_to(Path.cwd()):  # a stranger's, perhaps
+        known = {name: value for name, value in known.items() if name != "cache"}
     values = typed = {name: value for name, value in config.data.items() if value is not None}
     if "name" in typed:  # another data set has defaults of its own; where its files lie is known from the run
         usual = {"cache": "data_cache", "num_workers": "auto"}

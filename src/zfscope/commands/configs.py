@@ -16,11 +16,13 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.commands.guard import check_composed, check_place, is_below
 from zfscope.commands.overrides import CONF, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.networks.spec import ModelConfig
@@ -30,13 +32,6 @@ from zfscope.training.spec import TrainConfig
 
 SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}
 UNKNOWN = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
-# Hydra calls what its own groups name, before any check of ours: its own classes alone.
-HYDRAS_OWN = re.compile(
-    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
-    r"|hydra\.experimental\.callbacks\.[A-Z]\w*"
-    r"|hydra_plugins\.hydra_(joblib|submitit)_launcher\.\w+\.[A-Z]\w*"
-    r"|(logging(\.handlers)?|colorlog)\.[A-Z]\w*"
-)
 # For conf/analyze.yaml: where its second search path is, from any working directory.
 OmegaConf.register_new_resolver("conf", lambda: CONF, replace=True)
 OmegaConf.register_new_resolver("groups", groups_of, replace=True)  # for --help
@@ -95,24 +90,26 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
                 folder, jobs, kinds, own = _jobs(name, main, overrides)
             else:
                 run = run or compose(name, overrides, return_hydra_config=True)
-                _check_trust(run, overrides)
-                folder, jobs, kinds, own = _single_run(name, run), None, [kind_of_config(name, run)], None
+                folder, jobs, kinds, own = (
+                    _single_run(name, run, parse(overrides)),
+                    None,
+                    [kind_of_config(name, run)],
+                    None,
+                )
         except HydraException as error:
             unknown = UNKNOWN.search(str(error))
             if unknown is None:
                 raise
             raise ValueError(_unknown_key(name, unknown[1], overrides)) from error
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-    typed = {override.key_or_group for override in parse(overrides)}
-    places = [(key, folder), *(("hydra.sweep.subdir", job) for job in jobs or () if not _is_below(job, folder))]
-    for place_key, place in places:
-        if place_key not in typed and not _is_below(place, Path.cwd()):
-            raise ValueError(
-                f"{place_key}={place} of a config lies outside the working directory; type it, if it is meant"
-            )
+    typed = parse(overrides)
+    for place_key, place in [(key, folder), *(("hydra.sweep.subdir", job) for job in jobs or ())]:
+        if place_key == key or not is_below(place, folder):
+            check_place(place_key, place, typed)
     flags = [f"--config-dir={arguments.config_dir}"] if arguments.config_dir else []
     flags += ["--multirun"] if arguments.multirun else []
-    return Plan(folder, key in typed, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs, own)
+    named = key in {override.key_or_group for override in typed}
+    return Plan(folder, named, [*flags, *overrides, "hydra.output_subdir=null"], kinds, jobs, own)
 
 
 def kind_of_config(name: str, config: DictConfig) -> str:
@@ -147,15 +144,11 @@ def _plan_resumption(resumption: Resumption) -> Plan:
             if unknown is None:
                 raise
             raise ValueError(_unknown_key("config", unknown[1], resumption.overrides)) from error
-        _single_run("train", config)
+        _single_run("train", config, parse(resumption.overrides))
     arguments = [f"--config-path={resumption.config_folder}", "--config-name=config", *resumption.overrides]
     arguments.append("hydra.output_subdir=null")
-    note = difference(resumption.folder)
+    note = resumption.note or difference(resumption.folder)
     return Plan(resumption.folder, True, arguments, ["training"], resuming=True, note=note)
-
-
-def _is_below(place: Path, folder: Path) -> bool:
-    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
 
 
 def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) -> DictConfig:
@@ -191,11 +184,11 @@ def _run_config(name: str, overrides: list[str]) -> DictConfig | None:
     return None if config.hydra.mode == RunMode.MULTIRUN else config
 
 
-def _single_run(name: str, config: DictConfig) -> Path:
+def _single_run(name: str, config: DictConfig, typed: Sequence[Override]) -> Path:
     """The folder of a run whose values were checked."""
     HydraConfig.instance().set_config(config)
-    _check_foreign_code(config)
-    checked = _check_values(name, config)
+    check_composed(name, config, typed)
+    checked = _check_values(name, config, typed)
     if name == "train":
         check_writable(checked.data.cache, "data.cache")
     if checked.logger.name == "wandb":
@@ -223,7 +216,8 @@ def _jobs(
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
     HydraConfig.instance().set_config(main)
-    _check_foreign_code(main)
+    all_typed = parse(overrides_typed)
+    check_composed(name, main, all_typed)
     _check_working_folder(main)
     sweep = Path(os.path.expanduser(str(main.hydra.sweep.dir)))
     folders: list[Path] = []
@@ -235,10 +229,9 @@ def _jobs(
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
         HydraConfig.instance().set_config(config)
-        _check_trust(config, overrides_typed)
-        _check_foreign_code(config)
-        _check_working_folder(config)
         _check_read_once(config, main, next((one for one in job if one.startswith("experiment=")), f"job {number}"))
+        check_composed(name, config, all_typed)
+        _check_working_folder(config)
         own = Path(os.path.expanduser(str(config.hydra.sweep.dir)))
         if own != sweep and number:
             raise ValueError(f"hydra.sweep.dir must be one folder for all jobs, but is {sweep} and {own}")
@@ -246,7 +239,7 @@ def _jobs(
         folders.append(Path(sweep, str(config.hydra.sweep.subdir)))
         kinds.append(kind_of_config(name, config))
         try:
-            _check_values(name, config)
+            _check_values(name, config, all_typed)
         except ValueError as error:  # a line of the table at the sweep's end
             refused.append(error)
     if len(refused) == len(jobs):
@@ -258,22 +251,18 @@ def _jobs(
     return sweep, folders, kinds, [list(job) for job in jobs]
 
 
-def _check_values(name: str, config: DictConfig) -> Any:
+def _check_values(name: str, config: DictConfig, typed: Sequence[Override]) -> Any:
     values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    return check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    checked = check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    cache = checked.data.cache if name == "train" else checked.data.get("cache")
+    if cache is not None:
+        check_place("data.cache", cache, typed)
+    return checked
 
 
 def _check_working_folder(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         raise ValueError("hydra.job.chdir=true would change what the typed paths mean; leave it out")
-
-
-def _check_foreign_code(config: DictConfig) -> None:
-    """Refuse classes below ``hydra.`` that are not Hydra's own: it would call them before the config is checked."""
-    for group in ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging"):
-        for key, value in _classes_below(config.hydra[group], f"hydra.{group}"):
-            if not HYDRAS_OWN.fullmatch(str(value)):
-                raise ValueError(f"{key}={value} is no class of Hydra's own; leave it out")
 
 
 def _check_read_once(config: DictConfig, main: DictConfig, source: str) -> None:
@@ -295,25 +284,6 @@ def _check_read_once(config: DictConfig, main: DictConfig, source: str) -> None:
         else:
             continue
         raise ValueError(f"{source} sets {key}, which Hydra ignores in an option that is swept; type {typed} beside it")
-
-
-def _classes_below(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """What a part of a config names to be called, interpolations followed."""
-    if isinstance(node, DictConfig | ListConfig):
-        for name in node if isinstance(node, DictConfig) else range(len(node)):
-            if not OmegaConf.is_missing(node, name):
-                if name in ("_target_", "()", "class"):
-                    yield f"{key}.{name}", node[name]
-                else:
-                    yield from _classes_below(node[name], f"{key}.{name}")
-
-
-def _check_trust(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse ``trust`` of a config file: who types a command says which foreign code may run."""
-    trusted = OmegaConf.select(config, "trust")
-    if trusted and not any(override.key_or_group == "trust" for override in parse(overrides)):
-        names = ",".join(map(str, trusted))
-        raise ValueError(f"trust=[{names}] of a config is not taken; type 'trust=[{names}]', if it is meant")
 
 
 def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zfscope.commands.aliases import check_aliases
+from zfscope.commands.guard import check_stored, is_below
 from zfscope.commands.overrides import CONF, is_group, parse
 from zfscope.runs import RECORD, kind_of_run, read_overrides
 from zfscope.schema import flatten
@@ -30,6 +31,7 @@ class Resumption:
     folder: Path
     config_folder: Path  # where its config.yaml is
     overrides: list[str]  # what is typed, as Hydra takes it on top of that config
+    note: str | None = None  # one line to tell before it starts
 
 
 def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> Resumption | None:
@@ -59,11 +61,12 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
         raise ValueError(f"resume={folder} is the result of analysis={kind}, not a training; give the folder of a run")
     check_aliases(path)
     try:
-        keys = flatten(_plain(OmegaConf.load(path)))
+        content = _plain(OmegaConf.load(path))
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(f"resume={folder}: {path} cannot be read ({cause}); mend or restore it") from None
-    typed = []
+    check_stored(path, content)
+    keys, typed = flatten(content), []
     for override in parsed:
         group = override.key_or_group
         if group == "hydra.run.dir" and os.path.abspath(str(override.value())) != os.path.abspath(folder):
@@ -77,7 +80,11 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
             known = group in keys or any(key.startswith(f"{group}.") for key in keys)
             if known == override.is_add():  # the check of the values tells what is no key
                 typed[-1] = "++" + override.input_line.lstrip("+")
-    return Resumption(folder, config_folder, [*QUIET, *typed])
+    note, place = None, str(keys.get("data.cache"))
+    if "data.cache" not in {override.key_or_group for override in parsed} and not is_below(place, Path.cwd()):
+        note = f"data.cache={place} of this run lies outside the working directory; unless typed, data_cache is used"
+        typed.append("data.cache=data_cache")
+    return Resumption(folder, config_folder, [*QUIET, *typed], note)
 
 
 def overrides_of(folder: Path, typed: Sequence[str]) -> list[str]:

@@ -2,13 +2,15 @@
 
 import importlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from pydantic import TypeAdapter, ValidationError
 
 from zfscope.schema import nearest
@@ -18,13 +20,17 @@ from zfscope.training.spec import TrainConfig
 WATCHING = {"EarlyStopping": "check_on_train_epoch_end", "ModelCheckpoint": "save_on_train_epoch_end"}
 
 
-def configured_callbacks(config: Mapping[str, Mapping[str, Any] | None]) -> list[Callback]:
-    """The callbacks of a config, by key; null leaves one out.
+def configured_callbacks(config: Mapping[str, Mapping[str, Any] | None], folder: str | Path = "") -> list[Callback]:
+    """The callbacks of a config, by key; null leaves one out. Lightning's ``dirpath`` lies in the run's ``folder``.
 
     Raises:
         ValueError: For a class that is not there, and for missing, unknown or impossible arguments.
     """
-    return [_made(key, options) for key, options in config.items() if options is not None]
+    callbacks = [_made(key, options) for key, options in config.items() if options is not None]
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            callback.dirpath = str(Path(folder, os.path.relpath(callback.dirpath)))
+    return callbacks
 
 
 def check_monitors(config: TrainConfig, metrics: Sequence[str]) -> None:

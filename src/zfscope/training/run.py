@@ -283,7 +283,7 @@ def build_callbacks(config: TrainConfig, best: BestCheckpoint, folder: Path) -> 
     callbacks: list[Callback] = [build_progress()]
     if config.model.filter_rms is not None:
         callbacks.append(FilterRenorm(config.model.filter_rms))
-    callbacks += configured_callbacks(config.callbacks)
+    callbacks += configured_callbacks(config.callbacks, folder)
     if config.optim.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=config.optim.ema.decay))
     callbacks += [best, EpochCheckpoints(folder / "checkpoints", config.checkpoints.epochs)]

@@ -12,7 +12,7 @@ from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName, available_memory, has_gpu
 from zfscope.networks.geometry import sizes_in_words, steps_of, values_of
 from zfscope.networks.spec import CONV_LAYERS, ConvLayer, ModelConfig
-from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, nearest
+from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, flatten, nearest
 
 
 class EMAConfig(Strict):
@@ -300,6 +300,19 @@ class TrainConfig(Strict):
                     f"callbacks.{key}._target_={target} is not a callback of this project; "
                     f"'trust=[{target}]' on the command line allows it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _callbacks_stay_where_they_are(self) -> Self:
+        """No class but a callback's own is named, and Lightning's write into the run folder alone."""
+        for key, callback in self.callbacks.items():
+            for name in flatten(callback or {}):
+                if name.rpartition(".")[2] == "_target_" and name != "_target_":
+                    raise ValueError(f"callbacks.{key}.{name} names a class within a callback; leave it out")
+            for name in ("dirpath", "filename"):
+                place = str((callback or {}).get(name) or "")
+                if os.path.isabs(os.path.expanduser(place)) or ".." in place.split("/"):
+                    raise ValueError(f"callbacks.{key}.{name}={place} must lie in the run folder, such as {name}=more")
         return self
 
     @model_validator(mode="after")
