@@ -5,7 +5,6 @@ are checked when they are read. Nothing is ever instantiated from one.
 """
 
 import warnings
-import zipfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zfscope.networks.archives import check_archive
 from zfscope.networks.build import build_network
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
@@ -276,21 +276,8 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint: checksums first, then tensors and plain containers only; anything else is refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch stores entries as they are; a compressed one could expand without bounds.
-            compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            damaged = None if compressed else archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is no checkpoint, or is cut off ({error}); use another one of the run") from None
-    if compressed:
-        raise ValueError(
-            f"{path} is no checkpoint: {compressed[0]} in it is compressed, as in a TorchScript archive; "
-            "torch.save(…state_dict()) writes what can be read"
-        )
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged at {damaged} (checksum); use another checkpoint of the run")
+    """Read a checkpoint: checksums and sizes first, then tensors and plain containers; anything else is refused."""
+    check_archive(path)
     content = read_tensors(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
