@@ -22,9 +22,11 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 
 from zfscope.data.datamodule import ImageData
 from zfscope.networks.checkpoints import network_state
+from zfscope.networks.finite import broken_entry, broken_tensor, first_broken_module
 from zfscope.networks.network import Network
 from zfscope.training.identity import end_of
 from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
+from zfscope.training.watch import Watch
 
 
 class Classifier(lightning.LightningModule):
@@ -61,6 +63,7 @@ class Classifier(lightning.LightningModule):
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
         self.train_loss = MeanMetric(nan_strategy="disable")  # looking for NaN at every step would wait for a GPU
+        self.watch = Watch()
         self.seconds_before = 0.0  # of the legs before this one
         self.train_errors: Mapping[str, float] = {}  # of the last epoch of the legs before this one
         self._started, self._images, self._since, self._until, self._validated = 0.0, 0, 0.0, 0.0, False
@@ -95,20 +98,27 @@ class Classifier(lightning.LightningModule):
             images, targets = self.mixup(images, labels)
         logits = self(images)
         loss = self._loss(logits, targets)
-        # Asking a GPU for the value waits for it, so there only now and then.
-        if (loss.device.type == "cpu" or batch_idx % 50 == 0) and not bool(torch.isfinite(loss)):
-            folder = Path(self.trainer.default_root_dir)
-            back = f", or go on from the last checkpoint with resume={folder} optim.lr=…"
-            raise ValueError(
-                f"the training loss became {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx}; "
-                f"lower optim.lr{back if (folder / 'checkpoints/last.ckpt').is_file() else ''}"
-            )
+        # Asking a GPU for the value waits for it; there, and where other ranks would wait, the gradients tell.
+        if loss.device.type == "cpu" and self.trainer.world_size == 1 and not bool(torch.isfinite(loss)):
+            where = first_broken_module(self.network, images)
+            first = f", first in the output of {where}" if where else ""
+            first = ", because its images hold NaN or infinity" if broken_entry(images) is not None else first
+            raise ValueError(self._refusal(f"the training loss became {loss.item()}", first))
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
         self.train_loss.update(loss.detach())  # all batches are of one size
         self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
         return loss * self._missing_share(batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse gradients that are not finite before they reach the weights; a scaler of float16 leaves them out."""
+        gradients = {name: weight.grad for name, weight in self.named_parameters() if weight.grad is not None}
+        if self.trainer.precision == "16-mixed" or not gradients or not self.watch.finds(gradients.values()):
+            return
+        name = broken_entry(gradients)
+        of = "of an earlier step" if name is None else f"of {name.removeprefix('network.')}"
+        raise ValueError(self._refusal(f"the gradient {of} became NaN or infinite"))
 
     def on_fit_start(self) -> None:
         """Start the clock."""
@@ -194,6 +204,8 @@ class Classifier(lightning.LightningModule):
         """Add all that ``load_network`` needs, and what a run needs to go on within an epoch: its metrics so far, and
         within a window of accumulated batches their gradients.
         """
+        if (name := broken_tensor(self.network) or broken_entry(checkpoint["optimizer_states"])) is not None:
+            raise ValueError(self._refusal(f"{name} became NaN or infinite and was not saved"))
         if self.config is not None:
             checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity, self.contents)
         trainer = self.trainer
@@ -238,6 +250,13 @@ class Classifier(lightning.LightningModule):
             for part in ("total", "current"):
                 epochs[part]["completed"] = epochs[part]["processed"]
             progress["current"], progress["is_last_batch"] = dict.fromkeys(progress["current"], 0), False
+
+    def _refusal(self, told: str, more: str = "") -> str:
+        folder, batches = Path(self.trainer.default_root_dir), self.trainer.fit_loop.epoch_loop.batch_progress.current
+        last = (folder / "checkpoints" / "last.ckpt").is_file()
+        back = f", or go on from the last checkpoint with resume={folder} optim.lr=…" if last else ""
+        place = f"in epoch {self.current_epoch + 1}, batch {batches.ready}"
+        return f"{told} {place}{more}; lower optim.lr or set trainer.gradient_clip_val=1{back}"
 
     def _missing_share(self, batch_idx: int) -> float:
         """What makes the step of an epoch's last, shorter window that of a mean: Lightning divides by whole windows."""
