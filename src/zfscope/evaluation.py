@@ -162,7 +162,10 @@ def gain_interval(before: Tensor, after: Tensor, draws: int = 10_000, seed: int 
 def check_classes(network: Network, classes: tuple[str, ...]) -> None:
     """Refuse images whose classes are not the network's, or stand in another order."""
     if network.num_classes != len(classes):
-        raise ValueError(f"the network tells {network.num_classes} classes apart, the data set has {len(classes)}")
+        raise ValueError(
+            f"the network tells {network.num_classes} classes apart, the data set has {len(classes)}; "
+            "give the data set that it was trained on"
+        )
     if network.classes is None or network.classes == classes:
         return
     if set(network.classes) == set(classes):

@@ -60,7 +60,8 @@ def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> C
     except ValidationError as error:
         # A misspelt key is the cause of a missing one, so it is told first.
         problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-        rest = error.error_count() - 1
+        # The branches of a union each have their say about one value.
+        rest = len({re.split("[=:]", _sentence(schema, values, one))[0] for one in error.errors(include_url=False)}) - 1
         more = f" (and {rest} more mistake{'s' * (rest > 1)})" if rest else ""
         prefix = f"{group}." if group else ""
         if issubclass(schema, Strict):
@@ -126,7 +127,7 @@ def _sentence(schema: type[BaseModel], values: Any, problem: Mapping[str, Any]) 
         return f"{key}={value!r}: there is no such key; {nearest(path[-1], _fields(schema, path[:-1]))}"
     if problem["type"] == "missing":
         return f"{key} is missing; give it as {key}=…"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a,b]")
     message = message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message
     if problem["type"] == "value_error" and path and re.match(rf"{path[-1]}=\S*: ", message):
         return ".".join([*path[:-1], message])

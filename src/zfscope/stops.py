@@ -30,14 +30,17 @@ class _State:
 
     owner: int | None = None  # the process that listens; those that it forks do not
     listening = False
+    follows = False  # another rank than the first: it ends with that one, or where all agree
     asked: signal.Signals | None = None
     told = False  # the stop was raised: what ends now is not stopped again
     held = 0
 
 
 @contextmanager
-def listening() -> Iterator[None]:
+def listening(*, follows: bool = False) -> Iterator[None]:
     """Turn ``SIGNALS`` into ``Stopped`` within the block; outside the main thread nothing is changed.
+
+    A process that ``follows`` stops by ``ask`` alone: it is another rank of a run, and the first one ends it.
 
     The first signal stops. Another Ctrl-C leaves the process at once, also after the block: files are replaced whole or
     not at all.
@@ -46,7 +49,7 @@ def listening() -> Iterator[None]:
         yield
         return
     _State.owner, _State.listening = os.getpid(), True
-    _State.asked, _State.told, _State.held = None, False, 0
+    _State.asked, _State.told, _State.held, _State.follows = None, False, 0, follows
     earlier = {number: signal.signal(number, _hear) for number in SIGNALS}
     try:
         yield
@@ -71,6 +74,7 @@ def asked() -> int:
 
 def ask(number: int) -> None:
     """As if the signal had come to this process: another rank of its run got it. The stop comes with a ``release``."""
+    _State.follows = False
     _State.asked = _State.asked or signal.Signals(number)
 
 
@@ -92,10 +96,26 @@ def held() -> Iterator[None]:
     hold()
     try:
         yield
-    except BaseException:
-        release(stop=False)
+    except BaseException as error:
+        release(stop=isinstance(error, StopIteration))  # the end of a loop is no error
         raise
     release()
+
+
+@contextmanager
+def starting_processes() -> Iterator[None]:
+    """Processes that are started in this block, and all their threads, do not get SIGTERM but by ``outlive``.
+
+    Libraries start threads of their own in a new process before any of our code runs there.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def outlive(*_: Any) -> None:
@@ -130,6 +150,6 @@ def _hear(number: int, frame: FrameType | None) -> None:
 
 
 def _stop() -> None:
-    if _State.asked is not None and not _State.told and not _State.held:
+    if _State.asked is not None and not (_State.told or _State.held or _State.follows):
         _State.told = True
         raise Stopped(_State.asked)

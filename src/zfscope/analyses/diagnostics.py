@@ -14,6 +14,7 @@ from zfscope.analyses.members import check_prepares
 from zfscope.analyses.question import Metric, Question, Result, at_most, percent, reader
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
+from zfscope.data.loader import Loader
 from zfscope.deconvnet.winners import TopActivationsHook, check_projectable, project_winners, random_subset
 from zfscope.diagnostics import (
     Diagnosis,
@@ -51,7 +52,7 @@ def analyse(question: Question) -> Result:
     diagnoses, measured, arrays = [], {}, {}
     for prefix, (source, network) in networks.items():
         examples = question.inputs(images, network=network)
-        loader = DataLoader(Subset(examples, subset), options.batch_size, num_workers=question.data.num_workers)
+        loader = Loader(Subset(examples, subset), options.batch_size, num_workers=question.data.num_workers)
         diagnosis = diagnose(network, source, loader, options.maps, options.seed)
         diagnoses.append(diagnosis)
         radius = run_config(source).get("model", {}).get("filter_rms")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from zfscope.analyses.members import Member, architectures, member_sources
 from zfscope.analyses.question import Metric, Question, Result, percent
+from zfscope.data.loader import Loader
 from zfscope.evaluation import (
     Canvases,
     Predictions,
@@ -69,7 +69,7 @@ def analyse(question: Question) -> Result:
         except ValueError as error:
             raise ValueError(f"{member.path}: {error}") from None
     networks = [member.network for member in members]
-    batches = DataLoader(
+    batches = Loader(
         Canvases(images, [network.preprocessing.resize for network in networks]),
         options.batch_size,
         num_workers=question.data.num_workers,

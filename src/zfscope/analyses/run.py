@@ -54,7 +54,8 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
         write_results(new, metrics, conditions)
     log(config, folder, metrics, {name: folder / path.relative_to(new) for name, path in pictures.items()})
     shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
-    title = config.analysis.name if config.checkpoint is None else str(config.checkpoint)
+    several = not isinstance(config.checkpoint, str | None)
+    title = ", ".join(config.checkpoint) if several else config.checkpoint or config.analysis.name
     console.print(results_table(shown, title, conditions.get("stand_in")))
     console.print(f"saved in {folder}", markup=False)
 

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from zfscope.analyses.question import Metric, Question, Result, over_folds, percent
 from zfscope.console import console, counting
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
+from zfscope.data.loader import Loader
 from zfscope.data.statistics import statistics_of
 from zfscope.data.transforms import TrainTransform
 from zfscope.evaluation import predict
@@ -149,7 +149,7 @@ def from_scratch(question: Question, target: Target) -> Way:
         examples = Examples(images, views(colours), network.preprocessing.resize)
         train_from_scratch(
             fresh,
-            lambda batches: DataLoader(examples, batch_sampler=batches, num_workers=data.num_workers),
+            lambda batches: Loader(examples, batch_sampler=batches, num_workers=data.num_workers),
             len(images),
             optim,
             batch_size=batch_size,

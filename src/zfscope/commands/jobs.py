@@ -67,7 +67,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     plan, folder, stopped = None, None, None
     try:
         # Hydra then raises instead of printing a page and leaving with 1.
-        with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening():
+        with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening(follows=is_other_rank()):
             _check_before_hydra(arguments)
             if _is_hydras_own(arguments):
                 main()
@@ -122,6 +122,8 @@ def run_job(name: str, values: DictConfig) -> float:
                 return _analyze(config, folder, overrides, record)
             return _train(config, folder, overrides, record, Path(job.sweep.dir).name if in_sweep else None)
     except Exception as error:
+        if is_other_rank() and stops.asked():  # the first one has left
+            return float("nan")
         if not in_sweep:
             if not isinstance(error, refusals()):
                 raise
@@ -151,6 +153,8 @@ def _what_is_left(plan: Plan | None, folder: Path | None) -> str:
     begun = next((place for place in places if plan.resuming or not read_results(place)), None)
     if begun is not None:
         return f"go on with python train.py resume={begun}"
+    if not plan.in_sweep and (read_results(folder) or {}).get("state") == "finished":
+        return f"{folder} is finished"
     return f"{folder} holds what was finished" if plan.in_sweep else f"nothing in {folder} is finished"
 
 

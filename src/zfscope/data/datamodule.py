@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from zfscope.data.exclusions import without
 from zfscope.data.imageset import ArrayImages, ImageSet
+from zfscope.data.loader import Loader
 from zfscope.data.order import TrainBatches
 from zfscope.data.sources.elpv import open_elpv
 from zfscope.data.sources.fashion_mnist import open_fashion_mnist
@@ -28,7 +29,6 @@ from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
 from zfscope.data.transforms import Examples, TrainTransform
 from zfscope.networks.preprocessing import Preprocessing
-from zfscope.stops import outlive
 
 OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
     "phantom": lambda config: open_phantom(Path(config.cache) / "phantom", config.split_seed),
@@ -103,11 +103,10 @@ class ImageData(lightning.LightningDataModule):
             world_size=trainer.world_size,
         )
         batches.only = overfit if isinstance(overfit, int) else -int(-overfit * len(batches) // 1)
-        return DataLoader(
+        return Loader(
             Examples(self.splits.train, transform, self.preprocessing.resize),
             batch_sampler=batches,
             num_workers=self.num_workers,
-            worker_init_fn=outlive,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -130,12 +129,11 @@ class ImageData(lightning.LightningDataModule):
     def _in_order(
         self, images: ImageSet, transform: Callable[..., Tensor], batch_size: int, rank: int = 0, world_size: int = 1
     ) -> DataLoader:
-        return DataLoader(
+        return Loader(
             Examples(images, transform, self.preprocessing.resize),
             batch_size=batch_size,
             sampler=None if world_size == 1 else range(rank, len(images), world_size),
             num_workers=self.num_workers,
-            worker_init_fn=outlive,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from zfscope.console import progress
 from zfscope.data.contents import content_hashes, evenly_spread
 from zfscope.data.imageset import ImageSet
+from zfscope.data.loader import Loader
 from zfscope.data.transforms import Examples
 from zfscope.networks.checkpoints import read_checkpoint
 from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
@@ -81,7 +81,7 @@ def statistics_of(
 
 def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: int) -> Statistics:
     canvases = Examples(images.subset(indices), partial(_canvas, side=resize), resize)
-    loader = DataLoader(canvases, batch_size=32, num_workers=num_workers)
+    loader = Loader(canvases, batch_size=32, num_workers=num_workers)
     total = torch.zeros(3, resize, resize, dtype=torch.float64)
     squares = torch.zeros(3, resize, resize, dtype=torch.float64)
     products = torch.zeros(3, 3, dtype=torch.float64)

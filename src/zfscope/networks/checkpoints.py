@@ -252,6 +252,8 @@ def find_checkpoint(source: str | Path) -> Path:
             _tell_that_last_is_taken(folder)
             return folder / "last.ckpt"
         raise FileNotFoundError(f"{folder} holds no best.ckpt or last.ckpt; the run had not finished an epoch")
+    if path.name == "last" and (path.parent / ".hydra").is_dir() and not (path.parent / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{path.parent} kept no checkpoint: it ended before its first step, or was no training")
     for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
         if candidate.is_file():
             return candidate

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
+from zfscope.data.loader import Loader
 
 SIDE = 32  # pixels of a thumbnail
 CUTOFF = 16.0  # half waves across the thumbnail; finer detail is what resizing and recompression change
@@ -189,7 +190,7 @@ class _Thumbnails(Dataset):
 
 def _descriptions(images: ImageSet, title: str, num_workers: int, rows: int) -> Iterator[Tensor]:
     """Descriptions of all images in order, in blocks of about so many rows."""
-    loader = DataLoader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers)
+    loader = Loader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers)
     waiting: list[Tensor] = []
     for batch in progress(loader, title):
         waiting.append(describe(batch))

@@ -61,7 +61,6 @@ class LastCheckpoint(ModelCheckpoint):
         self._step = -1  # of the last saving
         self._in_step = False
         self._agreement: Agreement | None = None  # where the run has several ranks
-        self._follows = False  # another rank than the first: it ends with that one
         self._agreed = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,9 +76,6 @@ class LastCheckpoint(ModelCheckpoint):
         stops.listen_again()
         super().on_train_start(trainer, pl_module)
         self._agreement = Agreement() if trainer.world_size > 1 else None
-        self._follows = not trainer.is_global_zero
-        if self._follows:
-            self.on_train_batch_start()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """A stop waits for the end of the step."""
@@ -104,7 +100,6 @@ class LastCheckpoint(ModelCheckpoint):
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             if not self._agreed or done % trainer.accumulate_grad_batches:
                 return
-            self._follows = False
         try:
             self._end_step()
         except stops.Stopped:
@@ -124,7 +119,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._end_step()
 
     def _end_step(self) -> None:
-        if self._in_step and not self._follows:
+        if self._in_step:
             self._in_step = False
             stops.release()
 
@@ -143,6 +138,7 @@ class LastCheckpoint(ModelCheckpoint):
         # What was trained before a validation is saved; within it averaged weights may stand in for the trained ones.
         stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt)
         begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
+        stopped &= self._agreement is None or self._agreed  # else the other ranks do not come to save
         if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:
             self._save(trainer)
 

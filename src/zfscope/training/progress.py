@@ -16,8 +16,12 @@ def why_stopped(trainer: lightning.Trainer) -> str | None:
     """Why a training ended before its last epoch; None where no callback has ended it."""
     if not trainer.should_stop or trainer.current_epoch == trainer.max_epochs:
         return None
-    reasons = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
-    told = [reason.partition(" Signaling")[0] for reason in reasons if reason]
+    told = []
+    for callback in trainer.early_stopping_callbacks:
+        if callback.stopping_reason_message:
+            asked = callback.stopped_epoch + 1  # counted from 1
+            later = f"asked for in epoch {asked}: " if asked < trainer.current_epoch else ""
+            told.append(later + callback.stopping_reason_message.partition(" Signaling")[0])
     over = any(isinstance(one, Timer) and (one.time_remaining() or 1) <= 0 for one in trainer.callbacks)
     reason = told[0] if told else "its time is over" if over else "a callback has asked for it"
     return f"stopped after epoch {trainer.current_epoch}, step {trainer.global_step}: {reason}"

@@ -173,7 +173,8 @@ def train(
             write_results(folder, metrics, conditions)
             console.print(results_table(metrics, str(folder), conditions.get("stand_in")))
             tested = f", test/… of {evaluated}.ckpt" if any(name.startswith("test/") for name in metrics) else ""
-            console.print(f"train/… is of the last epoch, val/… of the best one{tested}", highlight=False)
+            best_one = ", val/… of the best one" if best.best_model_score is not None else ""
+            console.print(f"train/… is of the last epoch{best_one}{tested}", highlight=False)
             console.print(f"saved in {folder}", markup=False, highlight=False, soft_wrap=True)
             for logger_of_run in trainer.loggers:
                 final = {f"final/{name}": metric["value"] for name, metric in metrics.items()}

@@ -303,6 +303,18 @@ class TrainConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _callbacks_look_at_layers_that_there_are(self) -> Self:
+        if self.model.source == "convnet":
+            for key, callback in self.callbacks.items():
+                layers = (callback or {}).get("layers")
+                names = layers if isinstance(layers, list | tuple) else ()
+                wrong = [name for name in names if name not in self.model.chain]
+                if wrong:
+                    known = ", ".join(self.model.chain)
+                    raise ValueError(f"callbacks.{key}.layers: no layer {wrong[0]!r}; the layers are {known}")
+        return self
+
+    @model_validator(mode="after")
     def _callbacks_stay_where_they_are(self) -> Self:
         """No class but a callback's own is named, and Lightning's write into the run folder alone."""
         for key, callback in self.callbacks.items():
