@@ -14,6 +14,10 @@ class Loader(DataLoader):
     A stop waits while the queues of these processes are used: raised within, it would leave them locked for ever.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Given here: Lightning puts a function of its own where there is none.
+        super().__init__(*arguments, **{"worker_init_fn": outlive, **options})
+
     def __iter__(self) -> Any:
         with held():
             return super().__iter__()
@@ -21,7 +25,6 @@ class Loader(DataLoader):
     def _get_iterator(self) -> Any:
         if not self.num_workers:
             return super()._get_iterator()
-        self.worker_init_fn = self.worker_init_fn or outlive
         with starting_processes():
             return _Batches(self)
 
