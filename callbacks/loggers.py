@@ -100,13 +100,15 @@ def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None]
     logger.save()
 
 
-def _of_one_size(paths: Sequence[Path]) -> list[Image.Image]:
-    """Pictures with white right of and below the smaller ones, as W&B's galleries want them."""
-    images = [Image.open(path).convert("RGB") for path in paths]
+def _of_one_size(paths: Sequence[Path]) -> list[Any]:
+    """Pictures as W&B's galleries want them: the files, or with white right of and below the smaller ones."""
+    images = [Image.open(path) for path in paths]
     size = tuple(max(sides) for sides in zip(*(image.size for image in images), strict=True))
+    if all(image.size == size for image in images):
+        return [str(path) for path in paths]
     sheets = [Image.new("RGB", size, "white") for _ in images]
     for sheet, image in zip(sheets, images, strict=True):
-        sheet.paste(image)
+        sheet.paste(image.convert("RGB"))
     return sheets
 
 

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from zfscope.console import network_table, progress, results_table, sweep_table
@@ -124,3 +125,10 @@ def test_square_brackets_of_overrides_and_folders_are_shown_as_they_are():
 
     assert all(override in printed(sweep_table(jobs)) for override in ("data.classes=[disc,bar]", "name='a[/]b'"))
     assert "outputs/[red]run" in printed(results_table({"error": {"value": 1.0, "unit": "%"}}, "outputs/[red]run"))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.001, "0.00 r"), (-0.006, "-0.01 r"), (0, "0 r"), (-3, "-3 r")])
+def test_a_value_that_rounds_to_zero_has_no_minus(value, shown):
+    text = printed(results_table({"difference": {"value": value, "unit": "r", "paper": None}}, "RUN"))
+
+    assert f" {shown} " in text and f"-{shown}" not in text

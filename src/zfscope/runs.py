@@ -134,6 +134,11 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def is_below(place: str | Path, folder: str | Path) -> bool:
+    """Whether a path lies in a folder or is it."""
+    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+
+
 def kind_of_run(folder: str | Path) -> str | None:
     """What a folder holds: ``training``, the name of an analysis, or None where nothing was done in it yet."""
     folder = Path(folder)

@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.commands.refusals import refused
+from zfscope.commands.guard import check_interpolations
 
 MADE = "{_target_: os.makedirs, name: made}"
 EXPERIMENTS = {
@@ -47,6 +49,10 @@ EXPERIMENTS = {
         f"callbacks: {{x: {{_target_: zfscope.callbacks.FilterImages, when: {MADE}}}}}",
         r"callbacks\.x\.when\._target_ names a class within a callback",
     ),
+    "a class in a list within a callback": (
+        f"callbacks: {{x: {{_target_: zfscope.callbacks.Projections, layers: [{MADE}]}}}}",
+        r"callbacks\.x\.layers\.0\._target_ names a class within a callback",
+    ),
     "a class of the optimiser": (
         "optim: {_target_: os.makedirs}",
         r"optim\._target_='os\.makedirs': there is no",
@@ -64,6 +70,22 @@ EXPERIMENTS = {
         + ", ".join(f"b{n}: '${{.b{n + 1}}}${{a.b{n + 1}}}'" for n in range(40))
         + "}",
         r"its interpolations make [\d,]+ characters; write the value itself|there is no such key",
+    ),
+    "lists without end": (
+        "a: {b40: [x, x], " + ", ".join(f"b{n}: ['${{a.b{n + 1}}}', '${{a.b{n + 1}}}']" for n in range(40)) + "}",
+        r"its interpolations make [\d,]+ characters",
+    ),
+    "places of a list": (
+        "a: [" + ", ".join(f"'${{a[{n + 1}]}}${{a.{n + 1}}}'" for n in range(40)) + ", x]",
+        r"its interpolations make [\d,]+ characters",
+    ),
+    "keys that are looked up": (
+        "a: {b40: x, " + ", ".join(f"b{n}: '${{oc.select:a.b{n + 1}}}${{a.b{n + 1}}}'" for n in range(40)) + "}",
+        r"its interpolations make [\d,]+ characters",
+    ),
+    "names that are made": (
+        "a: {b1: x}\nname: '${a.${oc.decode:b1}}'",
+        r"the name in an interpolation is made",
     ),
     "steps without end": (
         "name: ${a.b0}\na: {b999: x, " + ", ".join(f"b{n}: '${{.b{n + 1}}}'" for n in range(999)) + "}",
@@ -137,3 +159,19 @@ def test_a_cache_elsewhere_of_a_run_is_left_alone_unless_it_is_typed(command, ru
     shutil.rmtree(tmp_path / "data_cache")
     assert command("train", "resume=outputs/run", "trainer.max_epochs=4", f"data.cache={cache}")[0] == 0
     assert not (tmp_path / "data_cache").exists()
+
+
+@pytest.mark.parametrize("text", ["${p.${host}}", "${oc.env:${variable}}", "${p[a]}-${.host}", "${now:%Y}_${p.a}"])
+def test_interpolations_as_people_write_them_are_taken(text):
+    check_interpolations(OmegaConf.create({"p": {"a": 1}, "host": "a", "variable": "HOME", "value": text, "l": [text]}))
+
+
+def test_an_analysis_leaves_a_cache_elsewhere_of_a_run_alone_and_says_so(command, trained_run, tmp_path):
+    code, out, err = command("analyze", f"checkpoint={trained_run}", "device=cpu", "logger=none", "hydra.run.dir=found")
+
+    assert code == 0, err
+    assert "/cache of the run lies outside the working directory; unless typed, data_cache is used" in out
+    code, out, err = command(
+        "analyze", f"checkpoint={trained_run}", "device=cpu", "logger=none", "hydra.run.dir=again", "data.cache=other"
+    )
+    assert code == 0 and "outside the working directory" not in out

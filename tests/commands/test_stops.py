@@ -1,5 +1,6 @@
 """Signals: a command ends in one line, what was reached is kept, and a run goes on as if it had not been stopped."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import torch
 
 from tests.conftest import ROOT, quick_first, type_command
 from zfscope.networks.checkpoints import read_checkpoint
+from zfscope.training import checkpointing
 from zfscope.training.classifier import Classifier
 
 QUICK = ("evaluate.ten_crops=false", "trainer.max_epochs=2")
@@ -269,6 +271,40 @@ def test_an_early_stop_that_waits_for_min_epochs_is_not_forgotten_and_told(comma
     assert "stopped after epoch 3, step " in out
     for stopped, whole in zip(content(tmp_path / "run"), content(tmp_path / "whole"), strict=True):
         torch.testing.assert_close(stopped, whole, rtol=0, atol=0)
+
+
+def test_a_stop_loses_no_logged_row_and_the_final_ones_stand_at_the_last_step(command, tiny, tmp_path, monkeypatch):
+    own = [override for override in tiny if not override.startswith("logger")]
+    own += ["logger=csv", "trainer.log_every_n_steps=1", *QUICK]
+
+    def rows(run):
+        tables = [csv.DictReader(path.open()) for path in sorted(run.rglob("metrics.csv"))]
+        found = [row for table in tables for row in table]
+        losses = [(row["step"], row["train/loss"]) for row in found if row["train/loss"]]
+        return losses, [
+            row["step"] for row in found if row.get("final/test/top1_error") or row.get("final/val/top1_error")
+        ]
+
+    assert command("train", *own, "hydra.run.dir=whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupted(patch, STEP, signal.SIGTERM, 5)
+        assert command("train", *own, "hydra.run.dir=run")[0] == 143
+    assert command("train", "resume=run")[0] == 0
+
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    losses, final = rows(tmp_path / "whole")
+    assert len(losses) == 6 and final == ["6"]
+
+
+def test_an_early_stop_that_waits_does_not_save_at_every_step(command, tiny, monkeypatch):
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: lr, stopping_threshold: 1}"
+    own = [*tiny, "evaluate.enabled=false", f"+callbacks.stop={stop}", "trainer.max_epochs=6", "+trainer.min_epochs=4"]
+    saved, original = [], checkpointing.write_checkpoint
+    monkeypatch.setattr(checkpointing, "write_checkpoint", lambda *both: (saved.append(both[1]), original(*both)))
+
+    assert command("train", *own, "checkpoints.epochs=[]", "hydra.run.dir=run")[0] == 0
+
+    assert sum(str(path).endswith("last.ckpt") for path in saved) == 2 * 4  # before a validation and after it
 
 
 def test_an_early_stop_does_not_hold_for_a_later_end(command, tiny, tmp_path):

@@ -168,3 +168,18 @@ def test_a_metric_that_no_training_has_is_refused_before_the_images_are_measured
     assert code == 2 and len(err.strip().splitlines()) == 1, err
     assert "callbacks.x.monitor=val/top5_error: there is no such metric" in err  # of three classes
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_callback_of_ones_own_has_its_own_rules_for_layers_and_folders():
+    checked(
+        "+callbacks.x={_target_: my.Own, layers: [network.conv1], dirpath: /data, filename: ../x}", "trust=[my.Own]"
+    )
+
+
+def test_a_further_checkpoint_lies_in_the_run_folder(command, tiny, tmp_path):
+    more = typed("ModelCheckpoint", ", dirpath: more, filename: weights, save_weights_only: true")
+
+    code, _, err = command("train", *tiny, "evaluate.enabled=false", more, "hydra.run.dir=run")
+
+    assert code == 0, err
+    assert (tmp_path / "run/more/weights.ckpt").is_file() and not (tmp_path / "more").exists()

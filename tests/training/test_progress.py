@@ -25,3 +25,11 @@ def test_the_bar_counts_epochs_from_1(monkeypatch, most, told):
     bar._trainer = SimpleNamespace(max_epochs=most)
 
     assert isinstance(bar, EpochBar) and bar._get_train_description(2).strip() == told
+
+
+def test_a_line_does_not_repeat_the_errors_of_an_earlier_validation(fit, tmp_path, capsys):
+    fit(tmp_path, epochs=4, callbacks=[EpochLines()], check_val_every_n_epoch=2)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert ["val/top1_error" in line for line in lines] == [False, True, False, True]
+    assert all("train/top1_error" in line for line in lines)

@@ -3,10 +3,11 @@
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from zfscope.networks.checkpoints import load_network, read_checkpoint
-from zfscope.networks.finite import broken_entry, first_broken_module
+from zfscope.networks.finite import broken_entry, broken_state, first_broken_module
 from zfscope.training.checkpointing import find_resumable
 
 
@@ -76,6 +77,22 @@ HARMS = {
         "bias became NaN or infinite and",
     ),
 }
+
+
+class Averages(EMAWeightAveraging):
+    """Averages that break after the last step."""
+
+    def on_train_batch_end(self, trainer, module, *others):
+        super().on_train_batch_end(trainer, module, *others)
+        if trainer.fit_loop.epoch_loop.batch_progress.total.processed == LAST + 1:
+            NAN(next(self._average_model.parameters()))
+
+
+def test_averages_that_are_not_finite_are_not_saved(fit, tmp_path):
+    with pytest.raises(ValueError, match="became NaN or infinite|holds NaN or infinity|the training loss"):
+        fit(tmp_path, epochs=4, callbacks=[Averages(decay=0.5)])
+
+    assert broken_state(read_checkpoint(tmp_path / "checkpoints/last.ckpt")) is None
 
 
 @pytest.mark.parametrize("case", HARMS)

@@ -1,7 +1,6 @@
 """One analysis from its config to its run folder: load, ask, save, log; the same for all of them."""
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -23,7 +22,7 @@ from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
-from zfscope.runs import environment, replacing, replacing_results, write_arrays, write_results
+from zfscope.runs import environment, is_below, replacing, replacing_results, write_arrays, write_results
 from zfscope.schema import check, printable
 
 # What makes a data set another one than its name says.
@@ -119,9 +118,11 @@ def find_data(
     unless one was typed.
     """
     own = config.image or getattr(config.analysis, "boxes", None)
-    if not Path(os.path.abspath(known.get("cache", ""))).is_relative_to(Path.cwd()):  # a stranger's, perhaps
-        known = {name: value for name, value in known.items() if name != "cache"}
     values = typed = {name: value for name, value in config.data.items() if value is not None}
+    if "cache" not in typed and not is_below(known.get("cache", ""), Path.cwd()):  # a stranger's, perhaps
+        told = f"data.cache={known['cache']} of the run lies outside the working directory; unless typed, data_cache is"
+        console.print(f"{told} used", markup=False, soft_wrap=True)
+        known = {name: value for name, value in known.items() if name != "cache"}
     if "name" in typed:  # another data set has defaults of its own; where its files lie is known from the run
         usual = {"cache": "data_cache", "num_workers": "auto"}
         usual |= {} if augment_typed else {"augment": AugmentConfig().model_dump(mode="json")}

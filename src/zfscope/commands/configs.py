@@ -22,11 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.commands.guard import check_composed, check_place, is_below
+from zfscope.commands.guard import check_composed, check_place
 from zfscope.commands.overrides import CONF, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.networks.spec import ModelConfig
-from zfscope.runs import check_writable
+from zfscope.runs import check_writable, is_below
 from zfscope.schema import check, flatten, nearest
 from zfscope.training.spec import TrainConfig
 

@@ -4,7 +4,6 @@ Hydra calls what its own part of a config names, before any check of ours; so th
 a few values, and everything else has to be typed.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -17,7 +16,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from zfscope.commands.overrides import CONF
-from zfscope.schema import flatten
+from zfscope.runs import is_below
+from zfscope.schema import flatten, leaves
 
 # Hydra calls what its own groups name: its own classes alone.
 HYDRAS_OWN = re.compile(
@@ -27,6 +27,7 @@ HYDRAS_OWN = re.compile(
     r"|(logging(\.handlers)?|colorlog)\.[A-Z]\w*"
 )
 MOST_STEPS, MOST_TEXT = 50, 100_000  # of interpolations; those of conf/ take 3 steps and make some hundred characters
+LOOKING_UP = re.compile(r"\s*oc\.(select|deprecated|dict\.keys|dict\.values)\s*:\s*")  # resolvers that take a key
 CALLING = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
 # What a config may set below hydra., and what differs from job to job or is text alone.
 FREE = re.compile(
@@ -68,7 +69,7 @@ def check_composed(name: str, config: DictConfig, typed: Sequence[Override]) -> 
 
 def check_interpolations(config: DictConfig) -> None:
     """Refuse interpolations that lead too far or make more text than memory holds; nothing is resolved for that."""
-    values = flatten(OmegaConf.to_container(config, resolve=False))
+    values = dict(leaves(OmegaConf.to_container(config, resolve=False)))
     texts = {key: value for key, value in values.items() if isinstance(value, str)}
     lengths: dict[str, int] = {}  # of what a key makes; 0 while it is counted: a circle is OmegaConf's to tell
 
@@ -77,9 +78,11 @@ def check_interpolations(config: DictConfig) -> None:
             raise ValueError(f"{key}: interpolations lead further than {MOST_STEPS} steps; write the value itself")
         if key not in lengths:
             lengths[key] = 0
-            inside = [key] if key in texts else [name for name in texts if name.startswith(f"{key}.")]
-            referred = [to for name in inside if "${" in texts[name] for to in _referred(name, texts[name])]
-            lengths[key] = sum(len(texts[name]) for name in inside) + sum(length(to, depth + 1) for to in referred)
+            inside = [key] if key in values else [name for name in values if name.startswith(f"{key}.")]
+            referred = [to for name in inside if "${" in texts.get(name, "") for to in _referred(name, values)]
+            lengths[key] = sum(len(str(values[name])) for name in inside) + sum(
+                length(to, depth + 1) for to in referred
+            )
         if lengths[key] > MOST_TEXT:
             raise ValueError(f"{key}: its interpolations make {lengths[key]:,} characters; write the value itself")
         return lengths[key]
@@ -104,17 +107,28 @@ def check_place(key: str, place: str | Path, typed: Sequence[Override]) -> None:
         raise ValueError(f"{key}={place} of a config lies outside the working directory; type it, if it is meant")
 
 
-def is_below(place: str | Path, folder: str | Path) -> bool:
-    """Whether a path lies in a folder or is it."""
-    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+def _referred(key: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that interpolations in a key's text lead to, from the innermost out: ``${paths.${host}}`` leads to two.
 
-
-def _referred(key: str, text: str) -> Iterator[str]:
-    """The keys that interpolations in the text of a key lead to; those of a resolver (``${now:…}``) lead to none."""
-    for reference in re.findall(r"\$\{([\w.@/-]+)\}", text):
-        name = reference.lstrip(".")
-        dots = len(reference) - len(name)
-        yield ".".join([*key.split(".")[:-dots], name]) if dots else name
+    Of resolvers (``${now:…}``) only those lead to a key that look one up.
+    """
+    text = values[key]
+    while match := re.search(r"\$\{([^${}]*)\}", text):
+        body, before, found = match[1], text[: match.start()], ""
+        reference = LOOKING_UP.sub("", body).split(",")[0].strip(" '\"")
+        leads = ":" not in body or LOOKING_UP.match(body)
+        if leads:
+            name = re.sub(r"\[(\w+)\]", r".\1", reference.lstrip("."))
+            dots = len(reference) - len(reference.lstrip("."))
+            name = ".".join([*key.split(".")[:-dots], name]) if dots else name
+            yield name
+            found = str(values.get(name, ""))
+        around = before.rpartition("${")[2] if "${" in before else ":"
+        if ":" in around and not LOOKING_UP.match(around):
+            found = ""
+        elif not leads or "${" in found:
+            raise ValueError(f"{key}: the name in an interpolation is made by another one; write the name itself")
+        text = before + found + text[match.end() :]
 
 
 def _classes_below(node: Any, key: str) -> Iterator[tuple[str, Any]]:

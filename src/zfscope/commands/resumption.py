@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zfscope.commands.aliases import check_aliases
-from zfscope.commands.guard import check_stored, is_below
+from zfscope.commands.guard import check_stored
 from zfscope.commands.overrides import CONF, is_group, parse
-from zfscope.runs import RECORD, kind_of_run, read_overrides
+from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides
 from zfscope.schema import flatten
 from zfscope.training.spec import FIXED_KEYS
 
@@ -80,7 +80,7 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
             known = group in keys or any(key.startswith(f"{group}.") for key in keys)
             if known == override.is_add():  # the check of the values tells what is no key
                 typed[-1] = "++" + override.input_line.lstrip("+")
-    note, place = None, str(keys.get("data.cache"))
+    note, place = None, os.path.expanduser(str(keys.get("data.cache")))
     if "data.cache" not in {override.key_or_group for override in parsed} and not is_below(place, Path.cwd()):
         note = f"data.cache={place} of this run lies outside the working directory; unless typed, data_cache is used"
         typed.append("data.cache=data_cache")

@@ -99,6 +99,13 @@ def are_finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(sums).isfinite().all()
 
 
+def broken_state(checkpoint: Mapping[str, Any]) -> str | None:
+    """Name of the first weight, average or moment of a checkpoint that holds NaN or infinity; None if there is none."""
+    parts = ("state_dict", "optimizer_states", "current_model_state")
+    broken = broken_entry({name: checkpoint[name] for name in parts if name in checkpoint})
+    return None if broken is None else broken.removeprefix("state_dict.network.")
+
+
 def _is_mask(values: Tensor) -> bool:
     """Whether a tensor is made of 0 and infinity alone, as masks of attention are."""
     return bool((values.isinf() | (values == 0)).all()) and bool((values == 0).any())

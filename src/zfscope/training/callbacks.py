@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import NoneType
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from pydantic import TypeAdapter, ValidationError
 
 from zfscope.schema import nearest
@@ -26,11 +25,7 @@ def configured_callbacks(config: Mapping[str, Mapping[str, Any] | None], folder:
     Raises:
         ValueError: For a class that is not there, and for missing, unknown or impossible arguments.
     """
-    callbacks = [_made(key, options) for key, options in config.items() if options is not None]
-    for callback in callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-            callback.dirpath = str(Path(folder, os.path.relpath(callback.dirpath)))
-    return callbacks
+    return [_made(key, options, folder) for key, options in config.items() if options is not None]
 
 
 def check_monitors(config: TrainConfig, metrics: Sequence[str]) -> None:
@@ -59,7 +54,7 @@ def check_monitors(config: TrainConfig, metrics: Sequence[str]) -> None:
             raise ValueError(f"{place} is known at ends of epochs alone; give callbacks.{key}.{WATCHING[name]}=true")
 
 
-def _made(key: str, options: Mapping[str, Any]) -> Callback:
+def _made(key: str, options: Mapping[str, Any], folder: str | Path) -> Callback:
     module, _, name = options["_target_"].rpartition(".")
     arguments = deepcopy({argument: value for argument, value in options.items() if argument != "_target_"})
     kind = getattr(importlib.import_module(module), name, None)
@@ -77,6 +72,8 @@ def _made(key: str, options: Mapping[str, Any]) -> Callback:
             _check_type(f"callbacks.{key}.{argument}", arguments[argument], parameter.annotation)
         if parameter.default is parameter.empty and argument not in arguments:
             raise ValueError(f"callbacks.{key}.{argument} is missing; {name} needs it")
+    if module.startswith("lightning.") and arguments.get("dirpath") is not None:
+        arguments["dirpath"] = str(Path(folder, arguments["dirpath"]))
     try:
         if module.startswith("lightning."):
             torch.empty(0, device=arguments.get("device"))  # of averages: whether it is there

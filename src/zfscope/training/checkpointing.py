@@ -19,7 +19,7 @@ from torch import distributed
 from zfscope import stops
 from zfscope.console import console
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
-from zfscope.networks.finite import broken_entry
+from zfscope.networks.finite import broken_state
 from zfscope.networks.network import Network
 from zfscope.training.spec import TrainConfig
 
@@ -91,7 +91,9 @@ class LastCheckpoint(ModelCheckpoint):
         if _is_epoch_read(trainer):
             return
         super().on_train_batch_end(trainer, *arguments, **more)
-        ends = trainer.should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
+        # An end that is asked for may have to wait, for trainer.min_epochs.
+        stops_early = trainer.should_stop and trainer.fit_loop._can_stop_early
+        ends = stops_early or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
         if ends and not trainer.fast_dev_run:
             self._save(trainer)
         if self._agreement is not None:
@@ -255,11 +257,6 @@ def _whole(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds weights alone; a run goes on from last.ckpt or best.ckpt, or use weights={path}"
         )
-    trained = {
-        name: content[name] for name in ("state_dict", "optimizer_states", "current_model_state") if name in content
-    }
-    broken = broken_entry(trained)
-    if broken is not None:
-        name = broken.removeprefix("state_dict.network.")
+    if (name := broken_state(content)) is not None:
         raise ValueError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint of that run")
     return content

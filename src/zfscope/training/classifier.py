@@ -22,7 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 
 from zfscope.data.datamodule import ImageData
 from zfscope.networks.checkpoints import network_state
-from zfscope.networks.finite import broken_entry, broken_tensor, first_broken_module
+from zfscope.networks.finite import broken_entry, broken_state, first_broken_module
 from zfscope.networks.network import Network
 from zfscope.training.identity import end_of
 from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
@@ -204,7 +204,7 @@ class Classifier(lightning.LightningModule):
         """Add all that ``load_network`` needs, and what a run needs to go on within an epoch: its metrics so far, and
         within a window of accumulated batches their gradients.
         """
-        if (name := broken_tensor(self.network) or broken_entry(checkpoint["optimizer_states"])) is not None:
+        if (name := broken_state(checkpoint)) is not None:
             raise ValueError(self._refusal(f"{name} became NaN or infinite and was not saved"))
         if self.config is not None:
             checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity, self.contents)

@@ -335,7 +335,9 @@ def check_trainer(config: TrainConfig) -> None:
         trainer = lightning.Trainer(**trainer_keywords(config), **quiet, callbacks=callbacks)
     except (AttributeError, AssertionError, LookupError, RuntimeError, ValueError) as error:
         keywords = config.trainer.keywords().items()
-        about = [name for name, value in keywords if isinstance(value, str) and repr(value) in str(error)]
+        text = str(error)  # "Precision 17 is invalid", "… 'sometimes' …"
+        about = [name for name, value in keywords if isinstance(value, str) and repr(value) in text]
+        about += [name for name, value in keywords if text.lower().startswith(f"{name} {value!r}".lower())]
         if about:
             raise ValueError(f"trainer.{about[0]}: {error}") from error
         if isinstance(error, ValueError):

@@ -12,7 +12,7 @@ from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName, available_memory, has_gpu
 from zfscope.networks.geometry import sizes_in_words, steps_of, values_of
 from zfscope.networks.spec import CONV_LAYERS, ConvLayer, ModelConfig
-from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, flatten, nearest
+from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, leaves, nearest
 
 
 class EMAConfig(Strict):
@@ -306,9 +306,10 @@ class TrainConfig(Strict):
     def _callbacks_look_at_layers_that_there_are(self) -> Self:
         if self.model.source == "convnet":
             for key, callback in self.callbacks.items():
-                layers = (callback or {}).get("layers")
+                own = str((callback or {}).get("_target_")).startswith("zfscope.callbacks.")
+                layers = callback.get("layers") if own else None
                 names = layers if isinstance(layers, list | tuple) else ()
-                wrong = [name for name in names if name not in self.model.chain]
+                wrong = [name for name in names if isinstance(name, str) and name not in self.model.chain]
                 if wrong:
                     known = ", ".join(self.model.chain)
                     raise ValueError(f"callbacks.{key}.layers: no layer {wrong[0]!r}; the layers are {known}")
@@ -318,11 +319,12 @@ class TrainConfig(Strict):
     def _callbacks_stay_where_they_are(self) -> Self:
         """No class but a callback's own is named, and Lightning's write into the run folder alone."""
         for key, callback in self.callbacks.items():
-            for name in flatten(callback or {}):
+            for name, _ in leaves(callback or {}):
                 if name.rpartition(".")[2] == "_target_" and name != "_target_":
                     raise ValueError(f"callbacks.{key}.{name} names a class within a callback; leave it out")
-            for name in ("dirpath", "filename"):
-                place = str((callback or {}).get(name) or "")
+            of_lightning = str((callback or {}).get("_target_")).startswith("lightning.")
+            for name in ("dirpath", "filename") if of_lightning else ():
+                place = str(callback.get(name) or "")
                 if os.path.isabs(os.path.expanduser(place)) or ".." in place.split("/"):
                     raise ValueError(f"callbacks.{key}.{name}={place} must lie in the run folder, such as {name}=more")
         return self
