@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help train paper test test-all lint clean
+.PHONY: help train paper test test-all faults lint clean
 
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 6 minutes on 2 cores)"
 	@echo "make paper      set up, then the whole paper at small scale, with a ledger (about half an hour on 2 cores)"
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"
+	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
 	@echo "make clean      remove .venv, caches and build products; outputs/ stays"
 
 # A second call installs nothing: the stamp is newer than what it depends on.
@@ -34,6 +35,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST) -m ""
+
+faults: .venv/installed-dev
+	$(BIN)/python tests/scripts/faults.py $(ROW)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

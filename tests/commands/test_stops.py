@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -37,21 +38,24 @@ SCHEDULES = (
 )
 
 
-def interrupted(monkeypatch, place, number, call):
-    """At this call of a function the process gets a signal, and the function then does its work."""
+def patched(patch, place, call, act):
+    """At this call of a function something happens first."""
     owner, _, name = place.rpartition(".")
-    parts = owner.split(".")
-    module = __import__(".".join(parts[:-1] if parts[-1][0].isupper() else parts), fromlist=["x"])
-    holder = getattr(module, parts[-1]) if parts[-1][0].isupper() else module
-    original, calls = getattr(holder, name), []
+    holder, calls = resolve_name(owner), []
+    original = getattr(holder, name)
 
     def wrapped(*arguments, **keywords):
         calls.append(1)
         if len(calls) == call:
-            os.kill(os.getpid(), number)
+            act()
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(holder, name, wrapped)
+    patch.setattr(holder, name, wrapped)
+
+
+def interrupted(monkeypatch, place, number, call):
+    """At this call of a function the process gets a signal, and the function then does its work."""
+    patched(monkeypatch, place, call, lambda: os.kill(os.getpid(), number))
 
 
 def content(run):
