@@ -86,7 +86,12 @@ def train(folder, images, *typed, change=lambda patch: None):
 
 def killed_at(place, call):
     """What makes the training be killed at this call of a function, also in a process that reads images."""
-    return lambda patch: patched(patch, place, call, lambda main=os.getpid(): os.kill(main, signal.SIGKILL))
+
+    def change(patch):
+        main = os.getpid()
+        patched(patch, place, call, lambda: os.kill(main, signal.SIGKILL))
+
+    return change
 
 
 def digests(run):

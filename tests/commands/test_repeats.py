@@ -11,7 +11,11 @@ from tests.conftest import on_folders, quick_first, type_command, write_folders
 from zfscope.networks.checkpoints import read_checkpoint
 
 TIMES = {"seconds", "environment", "overrides"}  # the last one holds paths and the number of processes
-TRAINING = "training"
+BOXES = "image,part,x0,y0,x1,y1\n" + "".join(
+    f"images/val/{image},{part},{x0},10,{x0 + 12},24\n"
+    for image in ("cat/0.jpg", "cat/3.jpg", "dog/1.jpg")
+    for part, x0 in (("left", 4), ("right", 22))
+)
 ANALYSES = {
     "projections": ("analysis.layers=[conv2,conv5]", "analysis.controls=4"),
     "occlusion": ("analysis.images=2", "analysis.size=8", "analysis.stride=8"),
@@ -20,7 +24,8 @@ ANALYSES = {
     "diagnostics": (),
     "evolution": ("analysis.maps=2",),
     "ensemble": (),
-    "overlap": ("analysis.parts=[val]",),
+    "correspondence": ("analysis.boxes=boxes.csv", "analysis.masks=8"),
+    "overlap": ("data=folder", "data.root=images", "data@analysis.other=folder", "analysis.other.root=images"),
     "probes": ("analysis.images_per_class=4", "analysis.folds=2", "analysis.layers=[conv5]"),
     "transfer": ("analysis.images_per_class=[4]", "analysis.folds=2", "analysis.scratch_steps=4"),
 }
@@ -81,10 +86,11 @@ def test_a_training_gives_the_same_bytes_elsewhere_and_with_other_processes(home
 
 @pytest.mark.parametrize("name", quick_first(ANALYSES, 1))
 def test_an_analysis_gives_the_same_bytes_elsewhere_and_with_other_processes(homes, monkeypatch, name):
-    source = "checkpoint=[run,run/checkpoints/last.ckpt]" if name == "ensemble" else "checkpoint=run"
+    source = {"ensemble": ["checkpoint=[run,run/checkpoints/last.ckpt]"], "overlap": []}.get(name, ["checkpoint=run"])
     for workers, home in zip((0, 2), homes, strict=True):
         monkeypatch.chdir(home)
-        own = [f"analysis={name}", source, "device=cpu", "logger=none", f"data.num_workers={workers}", *ANALYSES[name]]
+        (home / "boxes.csv").write_text(BOXES)
+        own = [f"analysis={name}", *source, "device=cpu", "logger=none", f"data.num_workers={workers}", *ANALYSES[name]]
         assert type_command(monkeypatch, "analyze", *own, f"hydra.run.dir={name}") == 0
 
     one, other = (content(home / name) for home in homes)

@@ -87,7 +87,7 @@ def analyse(question: Question) -> Result:
         inputs, label, _ = examples[index]
         true = f", {printable(images.classes[int(label)])}" if images is pool and label.ndim == 0 else ""
         picture = as_pictures(network, inputs[None])[0]
-        title = images.name(index) + true if images is pool else printable(Path(own).name)
+        title = images.key(index) + true if images is pool else printable(Path(own).name)
         title += "" if options.rule == "deconvnet" else f", rule {options.rule}"
         figures[f"occlusion/{name}"] = occlusion_panel(
             picture, image, classes=network.classes, projection=tile, others=other, title=title
