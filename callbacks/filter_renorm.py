@@ -3,6 +3,8 @@
 Source: Zeiler & Fergus (2014), Sec. 3: without it a few first-layer filters dominate.
 """
 
+from typing import Any
+
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -38,6 +40,15 @@ class FilterRenorm(Callback):
         if not self._layers:
             raise ValueError("FilterRenorm needs a model with conv layers; take it out of the callbacks")
 
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of an epoch that a run may stop in."""
+        return {"step": self._step, "above": dict(self._above), "largest": dict(self._largest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._step = state_dict["step"]
+        self._above, self._largest = dict(state_dict["above"]), dict(state_dict["largest"])
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting anew."""
         self._step = trainer.global_step
@@ -52,8 +63,10 @@ class FilterRenorm(Callback):
             if layer.weight.requires_grad:
                 largest = filter_rms(layer.weight.detach()).amax()
                 above = rescale_filters_(layer.weight, self.radius)
-                self._above[name] = self._above[name] | above if name in self._above else above
-                self._largest[name] = torch.maximum(self._largest.get(name, largest), largest)
+                if name in self._above:  # of a resumed run they may come from another device
+                    above = above | self._above[name].to(above.device)
+                    largest = torch.maximum(largest, self._largest[name].to(largest.device))
+                self._above[name], self._largest[name] = above, largest
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how many filters were rescaled, and how far the largest had grown."""

@@ -20,16 +20,19 @@ from zfscope.networks.checkpoints import read_checkpoint
 
 WRITER, SAVING = "zfscope.runs.os.replace", "zfscope.networks.checkpoints.torch.save"
 READING = "zfscope.data.transforms.Examples.__getitem__"
+CONNECTOR = "lightning.pytorch.trainer.connectors.logger_connector.logger_connector._LoggerConnector"
 UPDATE = "zfscope.training.classifier.Classifier.optimizer_step"
 # What is under way when the kill comes, and at which call. The first checkpoint is written after three steps.
 POINTS = {
-    **{f"batch {number}": (STEP, number) for number in (4, 5, 6, 7, 8, 10, 12)},
-    **{f"validation batch {number}": (VALIDATION, number) for number in (1, 2, 4, 7)},
+    **{f"batch {number}": (STEP, number) for number in (4, 5, 6, 7, 8, 12)},
+    **{f"validation batch {number}": (VALIDATION, number) for number in (1, 2, 7)},
     **{f"reading image {number}": (READING, number) for number in (30, 40)},
     "an update": (UPDATE, 5),
     "the second writing of a checkpoint": (SAVING, 2),
     "the fifth writing of a checkpoint": (SAVING, 5),
     "a checkpoint that takes its name": (WRITER, 8),
+    "the end of a step that was saved": ("zfscope.training.checkpointing.LastCheckpoint._end_step", 7),
+    "the end of an epoch that was saved": (f"{CONNECTOR}.update_train_epoch_metrics", 2),
     "a picture": ("zfscope.callbacks.filter_images.show", 3),
     "the final evaluation": ("zfscope.training.run.predict", 1),
     "writing the results": ("zfscope.training.run.write_results", 1),
@@ -39,7 +42,9 @@ COMBINATIONS = [
 ]
 # Ten points for each combination, and each point for four of them.
 CASES = [
-    (point, combination) for number, combination in enumerate(COMBINATIONS) for point in list(POINTS)[number % 2 :: 2]
+    (point, combination)
+    for number, combination in enumerate(COMBINATIONS)
+    for point in list(POINTS)[(number + number // 2 + number // 4) % 2 :: 2]
 ]
 
 
@@ -62,6 +67,7 @@ def overrides(images, combination):
     own += ["optim.schedule.patience=0"] if schedule == "plateau" else []
     own += ["logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=4", "++optim.ema.decay=0.5"]
     own += ["callbacks=default", *(f"callbacks.{name}=null" for name in ("projections", "occlusion_maps"))]
+    own += ["checkpoints.every_n_steps=1"] if workers == 0 else []  # else once before and once after a validation
     return [*own, "evaluate.ten_crops=false", "hydra.run.dir=run"]
 
 
@@ -99,6 +105,8 @@ def digests(run):
     checkpoint = read_checkpoint(run / "checkpoints/last.ckpt")
     checkpoint["progress"].pop("seconds")
     checkpoint["zfscope"]["config"].pop("resume")
+    for state in checkpoint["callbacks"].values():  # the row that is logged after the last saving
+        (state.get("row") or {"metrics": {}})["metrics"].pop("images_per_second", None)
     rows = {}  # what a killed run had logged after its last checkpoint is logged once more
     for path in sorted(run.rglob("metrics.csv")):
         for row in csv.DictReader(path.open()):

@@ -3,8 +3,8 @@
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the best error of a run whose folder was moved."""
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        self.current_score = state_dict.get("current_score")  # else in the next checkpoint it would be missing
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -59,12 +60,19 @@ class LastCheckpoint(ModelCheckpoint):
         )
         super().__init__(folder, "last", auto_insert_metric_name=False, enable_version_counter=False, **when)
         self._step = -1  # of the last saving
+        self._hook: str | None = None  # whose end this is, of a batch or an epoch: Lightning logs it only afterwards
+        self._row: dict[str, Any] | None = None  # of that log
         self._in_step = False
         self._agreement: Agreement | None = None  # where the run has several ranks
         self._agreed = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """With the row of metrics that a run would lose which is killed right after a saving."""
+        return {**super().state_dict(), "row": self._row}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in a run whose folder was not moved: there is no best score to lose, of which Lightning would warn."""
+        self._row = state_dict.get("row")
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -76,6 +84,9 @@ class LastCheckpoint(ModelCheckpoint):
         stops.listen_again()
         super().on_train_start(trainer, pl_module)
         self._agreement = Agreement() if trainer.world_size > 1 else None
+        if self._row is not None:
+            trainer._logger_connector.log_metrics(self._row["metrics"], step=self._row["step"])
+            self._row = None
 
     def on_train_batch_start(self, *_: Any) -> None:
         """A stop waits for the end of the step."""
@@ -90,12 +101,14 @@ class LastCheckpoint(ModelCheckpoint):
         """
         if _is_epoch_read(trainer):
             return
-        super().on_train_batch_end(trainer, *arguments, **more)
+        with self._within("batch"):
+            super().on_train_batch_end(trainer, *arguments, **more)
         # An end that is asked for may have to wait, for trainer.min_epochs.
         stops_early = trainer.should_stop and trainer.fit_loop._can_stop_early
         ends = stops_early or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
         if ends and not trainer.fast_dev_run:
-            self._save(trainer)
+            with self._within("batch"):
+                self._save(trainer)
         if self._agreement is not None:
             self._agreed = self._agreement.reached() or self._agreed
             # The gradients of a window are not in checkpoints where each rank has its own.
@@ -117,8 +130,27 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save after all batches of an epoch: one that was cut is saved within it, for its rest to be trained."""
         if not trainer.fast_dev_run and (_is_epoch_read(trainer) or self._step != trainer.global_step):
-            self._save(trainer)
+            with self._within("epoch"):
+                self._save(trainer)
         self._end_step()
+
+    def _save_checkpoint(self, trainer: lightning.Trainer, filepath: str) -> None:
+        connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+        logs = self._hook == "epoch" or (self._hook == "batch" and connector.should_update_logs)
+        if logs and trainer.loggers:
+            metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+            step = loop._batches_that_stepped - (self._hook == "epoch")
+            self._row = {"metrics": {"epoch": trainer.current_epoch, **metrics}, "step": step}
+        super()._save_checkpoint(trainer, filepath)
+        self._row = None
+
+    @contextmanager
+    def _within(self, hook: str) -> Iterator[None]:
+        self._hook = hook
+        try:
+            yield
+        finally:
+            self._hook = None
 
     def _end_step(self) -> None:
         if self._in_step:
