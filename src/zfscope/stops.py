@@ -34,11 +34,12 @@ class _State:
     asked: signal.Signals | None = None
     told = False  # the stop was raised: what ends now is not stopped again
     held = 0
+    signals: tuple[signal.Signals, ...] = SIGNALS
 
 
 @contextmanager
-def listening(*, follows: bool = False) -> Iterator[None]:
-    """Turn ``SIGNALS`` into ``Stopped`` within the block; outside the main thread nothing is changed.
+def listening(*more: signal.Signals, follows: bool = False) -> Iterator[None]:
+    """Turn ``SIGNALS`` and ``more`` into ``Stopped`` within the block; outside the main thread nothing is changed.
 
     A process that ``follows`` stops by ``ask`` alone: it is another rank of a run, and the first one ends it.
 
@@ -50,7 +51,8 @@ def listening(*, follows: bool = False) -> Iterator[None]:
         return
     _State.owner, _State.listening = os.getpid(), True
     _State.asked, _State.told, _State.held, _State.follows = None, False, 0, follows
-    earlier = {number: signal.signal(number, _hear) for number in SIGNALS}
+    _State.signals = (*SIGNALS, *more)
+    earlier = {number: signal.signal(number, _hear) for number in _State.signals}
     try:
         yield
     finally:
@@ -63,7 +65,7 @@ def listening(*, follows: bool = False) -> Iterator[None]:
 def listen_again() -> None:
     """Within ``listening``, where another handler took our place: Lightning's waits for other ranks, which hangs."""
     if _State.listening and _State.owner == os.getpid() and threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+        for number in _State.signals:
             signal.signal(number, _hear)
 
 
@@ -104,14 +106,15 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def starting_processes() -> Iterator[None]:
-    """Processes that are started in this block, and all their threads, do not get SIGTERM but by ``outlive``.
+    """Processes that are started in this block, and all their threads, do not get SIGTERM but by ``outlive``; of the
+    other signals for the run but Ctrl-C none.
 
     Libraries start threads of their own in a new process before any of our code runs there.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, set(_State.signals) - {signal.SIGINT})
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.guard import check_composed, check_place
 from zfscope.commands.overrides import CONF, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
+from zfscope.commands.slurm import with_resumption
 from zfscope.networks.spec import ModelConfig
 from zfscope.runs import check_writable, is_below
 from zfscope.schema import check, flatten, nearest
@@ -76,6 +77,8 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
         ValueError: For what cannot be: one line.
     """
     overrides = read_typed(name, arguments.overrides, SCHEMAS[name], arguments.config_dir)
+    if name == "train" and not arguments.multirun:
+        overrides = with_resumption(overrides)
     resumption = read_resumption(overrides, arguments.config_dir) if name == "train" else None
     if resumption is not None:
         if arguments.multirun:

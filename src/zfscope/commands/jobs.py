@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from zfscope import stops
 from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.commands import slurm
 from zfscope.commands.aliases import check_aliases
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
 from zfscope.commands.overrides import CONF
@@ -67,7 +68,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     plan, folder, stopped = None, None, None
     try:
         # Hydra then raises instead of printing a page and leaving with 1.
-        with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening(follows=is_other_rank()):
+        with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening(*slurm.signals(), follows=is_other_rank()):
             _check_before_hydra(arguments)
             if _is_hydras_own(arguments):
                 main()
@@ -95,7 +96,10 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         code = int(any(result.get("state") != "finished" for result in results))
     if stopped is None or is_other_rank():
         return code
-    print(f"{name}.py: stopped by {stopped}; {_what_is_left(plan, folder)}", file=sys.stderr)
+    left = _what_is_left(plan, folder)
+    if stopped.signal in slurm.signals():
+        left = f"{slurm.requeue()}; {left}"
+    print(f"{name}.py: stopped by {stopped}; {left}", file=sys.stderr)
     return stopped.exit_code
 
 
@@ -325,6 +329,8 @@ def _recorder(folder: Path, values: DictConfig, overrides: list[str]) -> Callabl
         "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
         "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
     }
+    if (job := slurm.job_id()) is not None:
+        files[slurm.JOB] = f"{job}\n"
     return record
 
 
