@@ -42,7 +42,7 @@ from zfscope.training.checkpointing import (
     CheckpointFiles,
     EpochCheckpoints,
     LastCheckpoint,
-    announce_checkpoints,
+    announce_room,
     find_resumable,
 )
 from zfscope.training.classifier import Classifier, metric_names
@@ -119,7 +119,7 @@ def train(
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
     if not config.trainer.model_dump().get("fast_dev_run"):
-        announce_checkpoints(config, network, folder)
+        announce_room(config, network, folder)
 
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
