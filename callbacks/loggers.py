@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ BEST_IS_LEAST = ("val/loss", *(f"{part}/top{k}_error" for part in ("train", "val
 SECRET = re.compile(r"api_?key|token|secret|passw(or)?d|credential", re.IGNORECASE)
 REDACTED = "(redacted)"
 MOST_IMAGES = 49  # W&B shows fewer than 50 images of a key at one step
+LEAST_FREE = 2**20  # bytes
 INIT_SECONDS, FINISH_SECONDS = 15, 120  # W&B's own: 90, and for ever
 
 
@@ -147,6 +149,8 @@ def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
         run.finish(exit_code=exit_code)
     except Exception as error:  # must hide neither the result of the run nor the exception that ended it
         rank_zero_warn(f"W&B did not close the run in {folder}: {error}")
+    if shutil.disk_usage(Path(folder).parent).free < LEAST_FREE:  # its own process says nothing
+        rank_zero_warn(f"the disk of {Path(folder).parent} is full: W&B may have lost what it logged last")
     return f"wandb sync {shlex.quote(str(folder))}" if offline else None
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from zfscope.callbacks.when import batch_number, epoch_number, moment
-from zfscope.runs import replacing
+from zfscope.files import CannotWrite, replacing
 
 LARGE = 2**19  # pixels above which W&B gets a JPEG: of grids of photographs a tenth of a PNG's size, and fast
 # Of PNG files: hardly larger than usual, written in half the time. Projections are all grain, without repetitions to
@@ -41,8 +41,11 @@ def show(trainer: Trainer, key: str, picture: Image.Image) -> Path | None:
     path: Path | None = folder / f"epoch_{epoch_number(trainer):03d}{inside}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            picture.save(temporary, "png", **COMPRESSION)
+        with replacing(path) as file:
+            picture.save(file, "png", **COMPRESSION)
+    except CannotWrite as error:
+        path = None
+        rank_zero_warn(f"{key}: no picture: {error}")
     except OSError as error:
         path = None
         rank_zero_warn(f"{key}: the picture was not written to {folder} ({error}); free space or mend its permissions")
@@ -50,9 +53,8 @@ def show(trainer: Trainer, key: str, picture: Image.Image) -> Path | None:
         try:
             _send(logger, trainer, key, picture, path)
         except Exception as error:  # whatever a server or its client does must not end a training of days
-            rank_zero_warn(
-                f"{key}: {type(logger).__name__} did not take the picture ({error}); its file is in {folder}"
-            )
+            place = "" if path is None else f"; its file is in {folder}"
+            rank_zero_warn(f"{key}: {type(logger).__name__} did not take the picture ({error}){place}")
     return path
 
 

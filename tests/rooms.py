@@ -19,7 +19,9 @@ FLOORS = (
     ("report", "occlusion", "correspondence", "evolution"),
     ("data", "deconvnet", "invariance", "diagnostics"),
     ("networks",),
-    ("schema", "console", "runs", "stops", "activations", "images"),
+    ("schema", "console", "runs", "activations", "images"),
+    ("files",),
+    ("stops",),
 )
 
 

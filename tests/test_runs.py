@@ -15,9 +15,7 @@ from zfscope.runs import (
     lock,
     read_overrides,
     read_results,
-    replacing,
     run_id,
-    write_arrays,
     write_record,
     write_results,
 )
@@ -41,28 +39,6 @@ def test_a_folder_without_results_and_a_damaged_file(tmp_path):
     (tmp_path / "results.json").write_text('{"metrics": {\n')
     with pytest.raises(ValueError, match=r"results\.json is not JSON \(line 2\); remove it"):
         read_results(tmp_path)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "page.html"
-    path.write_text("old")
-
-    with pytest.raises(RuntimeError, match="half"), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError("half")
-    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-    with replacing(path, sync=True) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_arrays_are_read_without_pickle(tmp_path):
-    write_arrays(tmp_path / "arrays.npz", {"a": np.arange(3)})
-
-    with np.load(tmp_path / "arrays.npz", allow_pickle=False) as arrays:
-        assert arrays["a"].tolist() == [0, 1, 2]
 
 
 def test_a_run_keeps_its_id(tmp_path):

@@ -1,4 +1,4 @@
-"""The run folder: its files, its lock, and the one way in which this project writes a file.
+"""The run folder: its files and its lock.
 
 ``RUN/checkpoints/{best,last,epoch_NNN}.ckpt``, ``RUN/results.json``, ``RUN/figures/``, ``RUN/.hydra/``.
 """
@@ -19,13 +19,16 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-import numpy as np
 import yaml
 from filelock import FileLock, Timeout
+
+from zfscope.files import remove_unfinished, write_text
 
 RESULTS = "results.json"
 RECORD = ".hydra"  # what a run was started with
 LOCK = ".lock"
+UNFINISHED_RESULTS, FINISHED_RESULTS = ".results.tmp", ".results.new"  # of an analysis; the latter move into its folder
+NONE = "none "  # begins the name of an empty file there, for what the earlier result had and this one has not
 PACKAGES = ("zfscope", "torch", "torchvision", "lightning", "timm", "numpy")
 
 
@@ -48,8 +51,7 @@ def write_results(
     """
     content = {"metrics": metrics, "conditions": conditions, "state": state, "cause": cause}
     path = Path(folder) / RESULTS
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", sync=True)
     return path
 
 
@@ -65,47 +67,52 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
-    """Write a file whole or not at all: every file of this project goes through here.
-
-    Yields a temporary path beside ``path``, which takes its place when the block ends and is removed when the block
-    raises. With ``sync`` the file is on the disk before it takes its name (checkpoints).
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        if sync:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def replacing_results(folder: str | Path) -> Iterator[Path]:
     """Write figures, arrays and ``results.json`` of a run, in place of its earlier ones when all are written.
 
     Yields a folder beside them; its content moves into ``folder`` when the block ends, ``results.json`` last. If the
-    block raises, the earlier ones stay as they were.
+    block raises, or the process is killed within it, the earlier ones stay as they were. A process that is killed while
+    the content moves leaves the rest to the next that takes the folder.
     """
     folder = Path(folder)
-    new = folder / ".results.tmp"
-    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
+    tidy(folder)
+    new = folder / UNFINISHED_RESULTS
     new.mkdir()
     try:
         yield new
-        written = {path.name for path in new.iterdir()}
-        for name in sorted(written | {"figures", "arrays.npz"}, key=lambda name: name == RESULTS):
-            if (folder / name).is_dir():
-                (folder / name).rename(new / f"old {name}")
-            if name in written:
-                (new / name).replace(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(new)
+        for name in {"figures", "arrays.npz"} - {path.name for path in new.iterdir()}:
+            (new / f"{NONE}{name}").touch()
+        new.rename(folder / FINISHED_RESULTS)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    _take_results(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Mend what a killed process left in a run folder that this one holds: half-written files, results half moved."""
+    places = [folder, folder / RECORD, folder / "checkpoints"]
+    for place in (*places, *(Path(path) for path, _, _ in os.walk(folder / "figures"))):
+        remove_unfinished(place, held=True)
+    shutil.rmtree(folder / UNFINISHED_RESULTS, ignore_errors=True)
+    _take_results(folder)
+
+
+def _take_results(folder: Path) -> None:
+    """Move what is written whole into its place, or the rest of it."""
+    new = folder / FINISHED_RESULTS
+    if not new.is_dir():
+        return
+    for path in sorted(new.iterdir(), key=lambda path: path.name == RESULTS):
+        target = folder / path.name.removeprefix(NONE)
+        if target.is_dir():
+            shutil.rmtree(target)
+        if path.name == target.name:
+            path.replace(target)
+        else:
+            target.unlink(missing_ok=True)
+            path.unlink()
+    new.rmdir()
 
 
 def checksum(path: str | Path) -> str:
@@ -128,12 +135,6 @@ def finished_conditions(folder: str | Path) -> Mapping[str, Any] | None:
     return results.get("conditions") if isinstance(results.get("conditions"), Mapping) else None
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz``; ``numpy.load`` reads it without pickle."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
 def is_below(place: str | Path, folder: str | Path) -> bool:
     """Whether a path lies in a folder or is it."""
     return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
@@ -153,8 +154,7 @@ def write_record(folder: str | Path, files: Mapping[str, str]) -> None:
     place = Path(folder) / RECORD
     place.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        with replacing(place / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(place / name, text)
 
 
 def read_overrides(folder: str | Path) -> list[str]:
@@ -173,8 +173,7 @@ def run_id(folder: str | Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     number = secrets.token_hex(4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(number + "\n", encoding="utf-8")
+    write_text(path, number + "\n")
     return number
 
 
@@ -230,6 +229,7 @@ def claim(
             raise _unwritable(key, folder, error) from None
     with lock(folder, key):
         try:
+            tidy(folder)
             check(folder)
             yield folder
         except BaseException:

@@ -1,4 +1,7 @@
-"""The one place where signals become a stop: at once, or when the step or the file that is under way has ended."""
+"""What ends a command from outside.
+
+The one place where signals become a stop: at once, or when the step or the file that is under way has ended.
+"""
 
 import os
 import signal
@@ -23,6 +26,10 @@ class Stopped(BaseException):
     def exit_code(self) -> int:
         """As shells tell it: 128 and the number of the signal."""
         return 128 + self.signal
+
+
+class MachineFault(OSError):
+    """The machine ends the command, and nothing that was typed is wrong: once that is mended a run goes on."""
 
 
 class _State:

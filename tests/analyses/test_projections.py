@@ -115,7 +115,7 @@ def test_an_atlas_holds_all_maps_of_all_layers_as_brute_force_finds_them(tmp_pat
 
     network, inputs, pictures = validation_images(trained_run)
     assert set(found) == {f"{layer}/{name}" for layer in CONVS for name in NAMES}
-    assert not (tmp_path / "atlas/projections.tmp").exists()
+    assert not (tmp_path / "atlas/.projections.0.tmp").exists()
     for layer in CONVS:
         side = found[f"{layer}/patches"].shape[-1]
         for name, (*shape, dtype) in NAMES.items():

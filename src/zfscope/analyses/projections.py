@@ -30,6 +30,7 @@ from zfscope.deconvnet.winners import (
     top_images,
 )
 from zfscope.figures import projection_sheet
+from zfscope.files import WholeFile, map_array
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.network import evaluating
 from zfscope.networks.spec import DenseLayer, InitConfig
@@ -69,7 +70,7 @@ def analyse(question: Question) -> Result:
     for layer, table in tables.items():
         dead = int((table.values[:, 0] <= 0).sum())
         metrics[f"{layer}/dead_maps"] = {"value": dead, "unit": f"of {len(table.values)}"}
-    arrays = Arrays(question.folder / "projections.tmp", shown, maps)
+    arrays = Arrays(question.folder / ".projections.0.tmp", shown, maps)
     try:
         read = reader(examples)
         ways = {"batch_size": options.batch_size, "unpooling": options.unpooling, "rule": options.rule}
@@ -172,22 +173,22 @@ class Arrays:
             return np.lib.format.open_memmap(self._files[layer, name], mode="r+")
         places = tuple(self.tables[layer].values.shape)
         path = self._files[layer, name] = self._scratch / f"{len(self._files)}.npy"
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(*places, *shape))
+        array = map_array(path, dtype, (*places, *shape))
         array[...] = OUTSIDE if dtype == np.uint8 else 0
         return array
 
-    def write(self, path: Path) -> None:
+    def write(self, file: WholeFile) -> None:
         """Save all as one ``.npz``."""
         for layer in self.tables:
             for name in PARTS:
                 self.get(layer, name)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for (layer, name), part in self._files.items():
-                file.write(part, f"{layer}/{name}.npy")
+                archive.write(part, f"{layer}/{name}.npy")
             for layer, table in self.tables.items():
                 small = {"maps": self.maps[layer], "values": table.values, "indices": table.indices}
                 for name, values in {**small, "positions": table.positions}.items():
-                    with file.open(f"{layer}/{name}.npy", "w") as entry:
+                    with archive.open(f"{layer}/{name}.npy", "w") as entry:
                         np.lib.format.write_array(entry, values.numpy(), allow_pickle=False)
 
 

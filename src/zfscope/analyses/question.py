@@ -20,6 +20,7 @@ from zfscope.analyses.spec import Analysis
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
 from zfscope.data.spec import AugmentConfig
+from zfscope.files import WholeFile
 from zfscope.networks.network import Network
 from zfscope.schema import check
 
@@ -77,7 +78,7 @@ class Question:
 class Writable(Protocol):
     """Arrays that are kept in files until they are saved."""
 
-    def write(self, path: Path) -> None:
+    def write(self, file: WholeFile) -> None:
         """Save them as one ``.npz``."""
 
     def close(self) -> None:

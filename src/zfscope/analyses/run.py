@@ -16,13 +16,14 @@ from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
 from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.spec import AugmentConfig, DataConfig
+from zfscope.files import replacing, write_arrays, write_text
 from zfscope.networks.checkpoints import load_network, run_config, run_progress
 from zfscope.networks.devices import find_device
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
-from zfscope.runs import environment, is_below, replacing, replacing_results, write_arrays, write_results
+from zfscope.runs import environment, is_below, replacing_results, write_results
 from zfscope.schema import check, printable
 
 # What makes a data set another one than its name says.
@@ -230,19 +231,18 @@ def save(result: Result, folder: Path) -> dict[str, Path]:
         for name, figure in result.figures.items():
             path = pictures[name] = folder / "figures" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                (figure() if callable(figure) else figure).save(temporary, "png")
+            with replacing(path) as file:
+                (figure() if callable(figure) else figure).save(file, "png")
         if isinstance(arrays, Mapping):
             write_arrays(folder / "arrays.npz", arrays)
         elif arrays is not None:
-            with replacing(folder / "arrays.npz") as temporary:
-                arrays.write(temporary)
+            with replacing(folder / "arrays.npz") as file:
+                arrays.write(file)
     finally:
         if arrays is not None and not isinstance(arrays, Mapping):
             arrays.close()
     for name, text in result.files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+        write_text(folder / name, text)
     return pictures
 
 

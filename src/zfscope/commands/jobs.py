@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -36,6 +37,7 @@ from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
 from zfscope.commands.overrides import CONF
 from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
+from zfscope.files import FULL, cannot_write
 from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
 from zfscope.schema import check
 from zfscope.training.spec import TrainConfig
@@ -65,6 +67,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     earlier = warnings.formatwarning
     if not shows_all:
         warnings.formatwarning = warning_line
+    earlier_hook, threading.excepthook = threading.excepthook, thread_line
     plan, folder, stopped = None, None, None
     try:
         # Hydra then raises instead of printing a page and leaving with 1.
@@ -84,10 +87,14 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     except (Refused, *refusals()) as error:
         if shows_all:
             raise
-        print(f"{name}.py: {one_line(error.__cause__ if isinstance(error, Refused) else error)}", file=sys.stderr)
+        error = _with_its_file(error.__cause__ if isinstance(error, Refused) else error, folder)
+        way_on = _way_on(plan, folder) if isinstance(error, stops.MachineFault) else None
+        more = f"; what was saved is whole: {way_on}" if way_on else ""
+        print(f"{name}.py: {one_line(error)}{more}", file=sys.stderr)
         sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
     finally:
         warnings.formatwarning = earlier
+        threading.excepthook = earlier_hook
     code = 0
     if plan is not None and folder is not None and plan.in_sweep:
         jobs = zip(plan.places(folder), plan.overrides or [], strict=True)
@@ -134,10 +141,11 @@ def run_job(name: str, values: DictConfig) -> float:
             raise Refused from error
         cause = one_line(error)
         console.print(f"job {job.job.num} failed: {cause}", style="red", markup=False)
+        _failed[folder] = cause  # the folder may be another run's, have an earlier result, or lie on a full disk
         if entered and (name == "train" or kind_of_run(folder) is None):
-            write_results(folder, {}, {"overrides": typed}, state="failed", cause=cause)
-        else:  # the folder is another run's, or has an earlier result
-            _failed[folder] = cause
+            with suppress(stops.MachineFault):
+                write_results(folder, {}, {"overrides": typed}, state="failed", cause=cause)
+                del _failed[folder]
         return float("nan")
 
 
@@ -153,13 +161,27 @@ def _what_is_left(plan: Plan | None, folder: Path | None) -> str:
     """What a command that was stopped leaves, and how it goes on."""
     if plan is None or folder is None or not folder.is_dir():
         return "nothing had begun, nothing is left"
-    places = [place for place in plan.places(folder) if (place / "checkpoints" / "last.ckpt").is_file()]
-    begun = next((place for place in places if plan.resuming or not read_results(place)), None)
-    if begun is not None:
-        return f"go on with python train.py resume={begun}"
+    if (way_on := _way_on(plan, folder)) is not None:
+        return way_on
     if not plan.in_sweep and (read_results(folder) or {}).get("state") == "finished":
         return f"{folder} is finished"
     return f"{folder} holds what was finished" if plan.in_sweep else f"nothing in {folder} is finished"
+
+
+def _way_on(plan: Plan | None, folder: Path | None) -> str | None:
+    """How a training that ended early goes on; None where there is none."""
+    if plan is None or folder is None:
+        return None
+    places = [place for place in plan.places(folder) if (place / "checkpoints" / "last.ckpt").is_file()]
+    begun = next((place for place in places if plan.resuming or not read_results(place)), None)
+    return None if begun is None else f"go on with python train.py resume={begun}"
+
+
+def _with_its_file(error: BaseException, folder: Path | None) -> BaseException:
+    """An error of a full disk with its file, or at least the run's folder: loggers and libraries may leave it out."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return error
+    return cannot_write(os.fsdecode(error.filename or folder or "."), error)
 
 
 def check_content(folder: Path, kind: str, resuming: bool = False, key: str = "hydra.run.dir") -> None:
@@ -211,6 +233,12 @@ def one_line(error: BaseException) -> str:
 def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning as one line, without the place in the code that it comes from."""
     return f"warning: {' '.join(str(message).split())}\n"
+
+
+def thread_line(arguments: threading.ExceptHookArgs) -> None:
+    """A thread that met a full disk (TensorBoard's) is silent: whoever waits for it raises the same error."""
+    if not isinstance(arguments.exc_value, OSError) or arguments.exc_value.errno not in FULL:
+        threading.__excepthook__(arguments)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 from zfscope.console import progress
 from zfscope.data.imageset import ArrayImages, FileImages, ImageSet, JoinedImages
 from zfscope.data.splits import Splits
-from zfscope.runs import write_arrays
+from zfscope.files import write_arrays
 from zfscope.schema import listed, printable
 
 HASH_BYTES = 8  # of a SHA-256: two images of two million share one by chance in 1 of 10 million sets

@@ -20,9 +20,9 @@ from zfscope.data.contents import content_hashes, evenly_spread
 from zfscope.data.imageset import ImageSet
 from zfscope.data.loader import Loader
 from zfscope.data.transforms import Examples
+from zfscope.files import replacing
 from zfscope.networks.checkpoints import read_checkpoint
 from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
-from zfscope.runs import replacing
 from zfscope.schema import printable
 
 
@@ -74,8 +74,8 @@ def statistics_of(
             warnings.warn(f"{printable(path)} is damaged; the mean image is measured anew", stacklevel=2)
     statistics = _measure(images, resize, indices, num_workers)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        torch.save(vars(statistics), temporary)
+    with replacing(path) as file:
+        torch.save(vars(statistics), file)
     return statistics
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zfscope.files import replacing
 from zfscope.networks.archives import check_archive
 from zfscope.networks.build import build_network
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
 from zfscope.networks.tensors import read_tensors
-from zfscope.runs import finished_conditions, replacing
+from zfscope.runs import finished_conditions
 from zfscope.schema import plain
 
 FORMAT = 1
@@ -270,10 +271,10 @@ def _tell_that_last_is_taken(folder: Path) -> None:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write beside the target, flush to disk, then rename: the name never holds half a file."""
+    """Write beside the target, flush to disk, then rename: the name never holds half a file (see `replacing`)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, sync=True) as temporary, open(temporary, "wb") as file:
+    with replacing(path, sync=True) as file:
         torch.save(dict(content), file)
 
 

@@ -6,10 +6,10 @@ Source: Zeiler & Fergus (2014), Sec. 5.2 and 5.3 use such features; files and bl
 """
 
 import hashlib
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from zfscope.console import progress
 from zfscope.data.contents import contents_digest
 from zfscope.data.datamodule import ImageData
 from zfscope.data.imageset import ImageSet
+from zfscope.files import replacing, write_text
 from zfscope.networks.network import Network, evaluating
 from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
 from zfscope.runs import check_writable, checksum
@@ -153,32 +154,24 @@ def write_tables(
 ) -> dict[str, FeatureTable]:
     """Compute and write beside the targets, then rename; the number of images and features stands beside each."""
     count = len(batches.dataset)  # a DataLoader's
-    temporary = {layer: path.with_suffix(f".{os.getpid()}.tmp") for layer, path in targets.items()}
     files, widths = {}, {}
-    try:
-        with evaluating(network):
-            for inputs, _, positions in progress(batches, f"Features of {listed(targets)}"):
-                maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
-                values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
-                if not files:
-                    widths = {layer: part.shape[1] for layer, part in values.items()}
-                    _check_room(next(iter(targets.values())).parent, 4 * count * sum(widths.values()))
-                    files = {layer: open(path, "wb") for layer, path in temporary.items()}  # noqa: SIM115
-                for layer, part in values.items():
-                    for first in range(0, widths[layer], BLOCK):
-                        block = np.ascontiguousarray(part[:, first : first + BLOCK])
-                        files[layer].seek(4 * (count * first + int(positions[0]) * block.shape[1]))
-                        files[layer].write(block)
-        for layer, file in files.items():
-            file.close()
-            os.replace(temporary[layer], targets[layer])
-            targets[layer].with_suffix(".txt").write_text(
-                f"{count} {widths[layer]} {checksum(targets[layer])}\n", encoding="utf-8"
-            )
-    finally:
-        for layer, file in files.items():
-            file.close()
-            temporary[layer].unlink(missing_ok=True)
+    with ExitStack() as written, evaluating(network):
+        for inputs, _, positions in progress(batches, f"Features of {listed(targets)}"):
+            maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
+            values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
+            if not files:
+                widths = {layer: part.shape[1] for layer, part in values.items()}
+                _check_room(next(iter(targets.values())).parent, 4 * count * sum(widths.values()))
+                files = {layer: written.enter_context(replacing(path)) for layer, path in targets.items()}
+                for layer, file in files.items():
+                    file.reserve(4 * count * widths[layer])
+            for layer, part in values.items():
+                for first in range(0, widths[layer], BLOCK):
+                    block = np.ascontiguousarray(part[:, first : first + BLOCK])
+                    files[layer].seek(4 * (count * first + int(positions[0]) * block.shape[1]))
+                    files[layer].write(block)
+    for layer, path in targets.items():
+        write_text(path.with_suffix(".txt"), f"{count} {widths[layer]} {checksum(path)}\n")
     return {layer: FeatureTable(path, count, widths[layer]) for layer, path in targets.items()}
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
 from zfscope.data.loader import Loader
+from zfscope.files import map_array
 
 SIDE = 32  # pixels of a thumbnail
 CUTOFF = 16.0  # half waves across the thumbnail; finer detail is what resizing and recompression change
@@ -70,13 +71,13 @@ def find_overlap(
         raise ValueError("one of the two sets has no images, so they have none in common; give two that have some")
     held, streamed = sorted((first, second), key=len)
     held_bytes, room = 4 * len(held) * description_size(), memory_gb * 1e9
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="overlap-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".overlap.", suffix=".0.tmp") as folder:
         fits = held_bytes <= room / 2
         shape = (len(held), description_size())
         # From the disk all descriptions come anew for each block, so that blocks must be large then.
         rows = BLOCK_ROWS if fits else max(BLOCK_ROWS, int(room / 4 / (4 * description_size())))
-        file = Path(folder, "descriptions")
-        others = np.empty(shape, np.float32) if fits else np.memmap(file, np.float32, mode="w+", shape=shape)
+        file = Path(folder, "descriptions.npy")
+        others = np.empty(shape, np.float32) if fits else map_array(file, np.dtype(np.float32), shape)
         start = 0
         for block in _descriptions(held, "Images of the smaller set", num_workers, BLOCK_ROWS):
             others[start : start + len(block)] = block.numpy()

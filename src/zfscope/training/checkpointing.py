@@ -18,6 +18,7 @@ from torch import distributed
 
 from zfscope import stops
 from zfscope.console import console
+from zfscope.data.loader import LoaderEnded
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from zfscope.networks.finite import broken_state
 from zfscope.networks.network import Network
@@ -25,6 +26,9 @@ from zfscope.training.spec import TrainConfig
 
 # Says to CheckpointFiles that only what ``load_network`` needs is kept: half to a third of a whole checkpoint's size.
 WEIGHTS_ALONE = {"weights_alone": True}
+DRAWING = tuple(
+    f"zfscope.callbacks.{name}" for name in ("FeatureEvolution", "FilterImages", "OcclusionMaps", "Projections")
+)
 OF_THE_TRAINING = frozenset(
     ["optimizer_states", "lr_schedulers", "loops", "callbacks", "progress", "gradients", "current_model_state"]
 )
@@ -165,34 +169,56 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save when a person or the machine stops the run; after an error the weights may be what is wrong."""
+        """Save when the run is stopped or its images end; after another error the weights may be what is wrong."""
         if self._in_step:
             self._in_step = False
             stops.release(stop=False)
         # What was trained before a validation is saved; within it averaged weights may stand in for the trained ones.
-        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt)
+        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt | LoaderEnded)
         begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
         stopped &= self._agreement is None or self._agreed  # else the other ranks do not come to save
         if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:
             self._save(trainer)
 
 
-def announce_checkpoints(config: TrainConfig, network: Network, folder: Path) -> None:
-    """Say what the checkpoints will take, and refuse where the disk has not that much left."""
+def announce_room(config: TrainConfig, network: Network, folder: Path) -> None:
+    """Say what the checkpoints will take, and refuse where the disk has no room for all that the run will write.
+
+    What is there of an earlier leg is replaced; the size of pictures is a rough guess.
+    """
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     if (size := re.fullmatch(r"(?:bf)?(16|64)-true", str(config.trainer.precision))) is not None:
         weights = weights * int(size[1]) // 32
     whole = weights * (2 + (config.optim.name == "adamw") + (config.optim.ema is not None))
     most = config.trainer.max_epochs
     epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
-    total, free = 3 * whole + len(epochs) * weights, shutil.disk_usage(folder).free  # one more while it is written
-    if free < total:
+    names = ["best.ckpt", "last.ckpt", *(f"epoch_{epoch:03d}.ckpt" for epoch in epochs)]
+    files = (folder / "checkpoints" / name for name in names)
+    there = sum(file.stat().st_size for file in files if file.is_file())
+    # One more while it is written.
+    total = max(0, 2 * whole + len(epochs) * weights - there) + whole
+    pictures, free = _size_of_pictures(config), shutil.disk_usage(folder).free
+    if free < total + pictures:
+        about, none = (f" and pictures about {pictures / 1e6:,.0f} MB", ", callbacks=none") if pictures else ("", "")
         raise OSError(
-            f"the checkpoints need {total / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free in {folder}; free space, "
-            "or keep fewer: checkpoints.epochs=[]"
+            f"the checkpoints need {total / 1e6:,.0f} MB{about}, and {free / 1e6:,.0f} MB are free in {folder}; free "
+            f"space, or keep fewer: checkpoints.epochs=[]{none}"
         )
     of_epochs = f", {len(epochs)} of epochs with {weights / 1e6:,.1f} MB each" if epochs else ""
     console.print(f"checkpoints: best and last with {whole / 1e6:,.1f} MB each{of_epochs}", highlight=False)
+
+
+def _size_of_pictures(config: TrainConfig) -> int:
+    """Bytes that the pictures of a run take in ``figures/``, and once more in the folder of a logger of images."""
+    most = config.trainer.max_epochs
+    drawing = [options for options in config.callbacks.values() if options and options["_target_"] in DRAWING]
+    whens = [options.get("when", options.get("epochs", 1)) for options in drawing]
+    if most in (None, -1) or not whens:
+        return 0
+    epochs = max(most // when if isinstance(when, int) else sum(epoch <= most for epoch in when) for when in whens)
+    # Measured: 1 MB an epoch at 28 pixels, 11 MB at 224.
+    copies = 2 if config.logger.name in ("wandb", "tensorboard") else 1
+    return copies * epochs * (1_000_000 + 200 * config.data.crop**2)
 
 
 class Agreement:

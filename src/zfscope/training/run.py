@@ -26,6 +26,7 @@ from zfscope.data.order import check_batch_size
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
+from zfscope.files import write_text
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, load_network, start_from
 from zfscope.networks.devices import has_device, trainer_device
@@ -33,7 +34,7 @@ from zfscope.networks.network import count_parameters
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import TRAINING, Run
-from zfscope.runs import environment, read_results, replacing, write_results
+from zfscope.runs import environment, read_results, write_results
 from zfscope.training.averaging import CurrentUntilAveraged
 from zfscope.training.callbacks import check_monitors, configured_callbacks
 from zfscope.training.checkpointing import (
@@ -41,7 +42,7 @@ from zfscope.training.checkpointing import (
     CheckpointFiles,
     EpochCheckpoints,
     LastCheckpoint,
-    announce_checkpoints,
+    announce_room,
     find_resumable,
 )
 from zfscope.training.classifier import Classifier, metric_names
@@ -118,7 +119,7 @@ def train(
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
     if not config.trainer.model_dump().get("fast_dev_run"):
-        announce_checkpoints(config, network, folder)
+        announce_room(config, network, folder)
 
     best = BestCheckpoint(folder / "checkpoints", classifier.monitor)
     # Without its logger first: what the Trainer refuses shall leave no half-made run behind.
@@ -146,8 +147,7 @@ def train(
         if trainer.is_global_zero and (reason := why_stopped(trainer)):
             console.print(reason, markup=False, highlight=False, soft_wrap=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):
-            with replacing(folder / "profile.txt") as file:
-                file.write_text(profile, encoding="utf-8")
+            write_text(folder / "profile.txt", profile)
             console.print(profile, markup=False, highlight=False, soft_wrap=True)
         evaluated = config.evaluate.checkpoint if best.best_model_score is not None else "last"
         metrics = final_metrics(config, folder, trainer, best, data, paper, evaluated)

@@ -11,11 +11,13 @@ Source: not in the paper; a stand-in for ImageNet that needs no download. All of
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,10 @@ from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
 from zfscope.data.splits import Splits
-from zfscope.runs import check_writable, checksum, replacing
+from zfscope.files import replacing, write_text
+from zfscope.runs import check_writable, checksum
 from zfscope.schema import printable
+from zfscope.stops import MachineFault
 
 VERSION = 4  # part of the cached files' names: raise it with every change that alters a pixel
 _CHUNK = 50  # images drawn by a worker at a time
@@ -106,6 +110,7 @@ def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
     for folder in {path.parent for path in missing}:
         check_writable(folder, "data.cache", needed=sum(size for _, _, size in missing.values()) * SIZE * SIZE * 3)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_told_if_killed())
         draw_chunks = map
         # A daemonic process may have no children.
         large = sum(size for _, _, size in missing.values()) >= IMAGES_WORTH_PROCESSES
@@ -116,14 +121,26 @@ def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             work = [(seed, split, start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
             chunks = draw_chunks(_draw_images, work)
-            with replacing(path) as temporary, counting(f"Drawing phantom/{split}", size) as count:
-                images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (size, SIZE, SIZE, 3))
-                for (_, _, start, stop), chunk in zip(work, chunks, strict=True):
-                    images[start:stop] = chunk
-                    count(stop - start)
-                images.flush()
-                with replacing(_checksum_file(path)) as note:
-                    note.write_text(checksum(temporary), encoding="utf-8")
+            header = io.BytesIO()
+            about = {"descr": "|u1", "fortran_order": False, "shape": (size, SIZE, SIZE, 3)}
+            np.lib.format.write_array_header_1_0(header, about)
+            with replacing(path) as file, counting(f"Drawing phantom/{split}", size) as count:
+                file.reserve(len(header.getvalue()) + size * SIZE * SIZE * 3)
+                file.write(header.getvalue())
+                value = zlib.crc32(header.getvalue())
+                for chunk in chunks:
+                    file.write(chunk)
+                    value = zlib.crc32(chunk, value)
+                    count(len(chunk))
+                write_text(_checksum_file(path), f"{value:08x}")
+
+
+@contextlib.contextmanager
+def _told_if_killed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenExecutor:
+        raise MachineFault("a process that draws the phantom was killed (no memory left?); start again") from None
 
 
 def _draw_images(work: tuple[int, str, int, int]) -> np.ndarray:

@@ -1,0 +1,218 @@
+"""Processes that read images: their end and their standstill are told in one line, with the image."""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+
+from tests.conftest import quick_first, tiny_images
+from zfscope.data import loader as loaders
+from zfscope.data.imageset import ArrayImages
+from zfscope.data.loader import Loader, LoaderEnded
+from zfscope.networks.checkpoints import read_checkpoint
+
+STARTS = quick_first([method for method in ("fork", "spawn") if method in multiprocessing.get_all_start_methods()], 1)
+
+
+class Images(Dataset):
+    """Numbers that stand for images; ``at`` one of them the process does something else."""
+
+    def __init__(self, count, at=(), act=None):
+        self.images = ArrayImages(*tiny_images(count), classes="abc", prefix="tiny")
+        self.at, self.act = at, act
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index in self.at:
+            self.act()
+        return index
+
+
+def kill_oneself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep_for_ever():
+    time.sleep(1000)
+
+
+def loop_for_ever():
+    while True:
+        pass
+
+
+def rest():
+    time.sleep(0.4)
+
+
+def leave():
+    os._exit(3)
+
+
+def read_all(images, **options):
+    torch.set_num_threads(1)
+    return [batch.tolist() for batch in Loader(images, batch_size=2, **options)]
+
+
+@pytest.fixture
+def short_waits(monkeypatch):
+    """A second and a half in place of fifty."""
+    monkeypatch.setattr(loaders, "SECONDS_WITHOUT_IMAGE", 1.5)
+    monkeypatch.setattr(loaders, "POLL", 0.25)
+
+
+@pytest.mark.parametrize("method", STARTS)
+@pytest.mark.parametrize("act", [kill_oneself, leave])
+def test_a_process_that_is_killed_is_told_with_the_image_that_it_read(short_waits, method, act):
+    cause = {kill_oneself: "SIGKILL", leave: "exit code 3"}[act]
+
+    with pytest.raises(LoaderEnded) as caught:
+        read_all(Images(20, {7}, act), num_workers=2, multiprocessing_context=method)
+
+    assert str(caught.value) == (
+        f"a process that reads images was ended ({cause}) while it read tiny/7; if the memory was used up, use fewer "
+        "such processes or none: data.num_workers=0"
+    )
+
+
+@pytest.mark.parametrize("act", [sleep_for_ever, loop_for_ever])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_process_that_hangs_is_told_with_the_image_that_it_reads(short_waits, act, persistent):
+    since = time.monotonic()
+
+    with pytest.raises(LoaderEnded, match=r"no image came for \d+ s, the processes .* hang at tiny/5; look at"):
+        read_all(Images(20, {5}, act), num_workers=2, persistent_workers=persistent)
+
+    assert time.monotonic() - since < 8
+
+
+def test_all_images_at_which_processes_hang_are_told(short_waits):
+    with pytest.raises(LoaderEnded, match="hang at tiny/0, tiny/2;"):
+        read_all(Images(20, {0, 2}, sleep_for_ever), num_workers=2)
+
+
+def test_an_image_of_a_subset_is_told_by_its_own_name(short_waits):
+    with pytest.raises(LoaderEnded, match="while it read tiny/17;"):
+        read_all(Subset(Images(20, {17}, kill_oneself), [3, 4, 17, 5]), num_workers=1)
+
+
+def test_a_slow_loader_goes_on_where_each_image_comes_in_time(short_waits):
+    """A batch takes twice as long as a standstill may last."""
+    images = Images(16, range(16), rest)
+
+    batches = [batch.tolist() for batch in Loader(images, batch_size=8, num_workers=1)]
+
+    assert batches == [list(range(8)), list(range(8, 16))]
+
+
+def test_a_run_that_does_not_want_a_batch_for_long_has_not_waited_for_it(short_waits):
+    batches = iter(Loader(Images(40), batch_size=2, num_workers=2))
+    next(batches)
+
+    time.sleep(2.5)
+
+    assert len(list(batches)) == 19
+
+
+def test_an_error_of_an_image_stays_as_it_is(short_waits):
+    def broken():
+        raise ValueError("tiny/7 is cut off")
+
+    with pytest.raises(ValueError, match="tiny/7 is cut off"):
+        read_all(Images(20, {7}, broken), num_workers=2)
+
+
+def test_a_process_that_is_killed_while_the_run_computes_does_not_end_its_step(short_waits):
+    """torch's own handler raises wherever the run is."""
+    batches = iter(Loader(Images(400), batch_size=2, num_workers=2, persistent_workers=True))
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGKILL)
+
+    for _ in range(20):
+        time.sleep(0.02)
+
+    with pytest.raises(LoaderEnded, match=r"was ended \(SIGKILL\)"):
+        list(batches)
+
+
+def test_a_process_that_is_killed_between_two_epochs_is_told(short_waits):
+    loader = Loader(Images(8), batch_size=2, num_workers=2, persistent_workers=True)
+    list(loader)
+    os.kill(loader._iterator._workers[1].pid, signal.SIGKILL)
+
+    with pytest.raises(LoaderEnded, match=r"was ended \(SIGKILL\) between two images"):
+        list(loader)
+
+
+def test_batches_are_those_of_torchs_loader():
+    images = Images(21)
+
+    for options in ({"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}):
+        loader = Loader(images, batch_size=4, **options)
+        for _ in range(2):
+            assert np.concatenate([batch.numpy() for batch in loader]).tolist() == list(range(21))
+        assert loader.dataset is images
+
+
+# --- the command ---
+
+
+WORKERS = ("data.num_workers=2", "evaluate.enabled=false", "checkpoints.epochs=[]")
+
+
+def own(tiny):
+    return [override for override in tiny if not override.startswith("data.num_workers")]
+
+
+def spoilt(monkeypatch, part, act, after):
+    """Once ``after`` images of a part were read by its processes, the next of them does something else."""
+    original, count = loaders._Noted.__getitem__, multiprocessing.get_context("fork").Value("i", 0)
+
+    def read(self, key):
+        if isinstance(key, tuple) == (part == "train"):
+            with count.get_lock():
+                count.value += 1
+                now = count.value == after
+            if now:
+                self.images.transform = lambda *_: act()
+        return original(self, key)
+
+    monkeypatch.setattr(loaders._Noted, "__getitem__", read)
+
+
+# By part the image, of all that its processes read, at which one of them is spoilt: in the second epoch, in the first.
+PLACES = (("train", 30), ("val", 20), ("train", 7), ("val", 7))
+
+
+@pytest.mark.parametrize(
+    "case", quick_first([(*place, act) for place in PLACES for act in (kill_oneself, sleep_for_ever)], 1)
+)
+def test_a_training_whose_process_is_killed_or_hangs_ends_in_one_line_and_goes_on_exactly(
+    command, tiny, tmp_path, monkeypatch, short_waits, case
+):
+    part, after, act = case
+    command("train", *own(tiny), *WORKERS, "hydra.run.dir=whole")
+    with monkeypatch.context() as patch:
+        spoilt(patch, part, act, after)
+        code, _, err = command("train", *own(tiny), *WORKERS, "hydra.run.dir=run")
+
+    assert (code, len(err.splitlines())) == (2, 1), err
+    told = {
+        kill_oneself: r"was ended \(SIGKILL\) while it read ",
+        sleep_for_ever: "the processes that read them hang at ",
+    }
+    assert re.search(told[act] + rf".*images/{part}/\w+/\d+.jpg; ", err)
+    if (part, after) == ("train", 7):  # before a step, or after one
+        return
+    assert err.endswith("; what was saved is whole: go on with python train.py resume=run\n")
+    assert command("train", "resume=run")[0] == 0
+    weights = [read_checkpoint(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("run", "whole")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
