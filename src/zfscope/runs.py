@@ -3,7 +3,9 @@
 ``RUN/checkpoints/{best,last,epoch_NNN}.ckpt``, ``RUN/results.json``, ``RUN/figures/``, ``RUN/.hydra/``.
 """
 
+import csv
 import functools
+import io
 import json
 import math
 import os
@@ -12,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,7 +87,7 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_results(folder: str | Path) -> Iterator[Path]:
-    """Write figures, arrays and ``results.json`` of a run, in place of its earlier ones when all are written.
+    """Write figures, arrays, tables and ``results.json`` of a run, in place of its earlier ones when all are written.
 
     Yields a folder beside them; its content moves into ``folder`` when the block ends, ``results.json`` last. If the
     block raises, the earlier ones stay as they were.
@@ -97,7 +99,7 @@ def replacing_results(folder: str | Path) -> Iterator[Path]:
     try:
         yield new
         written = {path.name for path in new.iterdir()}
-        for name in sorted(written | {"figures", "arrays.npz"}, key=lambda name: name == RESULTS):
+        for name in sorted(written | {"figures", "arrays.npz", "quarantine.csv"}, key=lambda name: name == RESULTS):
             if (folder / name).is_dir():
                 (folder / name).rename(new / f"old {name}")
             if name in written:
@@ -132,6 +134,18 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an ``.npz``; ``numpy.load`` reads it without pickle."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; no cell is one that a spreadsheet takes for a formula."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerows([header, *([_as_text(cell) for cell in row] for row in rows)])
+    return table.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def is_below(place: str | Path, folder: str | Path) -> bool:

@@ -1,22 +1,63 @@
-"""Loaders whose processes outlive a signal that is meant for the run: its step may still need their images."""
+"""Loaders that leave out images that cannot be read, and whose processes outlive a signal that is meant for the run.
 
-from typing import Any
+An image that cannot be read is left out of its batch, which is smaller then, and told to the quarantine of its set (see
+``zfscope.data.quarantine``). Where a set keeps none, the error is raised.
+"""
 
-from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter, _SingleProcessDataLoaderIter
+
+from zfscope.data.imageset import ImageSet
+from zfscope.data.reading import UnreadableImage
 from zfscope.stops import held, outlive, starting_processes
+
+
+class ImageItems(Dataset):
+    """What is made of the images of a set, an item each; base class of the data sets that a `Loader` reads.
+
+    A key is the index of an image, or ``(epoch, index)``. An item alone is read or refused with `UnreadableImage`.
+    """
+
+    images: ImageSet
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[Any]:
+        """The items of a batch; in place of an image that cannot be read the error, which has its ``index``."""
+        items = []
+        for key in keys:
+            try:
+                items.append(self[key])
+            except UnreadableImage as error:
+                error.index = key[1] if isinstance(key, tuple) else key
+                items.append(error)
+        return items
+
+    def nothing(self) -> Any:
+        """A batch without any image."""
+        raise NotImplementedError
 
 
 class Loader(DataLoader):
     """torch's ``DataLoader``; a scheduler's SIGTERM to all processes does not end those of the loader at once.
 
     A stop waits while the queues of these processes are used: raised within, it would leave them locked for ever.
+    A batch of which no image can be read is passed over; with ``keeps_empty`` it comes without images, so that all
+    others keep their number.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        # Given here: Lightning puts a function of its own where there is none.
-        super().__init__(*arguments, **{"worker_init_fn": outlive, **options})
+    def __init__(self, dataset: Any, *arguments: Any, keeps_empty: bool = False, **options: Any) -> None:
+        source = dataset.dataset if isinstance(dataset, Subset) else dataset
+        self.items = source if isinstance(source, ImageItems) else None
+        self.keeps_empty = keeps_empty
+        own = {"worker_init_fn": outlive}  # given here: Lightning puts a function of its own where there is none
+        if self.items is not None:
+            own["collate_fn"] = _fetched
+        super().__init__(dataset, *arguments, **{**own, **options})
 
     def __iter__(self) -> Any:
         with held():
@@ -24,12 +65,51 @@ class Loader(DataLoader):
 
     def _get_iterator(self) -> Any:
         if not self.num_workers:
-            return super()._get_iterator()
+            return _BatchesHere(self)
         with starting_processes():
             return _Batches(self)
 
 
-class _Batches(_MultiProcessingDataLoaderIter):
+class _Fetched(NamedTuple):
+    batch: Any  # None where no image of it can be read
+    unread: list[tuple[int, str, str]]  # of those that cannot: index, message, cause
+
+
+def _fetched(items: list[Any]) -> _Fetched:
+    read = [item for item in items if not isinstance(item, UnreadableImage)]
+    unread = [(error.index, str(error), error.cause) for error in items if isinstance(error, UnreadableImage)]
+    return _Fetched(default_collate(read) if read else None, unread)
+
+
+class _LeavingOut:
+    """An iterator of torch's that gives batches of the images that could be read."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._items, self._keeps_empty = loader.items, loader.keeps_empty
+        super().__init__(loader)
+
+    def _next_data(self) -> Any:
+        while True:
+            data = super()._next_data()
+            if not isinstance(data, _Fetched):
+                return data
+            for index, message, cause in data.unread:
+                self._items.images.leave_out(index, UnreadableImage(message, cause))
+            if data.batch is not None:
+                return data.batch
+            if self._keeps_empty:
+                return self._items.nothing()
+
+
+class _BatchesHere(_LeavingOut, _SingleProcessDataLoaderIter):
+    pass
+
+
+class _HeldBatches(_MultiProcessingDataLoaderIter):
     def _next_data(self) -> Any:
         with held():
             return super()._next_data()
+
+
+class _Batches(_LeavingOut, _HeldBatches):
+    pass

@@ -18,6 +18,7 @@ from torch import distributed
 
 from zfscope import stops
 from zfscope.console import console
+from zfscope.data.quarantine import TooManyUnreadable
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from zfscope.networks.finite import broken_state
 from zfscope.networks.network import Network
@@ -133,12 +134,15 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save when a person or the machine stops the run; after an error the weights may be what is wrong."""
+        """Save when a person, the machine or images that cannot be read stop the run.
+
+        After another error the weights may be what is wrong.
+        """
         if self._in_step:
             self._in_step = False
             stops.release(stop=False)
         # What was trained before a validation is saved; within it averaged weights may stand in for the trained ones.
-        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt)
+        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt | TooManyUnreadable)
         begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
         stopped &= self._agreement is None or self._agreed  # else the other ranks do not come to save
         if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:
