@@ -140,8 +140,13 @@ class FileImages(ImageSet):
             root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if names else ""
             names = [os.path.abspath(name) for name in names]
         self.root = os.fspath(root)
+        self.sizes_before: dict[int, int] = {}
         prefix = os.path.join(self.root, "")
         self._rows = np.array([os.fsencode(name.removeprefix(prefix)) for name in names], dtype=np.bytes_)
+
+    def size(self, index: int) -> int:
+        """Bytes of the file of image ``index``; -1 where there is none."""
+        return _size(os.fsencode(self.path(index)))
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
@@ -161,8 +166,13 @@ class FileImages(ImageSet):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of names relative to the root, file sizes, labels and classes: a moved folder keeps its own."""
+        """Digest of names relative to the root, file sizes, labels and classes: a moved folder keeps its own.
+
+        Of images that an earlier leg of a run could not read, ``sizes_before`` has the size that counts.
+        """
         sizes = np.array([_size(os.path.join(os.fsencode(self.root), name)) for name in self._rows], dtype="<i8")
+        for index, size in self.sizes_before.items():
+            sizes[index] = size
         return _digest(b"\0".join(self._rows.tolist()), sizes.tobytes(), _described(self))
 
     def read(self, index: int, short_side: int | None = None) -> Image.Image:
@@ -170,6 +180,12 @@ class FileImages(ImageSet):
         if self.quarantine is not None and self._rows[index] in self.quarantine.settled:
             raise unreadable(self.path(index), self.quarantine.causes[self._rows[index]])
         return read_image(self.path(index), short_side)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """As in the base class; of all images the size of today counts."""
+        images = super().subset(indices)
+        images.sizes_before = {}
+        return images
 
     def readable(self) -> Self:
         """As in the base class."""

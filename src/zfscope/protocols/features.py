@@ -171,9 +171,7 @@ def write_tables(
                         files[layer].seek(4 * (count * first + int(positions[0]) * block.shape[1]))
                         files[layer].write(block)
         if seen < count:
-            raise ValueError(
-                f"{count - seen} of {count} images cannot be read, so they have no features; leave them out"
-            )
+            raise ValueError(f"{count - seen} of {count} images cannot be read and have no features; leave them out")
         for layer, file in files.items():
             file.close()
             os.replace(temporary[layer], targets[layer])

@@ -33,8 +33,9 @@ class Classifier(lightning.LightningModule):
     """A network, with ``classes`` and ``preprocessing`` set, that learns to tell classes apart.
 
     Dropout and mixup follow from ``seed`` and the number of the batch. Every checkpoint holds ``config`` (of the run),
-    ``data`` (fingerprint of the training set), ``contents`` (hashes of its images and of those that validate) and
-    ``identity`` (see ``training_identity``). With ``multilabel`` labels are ``(N, classes)`` of 0 and 1.
+    ``data`` (fingerprint of the training set), ``contents`` (hashes of its images and of those that validate),
+    ``unread`` (see ``training.images``) and ``identity`` (see ``training_identity``). With ``multilabel`` labels are
+    ``(N, classes)`` of 0 and 1.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Classifier(lightning.LightningModule):
         data: str | None = None,
         identity: Mapping[str, Any] | None = None,
         contents: Mapping[str, Tensor] | None = None,
+        unread: Mapping[str, Mapping[int, int]] | None = None,
         multilabel: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.optim, self.seed = network, optim, seed
         self.config, self.data, self.identity, self.contents = config, data, identity, contents
+        self.unread = unread or {}
         self.multilabel = multilabel
         classes = network.num_classes
         if multilabel:
@@ -212,7 +215,8 @@ class Classifier(lightning.LightningModule):
         if (name := broken_state(checkpoint)) is not None:
             raise ValueError(self._refusal(f"{name} became NaN or infinite and was not saved"))
         if self.config is not None:
-            checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity, self.contents)
+            about = self.data, self.identity, self.contents, self.unread
+            checkpoint["zfscope"] = network_state(self.network, self.config, *about)
         trainer = self.trainer
         seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
         checkpoint["progress"] = {"seconds": seconds, "should_stop": bool(trainer.should_stop), "metrics": {}}

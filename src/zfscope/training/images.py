@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from zfscope.data.contents import check_unchanged, contents_of, warn_of_repeats
 from zfscope.data.datamodule import workers_for
+from zfscope.data.imageset import FileImages
 from zfscope.data.quarantine import (
     MANIFEST,
     TooManyUnreadable,
@@ -51,29 +53,53 @@ def examine(
         statistics = statistics_of(splits.train, config.resize, config.cache, **options)
         if config.check:
             check_images(splits, config.cache, config.resize, workers, contents)
-    mark_unreadable(splits, contents)
+    if config.check:
+        mark_unreadable(splits, contents)
     if config.check and before.get("config", {}).get("data", {}).get("check"):
         check_unchanged(before.get("contents"), path, splits, contents, checked=True)
     warn_of_repeats(splits, contents)
     return statistics, contents
 
 
-def note_unreadable(splits: Splits, contents: Mapping[str, np.ndarray], folder: Path | None) -> None:
+def recall_sizes(splits: Splits, checkpoint: Mapping[str, Any]) -> None:
+    """Count the images that a run could not read with the size that they had: whole ones may stand in their place."""
+    for part, images in _files_of(splits).items():
+        sizes = checkpoint.get("zfscope", {}).get("unread", {}).get(part, {})
+        images.sizes_before = {int(index): int(size) for index, size in sizes.items() if 0 <= index < len(images)}
+
+
+def sizes_of_unread(splits: Splits) -> dict[str, dict[int, int]]:
+    """What `recall_sizes` takes, of images that are not known to be unreadable before they are read."""
+    return {part: images.sizes_before for part, images in _files_of(splits).items()}
+
+
+def note_unreadable(splits: Splits, contents: Mapping[str, Tensor], checked: bool, folder: Path | None) -> None:
     """List in ``folder`` what is left out, now and whenever more is found while the run reads.
 
-    What is found then gets a hash of 0 in ``contents``, which checkpoints hold: the run has not seen these images, and
-    may go on with whole ones in their place.
+    An image that no check has found has not been seen by the run, which may go on with a whole one in its place: its
+    hash in ``contents``, which checkpoints hold, becomes 0, which is unknown, and its size is kept.
     """
-
-    def note(part: str, index: int) -> None:
-        contents[part][index] = 0
-        if folder is not None:
-            write_manifest(splits, folder)
-
     for part, quarantine in quarantines(splits).items():
-        quarantine.noted = partial(note, part)
+        quarantine.noted = partial(_note, splits, contents, folder, part)
+        for index in () if checked else quarantine.positions().tolist():
+            quarantine.noted(index)
     if folder is not None:
         write_manifest(splits, folder)
+
+
+def _note(splits: Splits, contents: Mapping[str, Tensor], folder: Path | None, part: str, index: int) -> None:
+    if part in contents:
+        contents[part][index] = 0
+    images = splits.parts[part]
+    images.sizes_before.setdefault(index, images.size(index))
+    if folder is not None:
+        write_manifest(splits, folder)
+
+
+def _files_of(splits: Splits) -> dict[str, FileImages]:
+    """The parts that are files, of those that a run must find unchanged."""
+    parts = {"train": splits.train, "val": splits.val}
+    return {part: images for part, images in parts.items() if isinstance(images, FileImages)}
 
 
 @contextmanager

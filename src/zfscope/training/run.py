@@ -45,7 +45,7 @@ from zfscope.training.checkpointing import (
 )
 from zfscope.training.classifier import Classifier, metric_names
 from zfscope.training.identity import end_of, training_identity
-from zfscope.training.images import examine, note_unreadable, telling_how_to_go_on
+from zfscope.training.images import examine, note_unreadable, recall_sizes, sizes_of_unread, telling_how_to_go_on
 from zfscope.training.progress import build_progress, why_stopped
 from zfscope.training.spec import FIXED_KEYS, TARGETS, TrainConfig
 
@@ -72,8 +72,10 @@ def train(
     splits = open_data(config.data)
     check_batch_size(config.data.batch_size, len(splits.train))
     check_monitors(config, metric_names(len(splits.train.classes), splits.train.labels.ndim == 2))
-    fingerprint = splits.train.fingerprint
     last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
+    if checkpoint is not None:
+        recall_sizes(splits, checkpoint)
+    fingerprint = splits.train.fingerprint
     if checkpoint is not None:
         check_same_data(checkpoint, last, fingerprint)
     identity = identity_of(config, splits, checkpoint, last)
@@ -100,6 +102,7 @@ def train(
         data=fingerprint,
         identity=identity,
         contents={part: torch.from_numpy(contents[part]) for part in ("train", "val")},
+        unread=sizes_of_unread(splits),
         multilabel=splits.train.labels.ndim == 2,
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
@@ -126,7 +129,7 @@ def train(
         trainer.loggers = [logger] if logger else []
         if accepted is not None:
             accepted()
-        note_unreadable(splits, contents, folder if trainer.is_global_zero else None)
+        note_unreadable(splits, classifier.contents, config.data.check, folder if trainer.is_global_zero else None)
         since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
         seconds = time.monotonic() - since + classifier.seconds_before
