@@ -5,7 +5,7 @@ an item or batch. Without them a tuple has the image first and the label second,
 usual names below.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, SequentialSampler
 
 from zfscope.activations import TopTable
+from zfscope.data.reading import UnreadableImage
 from zfscope.schema import listed
 
 Part = str | int | Callable[[Any], Any] | None
@@ -52,6 +53,16 @@ def read_item(dataset: Any, index: int) -> Any:
     """An item of a data set; the random numbers that reading draws are put back."""
     with isolate_rng():
         return dataset[index]
+
+
+def readable_items(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
+    """Items of a data set with their indices, one by one, without images that cannot be read."""
+    for index in indices:
+        try:
+            item = read_item(dataset, index)
+        except UnreadableImage:  # its loader tells
+            continue
+        yield index, item
 
 
 def image_of(item: Any, part: Part = None) -> Tensor:

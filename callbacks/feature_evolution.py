@@ -15,6 +15,7 @@ from zfscope.callbacks.batches import Part, first_loader, image_of, readable_dat
 from zfscope.callbacks.omissions import layers_drawn, left_out, network_for
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
+from zfscope.data.reading import UnreadableImage
 from zfscope.deconvnet.rules import Rule, check_rule
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
 from zfscope.evolution import Evolution, join, observe
@@ -75,7 +76,7 @@ class FeatureEvolution(Callback):
         self._network: Network | None = None
         self._layers: tuple[str, ...] = ()
         self._indices = torch.empty(0, dtype=torch.int64)
-        self._inputs: Tensor | None = None
+        self._inputs: tuple[Tensor, Tensor] | None = None  # of those that can be read: indices and network inputs
 
     @property
     def state_key(self) -> str:
@@ -122,7 +123,7 @@ class FeatureEvolution(Callback):
         if not trainer.is_global_zero:
             return
         with left_out("FeatureEvolution", typed=self.part is not None):
-            first = self._read(dataset, indices[:1])
+            _, first = self._read(dataset, indices, 1)
         if first is None:
             return
         with left_out("FeatureEvolution", typed=self.layers is not None or self.rule is not None):
@@ -148,35 +149,47 @@ class FeatureEvolution(Callback):
         return layers_drawn("FeatureEvolution", "feature_evolution", network, image, self.layers, self.rule)
 
     def _draw(self, trainer: Trainer, epoch: int, layers: tuple[str, ...]) -> None:
+        indices, inputs = self._inputs
+
         def read(wanted: Sequence[int]) -> Tensor:
-            return self._inputs[torch.searchsorted(self._indices, torch.tensor(wanted))]
+            return inputs[torch.searchsorted(indices, torch.tensor(wanted))]
 
         rule = self.rule or "deconvnet"
         ways = self.maps, self.seed, self.batch_size, rule
-        for layer, moment in observe(self._network, epoch, read, self._indices, layers, *ways).items():
+        for layer, moment in observe(self._network, epoch, read, indices, layers, *ways).items():
             earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
             strip = self.strips[layer] = join([*earlier, moment])
             title = f"{layer}, epoch {epoch}" + ("" if rule == "deconvnet" else f", rule {rule}")
             sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
             show(trainer, f"feature_evolution/{layer}", sheet)
 
-    def _read(self, dataset: Any, indices: Tensor) -> Tensor:
-        """Network inputs ``(N, C, H, W)`` of these images: a random view is a function of the seed and the index."""
+    def _read(self, dataset: Any, indices: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Network inputs ``(N, C, H, W)`` of these images, or the first ``most``, and their indices.
+
+        Images that cannot be read are left out. A random view is a function of the seed and the index.
+        """
         inputs: list[Tensor] = []
+        read: list[int] = []
         for index in indices.tolist():
+            if len(inputs) == most:
+                break
             with isolate_rng():
                 number = (self.seed * 1_000_003 + index) % 2**32
                 torch.default_generator.manual_seed(number)
                 random.seed(number)
                 np.random.seed(number)
-                item = dataset[index]
+                try:
+                    item = dataset[index]
+                except UnreadableImage:  # the training's loader tells
+                    continue
+            read.append(index)
             inputs.append(image_of(item, self.part))
             if inputs[-1].ndim != 3 or inputs[-1].shape != inputs[0].shape:
                 raise ValueError(
-                    f"image {index} of the training set came as {tuple(inputs[-1].shape)}, image {indices[0]} as "
+                    f"image {index} of the training set came as {tuple(inputs[-1].shape)}, image {read[0]} as "
                     f"{tuple(inputs[0].shape)}; they must be (C, H, W), all of one size"
                 )
-        return torch.stack(inputs)
+        return torch.tensor(read), torch.stack(inputs)
 
 
 def _training_set(trainer: Trainer) -> Any:

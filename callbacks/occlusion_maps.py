@@ -1,6 +1,8 @@
 """What a network says while a square slides over an image, at each epoch. Source: Zeiler & Fergus (2014), Fig. 7."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -9,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from zfscope.callbacks.batches import Part, classes_of, image_of, label_of, read_item, validation_set
+from zfscope.callbacks.batches import Part, classes_of, image_of, label_of, readable_items, validation_set
 from zfscope.callbacks.omissions import left_out, network_for, told_once, with_way_out
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, in_training, moment
 from zfscope.deconvnet.rules import Rule, check_rule
-from zfscope.deconvnet.winners import NoFeatureMaps, as_pictures, layers_to_watch, random_subset
+from zfscope.deconvnet.winners import NoFeatureMaps, as_pictures, layers_to_watch, random_order
 from zfscope.figures import occlusion_panel
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
@@ -132,8 +134,8 @@ class OcclusionMaps(Callback):
         subjects, self._subjects = {}, {}
         with left_out("OcclusionMaps", typed=any(part is not None for part in self.parts)):
             dataset = validation_set(trainer)
-            for index in random_subset(len(dataset), self.images, self.seed).tolist():
-                item = read_item(dataset, index)
+            order = random_order(len(dataset), self.seed).tolist()
+            for index, item in sorted(islice(readable_items(dataset, order), self.images), key=itemgetter(0)):
                 subjects[index] = image_of(item, self.parts[0]), label_of(item, self.parts[1])
             self._classes = self._network.classes or classes_of(dataset)
         if not subjects:

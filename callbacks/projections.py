@@ -19,6 +19,7 @@ from zfscope.callbacks.batches import (
     order_of,
     read_item,
     readable_dataset,
+    readable_items,
 )
 from zfscope.callbacks.omissions import layers_drawn, left_out, network_for
 from zfscope.callbacks.panel import show
@@ -191,8 +192,9 @@ class Projections(Callback):
             )
         self._layers, image = (), None
         with left_out("Projections", typed=self.part is not None):
-            last = None if dataset is None else read_item(dataset, len(dataset) - 1)
-            image = image_of(batch, self.part)[0] if last is None else image_of(last, self.part)
+            backwards = range(len(dataset) - 1, -1, -1) if dataset is not None else ()
+            _, last = next(readable_items(dataset, backwards), (None, None))
+            image = image_of(batch, self.part)[0] if dataset is None else image_of(last, self.part)
         if image is None:
             return
         with left_out("Projections", typed=self._typed):
@@ -214,8 +216,8 @@ class Projections(Callback):
         self._order = None if dataset is None else order_of(loader)
         numbered = self._order is not None
         if dataset is not None and not numbered:
-            last = len(dataset) - 1
-            numbered = names_its_index(read_item(dataset, last), last)
+            index, item = next(readable_items(dataset, range(len(dataset) - 1, -1, -1)))
+            numbered = names_its_index(item, index)
         if not numbered and trainer.world_size > 1:
             rank_zero_warn(
                 "Projections: no pictures: which images a validation batch holds must be known where several processes "

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from torchmetrics.functional.classification import multiclass_f1_score, multilabel_average_precision
 
 from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
+from zfscope.data.loader import ImageItems
 from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import centre_crop, square, ten_crops
@@ -29,13 +29,13 @@ VALUES = 2**24  # averages of subsets are held at a time: 128 MB
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities of images, in the order of their positions in the data set."""
+    """Class probabilities of images, in the order of their positions in the data set; without those left out of it."""
 
     probabilities: dict[str, Tensor]  # softmax, (N, classes), by kind of crops: "centre" and perhaps "ten_crops"
     labels: Tensor  # (N,) int64, or (N, classes) of 0 and 1 where an image may have several labels
 
 
-class Canvases(Dataset):
+class Canvases(ImageItems):
     """Images on the canvases of several networks, each read once: ``({side: (side, side, 3) uint8}, label, index)``.
 
     A JPEG is decoded for the largest side. A network with a smaller one can so see slightly other pixels than in its
@@ -45,9 +45,6 @@ class Canvases(Dataset):
     def __init__(self, images: ImageSet, sides: Iterable[int]) -> None:
         self.images, self.sides = images, sorted(set(sides))
         self.labels = torch.from_numpy(images.labels)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[dict[int, Tensor], Tensor, int]:
         image = self.images.read(index, short_side=self.sides[-1])

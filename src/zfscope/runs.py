@@ -3,7 +3,9 @@
 ``RUN/checkpoints/{best,last,epoch_NNN}.ckpt``, ``RUN/results.json``, ``RUN/figures/``, ``RUN/.hydra/``.
 """
 
+import csv
 import functools
+import io
 import json
 import math
 import os
@@ -12,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,7 +70,7 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
 
 @contextmanager
 def replacing_results(folder: str | Path) -> Iterator[Path]:
-    """Write figures, arrays and ``results.json`` of a run, in place of its earlier ones when all are written.
+    """Write figures, arrays, tables and ``results.json`` of a run, in place of its earlier ones when all are written.
 
     Yields a folder beside them; its content moves into ``folder`` when the block ends, ``results.json`` last. If the
     block raises, or the process is killed within it, the earlier ones stay as they were. A process that is killed while
@@ -80,7 +82,7 @@ def replacing_results(folder: str | Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        for name in {"figures", "arrays.npz"} - {path.name for path in new.iterdir()}:
+        for name in {"figures", "arrays.npz", "quarantine.csv"} - {path.name for path in new.iterdir()}:
             (new / f"{NONE}{name}").touch()
         new.rename(folder / FINISHED_RESULTS)
     except BaseException:
@@ -133,6 +135,18 @@ def finished_conditions(folder: str | Path) -> Mapping[str, Any] | None:
     if not isinstance(results, Mapping) or results.get("state", "finished") != "finished":
         return None
     return results.get("conditions") if isinstance(results.get("conditions"), Mapping) else None
+
+
+def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; no cell is one that a spreadsheet takes for a formula."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerows([header, *([_as_text(cell) for cell in row] for row in rows)])
+    return table.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def is_below(place: str | Path, folder: str | Path) -> bool:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from zfscope.activations import TopTable
 from zfscope.analyses.members import check_prepares
-from zfscope.analyses.question import Metric, Question, Result, at_most, percent, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, percent, readable_inputs, reader
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
 from zfscope.data.loader import Loader
@@ -75,7 +75,7 @@ def diagnose(network: Network, name: str, loader: DataLoader, maps: int, seed: i
     second = []
     try:
         if len(network.layers_with_maps) > 1:
-            image = examples[loader.dataset.indices[0]][0]
+            _, image = next(readable_inputs(examples, loader.dataset.indices))
             second = list(check_projectable(network, network.layers_with_maps[1:2], image))
     except ValueError as error:
         parts["missing"] = str(error)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zfscope.analyses.question import Question, Result, at_most, percent
+from zfscope.analyses.question import Question, Result, at_most, percent, some_inputs
 from zfscope.console import progress
 from zfscope.deconvnet.rules import WAY_OUT
-from zfscope.deconvnet.winners import layers_to_watch, random_subset
+from zfscope.deconvnet.winners import layers_to_watch
 from zfscope.evolution import Evolution, agreement, feature_maps, join, jumps, observe, settled_epoch
 from zfscope.figures import evolution_sheet
 from zfscope.networks.checkpoints import load_network
@@ -37,8 +37,7 @@ def analyse(question: Question) -> Result:
     layers = layers_to_watch(question.network, options.layers)
     networks = Epochs(question.checkpoint, question.device)
     examples = question.inputs(images)
-    indices = random_subset(len(images), at_most(options.images, len(images), "analysis.images"), options.seed)
-    inputs = torch.stack([examples[index][0] for index in progress(indices.tolist(), "Reading")])
+    indices, inputs = some_inputs(examples, at_most(options.images, len(images), "analysis.images"), options.seed)
 
     def read(numbers: Sequence[int]) -> Tensor:
         return inputs[torch.searchsorted(indices, torch.tensor(numbers))].to(question.device)

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zfscope.analyses.question import Metric, Question, Result, at_most
-from zfscope.console import progress
-from zfscope.deconvnet.winners import as_pictures, random_subset
+from zfscope.analyses.question import Metric, Question, Result, at_most, some_inputs
+from zfscope.deconvnet.winners import as_pictures
 from zfscope.evaluation import check_classes
 from zfscope.figures import invariance_figure
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
@@ -38,8 +37,7 @@ def analyse(question: Question) -> Result:
     if images.labels.ndim != 1:
         raise ValueError("analysis=invariance needs images with one true label each; these have several")
     examples = question.inputs(images, network.preprocessing.normalised_canvas)
-    indices = random_subset(len(images), at_most(options.images, len(images), "analysis.images"), options.seed)
-    canvases = torch.stack([examples[index][0] for index in progress(indices.tolist(), "Reading")])
+    indices, canvases = some_inputs(examples, at_most(options.images, len(images), "analysis.images"), options.seed)
     labels = torch.from_numpy(images.labels[indices.numpy()])
     side = network.preprocessing.crop
     curves = [

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from zfscope.activations import TopTable
-from zfscope.analyses.question import Metric, Question, Result, at_most, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, reader, some_inputs
 from zfscope.console import progress
+from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.sources.phantom import Phantom
 from zfscope.deconvnet.rules import WAY_OUT, Rule
-from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, random_subset, top_images
+from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, top_images
 from zfscope.evaluation import check_classes
 from zfscope.figures import occlusion_panel
 from zfscope.networks.network import Network
@@ -49,7 +50,7 @@ def analyse(question: Question) -> Result:
     else:
         images = pool
         check_classes(network, images.classes)
-        indices = _chosen(images, options.indices, options.images, options.seed)
+        indices = _chosen(question.inputs(images), options.indices, options.images, options.seed)
         names = [str(index) for index in indices]
     examples = question.inputs(images)
 
@@ -142,13 +143,14 @@ def drop_places(maps: Sensitivity, mask: Tensor) -> tuple[float, float, bool, fl
     return on, off, bool(inside.flatten()[drop.argmax()]), float(inside.double().mean())
 
 
-def _chosen(images: ImageSet, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
-    """The images that ``indices`` names, or a random subset."""
+def _chosen(examples: Examples, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
+    """The images that ``indices`` names, or a random subset of those that can be read."""
+    size = len(examples)
     if indices is None:
-        return random_subset(len(images), at_most(count, len(images), "analysis.images"), seed).tolist()
+        return some_inputs(examples, at_most(count, size, "analysis.images"), seed)[0].tolist()
     for index in indices:
-        if index >= len(images):
-            raise ValueError(f"analysis.indices: there is no image {index}; they are numbered 0 to {len(images) - 1}")
+        if index >= size:
+            raise ValueError(f"analysis.indices: there is no image {index}; they are numbered 0 to {size - 1}")
     if not indices:
         raise ValueError("analysis.indices names no image; analysis.indices=null chooses some at random")
     return list(dict.fromkeys(indices))

@@ -4,8 +4,6 @@ Source: Zeiler & Fergus (2014), Sec. 5.2: 44 images of Caltech-101 and 243 of Ca
 set, from which they were removed.
 """
 
-import csv
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,10 +14,12 @@ from zfscope.analyses.question import Question, Result
 from zfscope.data.datamodule import open_data, workers_for
 from zfscope.data.exclusions import exclusion_list
 from zfscope.data.imageset import ImageSet, JoinedImages
+from zfscope.data.quarantine import MANIFEST, counts, manifest
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.figures import Pair, overlap_sheet
 from zfscope.protocols.overlap import Overlap, find_overlap
+from zfscope.runs import table_text
 from zfscope.schema import check, printable
 
 PAPER = {"caltech101": 44, "caltech256": 243}  # images of these that stand in ImageNet's training set
@@ -62,8 +62,11 @@ def analyse(question: Question) -> Result:
         device=question.device,
         scratch=question.folder,
     )
-    for count, called in zip(overlap.blank, (name, other_name), strict=True):
-        if count:
+    own = counts(data.splits)
+    unread = sum(own[part] for part in parts)
+    others = sum(counts(splits).values()) - (unread if splits is data.splits else 0)
+    for count, called in zip((overlap.blank[0] - unread, overlap.blank[1] - others), (name, other_name), strict=True):
+        if count:  # what cannot be read correlates with nothing either
             warnings.warn(f"{count} images of {called} are of one grey: they correlate with nothing", stacklevel=2)
 
     rule = f"correlation {options.threshold:g} or more, {options.margin:g} times nearer than other images"
@@ -74,6 +77,8 @@ def analyse(question: Question) -> Result:
         "exclude.txt": exclusion_list(keys, f"images of {name} that also stand in {other_name}: {rule}"),
         "pairs.csv": pairs_table(first, second, overlap),
     }
+    if others and splits is not data.splits:
+        files[f"other_{MANIFEST}"] = manifest(splits)
     title = f"Overlap of {name} ({len(first):,} images) and {other_name} ({len(second):,})"
     sheet = overlap_sheet(*shown_pairs(first, second, overlap, options.shown), title, f"copies: {rule}")
     is_papers = data.config.name == "imagenet" and parts == ["train"] and other.name in PAPER
@@ -119,14 +124,12 @@ def exclusions(splits: Splits, parts: Sequence[str], images: ImageSet, positions
 
 def pairs_table(first: ImageSet, second: ImageSet, overlap: Overlap) -> str:
     """The pairs that count, as CSV: both names, their correlation, and how many times nearer than others they are."""
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["first", "second", "correlation", "nearer"])
+    rows = []
     for position in np.flatnonzero(overlap.same):
         i, j = map(int, overlap.pairs[position])
         numbers = f"{overlap.correlation[position]:.4f}", f"{overlap.nearer[position]:.2f}"
-        writer.writerow([_as_text(first.name(i)), _as_text(second.name(j)), *numbers])
-    return table.getvalue()
+        rows.append((first.name(i), second.name(j), *numbers))
+    return table_text(("first", "second", "correlation", "nearer"), rows)
 
 
 def shown_pairs(first: ImageSet, second: ImageSet, overlap: Overlap, shown: int) -> tuple[list[Pair], list[Pair]]:
@@ -154,8 +157,3 @@ def _called(config: DataConfig) -> str:
     if config.name != "folder" or config.root is None:
         return config.name
     return printable(os.path.basename(os.path.realpath(config.root)))
-
-
-def _as_text(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
-    return "'" + name if name.startswith(("=", "+", "-", "@")) else name

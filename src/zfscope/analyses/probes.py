@@ -30,7 +30,7 @@ def analyse(question: Question) -> Result:
     layers = options.layers or layers_to_probe(network)
     for layer in layers:
         network.check_layer(layer)
-    target = Target.of(data.splits)
+    target = Target.of(question.checked_splits())
     if target.images.labels.ndim != 1:
         raise ValueError("analysis=probes needs images with one label each; analysis=transfer takes several")
     classes, size = target.images.classes, options.images_per_class or SIZES.get(data.config.name, 30)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from zfscope.activations import TopTable
-from zfscope.analyses.question import Metric, Question, Result, at_most, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, readable_inputs, reader
 from zfscope.analyses.spec import ProjectionsAnalysis
 from zfscope.console import counting, progress
 from zfscope.deconvnet.controls import control_correlations
@@ -59,8 +59,9 @@ def analyse(question: Question) -> Result:
             raise ValueError(f"analysis.layers: {layer} is dense; the layers with feature maps are {layers}")
     at_most(options.top, len(images), "analysis.top")
     examples = question.inputs(images)
+    _, image = next(readable_inputs(examples, range(len(images))))
     try:
-        layers = check_projectable(network, options.layers, examples[0][0], options.unpooling, options.rule)
+        layers = check_projectable(network, options.layers, image, options.unpooling, options.rule)
     except ValueError as error:
         raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error
     tables = top_images(network, question.data.centre_crops(images, options.batch_size), layers, options.top)

@@ -4,8 +4,9 @@ Every module of this room has one function ``analyse(question) -> result``; ``ru
 logs and prints the result.
 """
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +18,14 @@ from torch import Tensor
 
 from zfscope.analyses.members import Member
 from zfscope.analyses.spec import Analysis
+from zfscope.console import progress
 from zfscope.data.datamodule import Examples, ImageData
 from zfscope.data.imageset import ImageSet
+from zfscope.data.quarantine import check_images, collecting
+from zfscope.data.reading import UnreadableImage
 from zfscope.data.spec import AugmentConfig
+from zfscope.data.splits import Splits
+from zfscope.deconvnet.winners import random_order
 from zfscope.files import WholeFile
 from zfscope.networks.network import Network
 from zfscope.schema import check
@@ -67,6 +73,14 @@ class Question:
         own = check(AugmentConfig, self.run.get("data", {}).get("augment") or {}, "data.augment").model_dump()
         return {name: value for name, value in self.data.config.augment.model_dump().items() if value != own[name]}
 
+    def checked_splits(self) -> Splits:
+        """All parts of the data; what cannot be read is known and left out: folds are drawn from the others."""
+        data = self.data
+        if data.config.check:
+            with collecting(data.splits):
+                check_images(data.splits, data.config.cache, data.config.resize, data.num_workers)
+        return data.splits
+
     def inputs(
         self, images: ImageSet, transform: Callable[..., Tensor] | None = None, network: Network | None = None
     ) -> Examples:
@@ -109,6 +123,27 @@ def at_most(wanted: int, count: int, key: str) -> int:
 def reader(examples: Examples) -> Callable[[Sequence[int]], Tensor]:
     """Gives the network inputs ``(N, 3, H, W)`` of image indices."""
     return lambda indices: torch.stack([examples[index][0] for index in indices])
+
+
+def readable_inputs(examples: Examples, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+    """Index and network input ``(3, H, W)`` of these images, one by one, without those that cannot be read."""
+    for index in indices:
+        try:
+            inputs = examples[index][0]
+        except UnreadableImage as error:
+            examples.images.leave_out(index, error)
+        else:
+            yield index, inputs
+
+
+def some_inputs(examples: Examples, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A random subset of the images: indices in order ``(count,)`` and network inputs ``(count, 3, H, W)``.
+
+    Others take the place of images that cannot be read.
+    """
+    readable = readable_inputs(examples, random_order(len(examples), seed).tolist())
+    chosen = sorted(progress(itertools.islice(readable, count), "Reading", count), key=lambda pair: pair[0])
+    return torch.tensor([index for index, _ in chosen]), torch.stack([inputs for _, inputs in chosen])
 
 
 def percent(value: float, **more: Any) -> Metric:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from zfscope.callbacks.loggers import log_result, run_logger
 from zfscope.console import console, results_table
 from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.imageset import ImageSet
+from zfscope.data.quarantine import MANIFEST, counts, manifest
 from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.spec import AugmentConfig, DataConfig
 from zfscope.files import replacing, write_arrays, write_text
@@ -44,6 +46,11 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
         if key := option_of(str(error), config.analysis.model_dump()):
             raise ValueError(f"{key}{error}") from error
         raise
+    if question.data is not None and any(left_out := counts(question.data.splits).values()):
+        conditions["quarantined"] = counts(question.data.splits)
+        result = replace(result, files={**result.files, MANIFEST: manifest(question.data.splits)})
+        told = f"images that cannot be read and are in no number: {sum(left_out)}, listed in {folder / MANIFEST}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     paper = numbers_of(question.run.get("paper"))
     metrics = {name: {"paper": paper.get(name), **metric} for name, metric in result.metrics.items()}
     if any(metric["paper"] is not None for metric in metrics.values()):

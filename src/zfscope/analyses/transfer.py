@@ -60,7 +60,7 @@ def analyse(question: Question) -> Result:
     options, data_name = question.options, question.data.config.name
     layer = options.layer or low_and_high(question.network)[1]
     question.network.check_layer(layer)
-    target = Target.of(question.data.splits)
+    target = Target.of(question.checked_splits())
     if target.images.labels.ndim == 2:
         return Result(_average_precisions(question, target, layer))
 

@@ -27,7 +27,8 @@ from zfscope.schema import listed, printable
 
 HASH_BYTES = 8  # of a SHA-256: two images of two million share one by chance in 1 of 10 million sets
 NOT_SETTLED = 2_000_000_000  # ns: a file may change again within the tick of its file system's clock, 2 s at most
-_PARTS = {"train": "training", "val": "validation", "test": "test"}
+UNREADABLE = 255  # each byte in place of the hash of an image that cannot be read
+PARTS = {"train": "training", "val": "validation", "test": "test"}
 _CHUNK = 64  # files that a thread reads at a time
 _QUICK = 2000  # files that are read before a bar would do more than flicker
 
@@ -64,21 +65,29 @@ def evenly_spread(count: int, most: int | None) -> np.ndarray:
 
 
 def check_unchanged(
-    recorded: Mapping[str, Tensor] | None, path: str | Path, splits: Splits, contents: Mapping[str, np.ndarray]
+    recorded: Mapping[str, Tensor] | None,
+    path: str | Path,
+    splits: Splits,
+    contents: Mapping[str, np.ndarray],
+    checked: bool = False,
 ) -> None:
     """Refuse to resume a checkpoint, read from ``path``, with training or validation images of other contents.
 
-    ``recorded`` are the hashes that it holds; an image counts where they are known then and now.
+    ``recorded`` are the hashes that it holds; an image counts where they are known then and now. With ``checked`` both
+    say which images cannot be read, and those must be the same.
     """
     for part, before in (recorded or {}).items():
         now, before = contents[part], before.numpy()
         if len(now) != len(before):  # the fingerprint says that
             continue
-        changed = np.flatnonzero(before.any(1) & now.any(1) & (before != now).any(1))
+        known = before.any(1) & now.any(1)
+        if not checked:
+            known &= (before != UNREADABLE).any(1) & (now != UNREADABLE).any(1)
+        changed = np.flatnonzero(known & (before != now).any(1))
         if len(changed):
             names = listed((splits.parts[part].name(index) for index in changed), most=3)
             raise ValueError(
-                f"the {_PARTS[part]} images changed since {path} was written, {len(changed)} of {len(now)}: {names}; "
+                f"the {PARTS[part]} images changed since {path} was written, {len(changed)} of {len(now)}: {names}; "
                 f"put the old ones back, or start a new run with weights={path}"
             )
 
@@ -86,13 +95,14 @@ def check_unchanged(
 def warn_of_repeats(splits: Splits, contents: Mapping[str, np.ndarray]) -> None:
     """Warn of images that stand in two parts, byte for byte, with their number and the first pair."""
     for (one, earlier), (other, later) in combinations(contents.items(), 2):
-        first, second = _as_numbers(earlier), _as_numbers(later)
-        repeated = np.flatnonzero(np.isin(second, first[first != 0]))
+        first, second = as_numbers(earlier), as_numbers(later)
+        nothing = int.from_bytes([UNREADABLE] * HASH_BYTES)
+        repeated = np.flatnonzero(np.isin(second, first[(first != 0) & (first != nothing)]))
         if len(repeated):
             original = int(np.flatnonzero(first == second[repeated[0]])[0])
             pair = splits.parts[one].name(original), splits.parts[other].name(int(repeated[0]))
             warnings.warn(
-                f"{len(repeated)} of the {len(later)} {_PARTS[other]} images also stand among the {_PARTS[one]} "
+                f"{len(repeated)} of the {len(later)} {PARTS[other]} images also stand among the {PARTS[one]} "
                 f"images, such as {pair[1]}, which is {pair[0]}",
                 stacklevel=2,
             )
@@ -182,5 +192,6 @@ def _rows(hashes: Iterator[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES).copy()
 
 
-def _as_numbers(hashes: np.ndarray) -> np.ndarray:
+def as_numbers(hashes: np.ndarray) -> np.ndarray:
+    """Hashes ``(N, 8)`` uint8 as ``(N,)`` uint64."""
     return np.ascontiguousarray(hashes).view(np.uint64).reshape(-1)

@@ -18,6 +18,7 @@ from zfscope.data.exclusions import without
 from zfscope.data.imageset import ArrayImages, ImageSet
 from zfscope.data.loader import Loader
 from zfscope.data.order import TrainBatches
+from zfscope.data.quarantine import with_quarantine
 from zfscope.data.sources.elpv import open_elpv
 from zfscope.data.sources.fashion_mnist import open_fashion_mnist
 from zfscope.data.sources.folders import open_caltech, open_folder
@@ -45,7 +46,8 @@ OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
 def open_data(config: DataConfig, key: str = "data") -> Splits:
     """Open the data set that ``conf/data`` names: all of it, or the classes, cells and images that it asks for.
 
-    Refused where a folder is missing or what lies there makes no data set, with where it looked and how to get it.
+    Refused where a folder is missing or what lies there makes no data set, with where it looked and how to get it. From
+    each part a few images may be left out that cannot be read (see ``zfscope.data.quarantine``).
     ``key`` says in messages where the config stands.
     """
     if config.root is None and config.name not in ("phantom", "elpv"):
@@ -60,11 +62,14 @@ def open_data(config: DataConfig, key: str = "data") -> Splits:
             raise ValueError(f"{key}.classes: {error}") from error
     if config.exclude is not None:  # the paper removed what Caltech's images share with ImageNet from its training
         splits = replace(splits, train=without(splits.train, config.exclude))
-    return splits
+    return with_quarantine(splits)
 
 
 class ImageData(lightning.LightningDataModule):
     """Loaders over the parts of a data set; batches are ``(image (N, 3, H, W), label, index)``.
+
+    N is smaller where images cannot be read. In training and validation it may be 0, and all that is left of the image
+    is its dimension N.
 
     ``statistics`` are needed for ``augment.pca_colour``. ``done`` is set when a run goes on: the batches behind it, for
     loaders that are opened before the Trainer knows.
@@ -109,14 +114,14 @@ class ImageData(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            keeps_empty=True,
         )
 
     def val_dataloader(self) -> DataLoader:
         """The middle crop of the validation images, in order; each rank takes its own, none is repeated."""
         transform, trainer = self.preprocessing, self.trainer
-        return self._in_order(
-            self.splits.val, transform, self.config.batch_size, trainer.global_rank, trainer.world_size
-        )
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        return self._in_order(self.splits.val, transform, self.config.batch_size, **ranks, keeps_empty=True)
 
     def canvases(self, images: ImageSet, batch_size: int) -> DataLoader:
         """All whole canvases in order, on whichever rank asks, for evaluation with one and ten crops."""
@@ -127,7 +132,13 @@ class ImageData(lightning.LightningDataModule):
         return self._in_order(images, self.preprocessing, batch_size)
 
     def _in_order(
-        self, images: ImageSet, transform: Callable[..., Tensor], batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        images: ImageSet,
+        transform: Callable[..., Tensor],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        keeps_empty: bool = False,
     ) -> DataLoader:
         return Loader(
             Examples(images, transform, self.preprocessing.resize),
@@ -136,6 +147,7 @@ class ImageData(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            keeps_empty=keeps_empty,
         )
 
 

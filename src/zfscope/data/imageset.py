@@ -10,23 +10,35 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image
 
-from zfscope.data.reading import read_image
+from zfscope.data.reading import UnreadableImage, read_image, unreadable
 from zfscope.schema import nearest, printable
+
+
+class LeftOut(Protocol):
+    """What keeps the images of a part that cannot be read, see ``zfscope.data.quarantine``."""
+
+    causes: dict[bytes, str]  # of all of them, by what finds them, as in ``FileImages``
+    settled: frozenset[bytes]  # those that stay left out without being tried again
+
+    def add(self, row: bytes, cause: str) -> None:
+        """Leave out one more."""
 
 
 class ImageSet:
     """Labelled images that are read one at a time; base class of `FileImages`, `ArrayImages` and `JoinedImages`.
 
     ``labels`` are positions in ``classes``, ``(N,)`` int64, or ``(N, K)`` float32 of 0 and 1 where an image may have
-    several labels. ``_rows`` holds what finds an image, ``(N, …)``, such as its file name.
+    several labels. ``_rows`` holds what finds an image, ``(N, …)``, such as its file name. ``quarantine`` keeps those
+    that cannot be read, of a whole part of a data set and so of all its subsets; with None they are refused.
     """
 
     _rows: np.ndarray
+    quarantine: LeftOut | None = None
 
     def __init__(self, labels: np.ndarray, classes: Sequence[str]):
         self.classes = tuple(classes)
@@ -60,6 +72,18 @@ class ImageSet:
     def key(self, index: int) -> str:
         """What to call an image in a list of images: one line, the same wherever the data set lies."""
         raise NotImplementedError
+
+    def leave_out(self, index: int, error: UnreadableImage) -> None:
+        """Note that an image cannot be read; where no quarantine is kept the error is raised."""
+        if self.quarantine is None:
+            raise error
+        self.quarantine.add(self._rows[index], error.cause)
+
+    def readable(self) -> Self:
+        """The images that are not left out; from here on one that cannot be read is refused."""
+        images = self.subset(np.arange(len(self)))
+        images.quarantine = None
+        return images
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The images at these positions (integers, or a mask of N booleans), in this order; they keep their names."""
@@ -116,8 +140,13 @@ class FileImages(ImageSet):
             root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if names else ""
             names = [os.path.abspath(name) for name in names]
         self.root = os.fspath(root)
+        self.sizes_before: dict[int, int] = {}
         prefix = os.path.join(self.root, "")
         self._rows = np.array([os.fsencode(name.removeprefix(prefix)) for name in names], dtype=np.bytes_)
+
+    def size(self, index: int) -> int:
+        """Bytes of the file of image ``index``; -1 where there is none."""
+        return _size(os.fsencode(self.path(index)))
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
@@ -137,13 +166,33 @@ class FileImages(ImageSet):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of names relative to the root, file sizes, labels and classes: a moved folder keeps its own."""
+        """Digest of names relative to the root, file sizes, labels and classes: a moved folder keeps its own.
+
+        Of images that an earlier leg of a run could not read, ``sizes_before`` has the size that counts.
+        """
         sizes = np.array([_size(os.path.join(os.fsencode(self.root), name)) for name in self._rows], dtype="<i8")
+        for index, size in self.sizes_before.items():
+            sizes[index] = size
         return _digest(b"\0".join(self._rows.tolist()), sizes.tobytes(), _described(self))
 
     def read(self, index: int, short_side: int | None = None) -> Image.Image:
         """The decoded file, see `read_image`."""
+        if self.quarantine is not None and self._rows[index] in self.quarantine.settled:
+            raise unreadable(self.path(index), self.quarantine.causes[self._rows[index]])
         return read_image(self.path(index), short_side)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """As in the base class; of all images the size of today counts."""
+        images = super().subset(indices)
+        images.sizes_before = {}
+        return images
+
+    def readable(self) -> Self:
+        """As in the base class."""
+        left_out = list(self.quarantine.causes) if self.quarantine is not None else []
+        images = self.subset(~np.isin(self._rows, np.array(left_out, dtype=np.bytes_)))
+        images.quarantine = None
+        return images
 
 
 class ArrayImages(ImageSet):
@@ -222,6 +271,11 @@ class JoinedImages(ImageSet):
         """Its name in its own set."""
         images, position = self._find(index)
         return images.name(position)
+
+    def leave_out(self, index: int, error: UnreadableImage) -> None:
+        """As its own set does."""
+        images, position = self._find(index)
+        images.leave_out(position, error)
 
     def key(self, index: int) -> str:
         """Its key in its own set; those of two sets may be alike."""

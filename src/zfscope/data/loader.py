@@ -1,158 +1,108 @@
-"""Loaders whose processes outlive a signal that is meant for the run, and whose end or standstill is told with a file.
+"""Loaders that leave out images that cannot be read, and whose processes outlive a signal that is meant for the run.
 
-A step that is under way may still need the images of these processes. Each of them notes in memory that it shares with
-the run which image it is reading: one that was killed, or that hangs on a dead disk, is told by that image.
+An image that cannot be read is left out of its batch, which is smaller then, and told to the quarantine of its set (see
+``zfscope.data.quarantine``). Where a set keeps none, the error is raised.
 """
 
-import copy
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from torch import multiprocessing
-from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
-from torch.utils.data._utils import signal_handling
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
-from zfscope.schema import listed
-from zfscope.stops import MachineFault, held, outlive, starting_processes
-
-SECONDS_WITHOUT_IMAGE = 50.0  # of waiting for a batch while no process begins another image
-POLL = 5.0  # seconds between two looks at the processes
-NONE = -1
+from zfscope.data.imageset import ImageSet
+from zfscope.data.readers import WatchedBatches, start_readers
+from zfscope.data.reading import UnreadableImage
+from zfscope.stops import held, outlive
 
 
-class LoaderEnded(MachineFault):
-    """A process that reads images was killed, or hangs; the message names the image."""
+class ImageItems(Dataset):
+    """What is made of the images of a set, an item each; base class of the data sets that a `Loader` reads.
+
+    A key is the index of an image, or ``(epoch, index)``. An item alone is read or refused with `UnreadableImage`.
+    """
+
+    images: ImageSet
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[Any]:
+        """The items of a batch; in place of an image that cannot be read the error, which has its ``index``."""
+        items = []
+        for key in keys:
+            try:
+                items.append(self[key])
+            except UnreadableImage as error:
+                error.index = key[1] if isinstance(key, tuple) else key
+                items.append(error)
+        return items
+
+    def nothing(self) -> Any:
+        """A batch without any image."""
+        raise NotImplementedError
 
 
 class Loader(DataLoader):
     """torch's ``DataLoader``; a scheduler's SIGTERM to all processes does not end those of the loader at once.
 
     A stop waits while the queues of these processes are used: raised within, it would leave them locked for ever.
-    Iterating raises `LoaderEnded` where a process was killed, or where none began another image for 50 s.
+    A batch of which no image can be read is passed over; with ``keeps_empty`` it comes without images, so that all
+    others keep their number. Iterating raises `LoaderEnded` where a process was killed, or where none began another
+    image for 50 s.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        # Given here: Lightning puts a function of its own where there is none.
-        super().__init__(*arguments, **{"worker_init_fn": outlive, **options})
+    def __init__(self, dataset: Any, *arguments: Any, keeps_empty: bool = False, **options: Any) -> None:
+        source = dataset.dataset if isinstance(dataset, Subset) else dataset
+        self.items = source if isinstance(source, ImageItems) else None
+        self.keeps_empty = keeps_empty
+        own = {"worker_init_fn": outlive}  # given here: Lightning puts a function of its own where there is none
+        if self.items is not None:
+            own["collate_fn"] = _fetched
+        super().__init__(dataset, *arguments, **{**own, **options})
 
     def __iter__(self) -> Any:
         with held():
             return super().__iter__()
 
     def _get_iterator(self) -> Any:
-        if not self.num_workers:
-            return super()._get_iterator()
-        noted = copy.copy(self)
-        noted.__dict__["dataset"] = _Noted(self.dataset, self.num_workers)
-        main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
-        earlier = signal.getsignal(signal.SIGCHLD) if main else None
-        with starting_processes():
-            try:
-                return _Batches(noted)
-            finally:
-                # torch's own raises wherever the run is when a process ends: within a step, within a file.
-                if earlier is not None:
-                    signal.signal(signal.SIGCHLD, earlier)
+        return start_readers(self, _Batches) if self.num_workers else _BatchesHere(self)
 
 
-class _Noted(Dataset):
-    """A data set whose reader notes, by process, how many images it began and which one it is reading."""
-
-    def __init__(self, images: Any, processes: int) -> None:
-        self.images = images
-        self.begun = multiprocessing.get_context().RawArray("q", processes)
-        self.reading = multiprocessing.get_context().RawArray("q", [NONE] * processes)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: Any) -> Any:
-        number = get_worker_info().id
-        self.begun[number] += 1
-        self.reading[number] = key[-1] if isinstance(key, tuple) else key
-        try:
-            return self.images[key]
-        finally:
-            self.reading[number] = NONE
-
-    def names(self, processes: Iterable[int]) -> str:
-        """What these processes are reading."""
-        return listed(sorted({_name(self.images, self.reading[n]) for n in processes if self.reading[n] != NONE}))
+class _Fetched(NamedTuple):
+    batch: Any  # None where no image of it can be read
+    unread: list[tuple[int, str, str]]  # of those that cannot: index, message, cause
 
 
-class _Batches(_MultiProcessingDataLoaderIter):
-    _begun: Sequence[int] = ()
-    _waited = 0.0
+def _fetched(items: list[Any]) -> _Fetched:
+    read = [item for item in items if not isinstance(item, UnreadableImage)]
+    unread = [(error.index, str(error), error.cause) for error in items if isinstance(error, UnreadableImage)]
+    return _Fetched(default_collate(read) if read else None, unread)
 
-    def _reset(self, *arguments: Any, **more: Any) -> None:
-        with self._watched():
-            super()._reset(*arguments, **more)
+
+class _LeavingOut:
+    """An iterator of torch's that gives batches of the images that could be read."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._items, self._keeps_empty = loader.items, loader.keeps_empty
+        super().__init__(loader)
 
     def _next_data(self) -> Any:
-        with held(), self._watched():
-            return super()._next_data()
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        self._waited = 0.0
-        try:
-            yield
-        except (StopIteration, LoaderEnded):
-            raise
-        except Exception:  # also what half of a batch does to the thread that pins memory
-            ended = [number for number, process in enumerate(self._workers) if not process.is_alive()]
-            if not ended or self._shutdown:
-                raise
-            raise self._ended(self._of_killed(ended)) from None
-
-    def _try_get_data(self, timeout: float = POLL) -> tuple[bool, Any]:
-        timeout = min(timeout, POLL)
-        success, data = super()._try_get_data(timeout)
-        begun = list(self._dataset.begun)
-        # Looks are counted, not the clock: a run that was suspended has not waited.
-        self._waited = 0.0 if success or begun != self._begun else self._waited + timeout
-        self._begun = begun
-        if self._waited >= SECONDS_WITHOUT_IMAGE:
-            hanging = [number for number, image in enumerate(self._dataset.reading) if image != NONE]
-            if hanging:  # else they are starting, or the batch is on its way
-                raise self._ended(
-                    f"no image came for {self._waited:.0f} s, the processes that read them hang at "
-                    f"{self._dataset.names(hanging)}; look at that file and its disk"
-                )
-        return success, data
-
-    def _ended(self, message: str) -> LoaderEnded:
-        # torch would wait 5 s for each process; the dead may hold the locks of the others.
-        self._shutdown = True
-        for process in self._workers:
-            process.kill()
-        for process in self._workers:
-            process.join(timeout=1)
-        if self._pin_memory:
-            self._pin_memory_thread_done_event.set()
-        if self._worker_pids_set:
-            signal_handling._remove_worker_pids(id(self))
-            self._worker_pids_set = False
-        return LoaderEnded(message)
-
-    def _of_killed(self, ended: list[int]) -> str:
-        codes = [self._workers[number].exitcode for number in ended]
-        causes = sorted({signal.Signals(-code).name if code and code < 0 else f"exit code {code}" for code in codes})
-        names = self._dataset.names(ended)
-        return (
-            f"a process that reads images was ended ({listed(causes)}) "
-            f"{f'while it read {names}' if names else 'between two images'}; if the memory was used up, use fewer such "
-            "processes or none: data.num_workers=0"
-        )
+        while True:
+            data = super()._next_data()
+            if not isinstance(data, _Fetched):
+                return data
+            for index, message, cause in data.unread:
+                self._items.images.leave_out(index, UnreadableImage(message, cause))
+            if data.batch is not None:
+                return data.batch
+            if self._keeps_empty:
+                return self._items.nothing()
 
 
-def _name(images: Any, index: int) -> str:
-    """What the image at a position of a data set is called; its number where the data set has no names."""
-    while isinstance(images, Subset):
-        images, index = images.dataset, int(images.indices[index])
-    images = getattr(images, "images", images)
-    return images.name(index) if hasattr(images, "name") else f"image {index}"
+class _BatchesHere(_LeavingOut, _SingleProcessDataLoaderIter):
+    pass
+
+
+class _Batches(_LeavingOut, WatchedBatches):
+    pass

@@ -30,9 +30,16 @@ _UPRIGHT = {
 
 
 class UnreadableImage(OSError):
-    """An image that cannot be used; the message is one line with path, cause and way out, ``cause`` the cause alone."""
+    """An image that cannot be used; the message is one line with path, cause and way out, ``cause`` the cause alone.
 
-    cause = ""
+    ``index`` is its position in a set, where a loader has met it.
+    """
+
+    index = -1
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)  # alone: a process of torch's loaders makes the error anew from its text
+        self.cause = cause
 
 
 class _Refused(Exception):
@@ -71,9 +78,12 @@ def read_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
         cause = _cause(path, error)
-        refusal = UnreadableImage(f"cannot read the image {printable(path)}: {cause}; replace the file or remove it")
-        refusal.cause = cause  # not an argument: a loader's process makes the error anew from its text
-        raise refusal from error
+        raise unreadable(path, cause) from error
+
+
+def unreadable(path: str | os.PathLike, cause: str) -> UnreadableImage:
+    """The error of an image, by its path and the cause."""
+    return UnreadableImage(f"cannot read the image {printable(path)}: {cause}; replace the file or remove it", cause)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -55,6 +55,7 @@ class DataConfig(Strict):
     cells: Literal["mono", "poly"] | None = None
     exclude: PathText | None = None
     mean_images: Count | None = None
+    check: bool = True
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")

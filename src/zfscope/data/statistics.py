@@ -17,8 +17,9 @@ from torch import Tensor
 
 from zfscope.console import progress
 from zfscope.data.contents import content_hashes, evenly_spread
-from zfscope.data.imageset import ImageSet
+from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.loader import Loader
+from zfscope.data.quarantine import note_decoded
 from zfscope.data.transforms import Examples
 from zfscope.files import replacing
 from zfscope.networks.checkpoints import read_checkpoint
@@ -62,6 +63,7 @@ def statistics_of(
 
     Only ``most`` images are read, spread evenly; None reads all. They are known of images with the same ``contents``,
     as `content_hashes` returns them; None asks it. What is damaged in the cache is measured anew, with a warning.
+    Images that cannot be read, and are left out, are in no number.
     """
     indices = evenly_spread(len(images), most)
     contents = content_hashes(images, cache, most) if contents is None else contents
@@ -72,31 +74,37 @@ def statistics_of(
             return Statistics(**read_checkpoint(path))
         except (ValueError, TypeError):  # checksums that differ, or other keys
             warnings.warn(f"{printable(path)} is damaged; the mean image is measured anew", stacklevel=2)
-    statistics = _measure(images, resize, indices, num_workers)
+    statistics, read = _measure(images, resize, indices, num_workers)
+    if isinstance(images, FileImages):
+        note_decoded(contents[indices[read]], cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         torch.save(vars(statistics), file)
     return statistics
 
 
-def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: int) -> Statistics:
+def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: int) -> tuple[Statistics, np.ndarray]:
+    """The statistics of these images, and the positions in ``indices`` of those that could be read."""
     canvases = Examples(images.subset(indices), partial(_canvas, side=resize), resize)
     loader = Loader(canvases, batch_size=32, num_workers=num_workers)
     total = torch.zeros(3, resize, resize, dtype=torch.float64)
     squares = torch.zeros(3, resize, resize, dtype=torch.float64)
     products = torch.zeros(3, 3, dtype=torch.float64)
-    for batch, _, _ in progress(loader, "Mean image of the training set"):
+    read = []
+    for batch, _, positions in progress(loader, "Mean image of the training set"):
+        read.append(positions.numpy())
         values = batch.double()
         total += values.sum(0)
         squares += (values**2).sum(0)
         colours = values.transpose(0, 1).flatten(1) / 255
         products += colours @ colours.T
-    count = len(indices)
+    read = np.concatenate([np.empty(0, int), *read])
+    count = max(1, len(read))
     mean = total / count
     variance = (squares / count - mean**2).clamp(min=0).mean()
     colour_mean = mean.flatten(1).mean(1) / 255
     covariance = products / (count * resize**2) - torch.outer(colour_mean, colour_mean)
-    return Statistics(mean.float(), float(variance.sqrt()), covariance.float())
+    return Statistics(mean.float(), float(variance.sqrt()), covariance.float()), read
 
 
 def _canvas(image: Image.Image, side: int) -> Tensor:

@@ -13,9 +13,9 @@ import timm.data
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from zfscope.data.imageset import ImageSet
+from zfscope.data.loader import ImageItems
 from zfscope.data.spec import AugmentConfig
 from zfscope.networks.preprocessing import Preprocessing, square
 
@@ -122,7 +122,7 @@ class TrainTransform:
         return (pixels - torch.from_numpy(mean).permute(2, 0, 1)) * torch.from_numpy(self.scale).view(3, 1, 1)
 
 
-class Examples(Dataset):
+class Examples(ImageItems):
     """Images with labels and positions: ``(image (3, H, W), label, index)``.
 
     Keys are ``(epoch, index)`` where views are random, else the index alone.
@@ -132,8 +132,9 @@ class Examples(Dataset):
         self.images, self.transform, self.canvas = images, transform, canvas
         self.labels = torch.from_numpy(images.labels)
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def nothing(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch without any image."""
+        return torch.empty(0), self.labels[:0], torch.empty(0, dtype=torch.int64)
 
     def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Tensor, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)

@@ -290,5 +290,9 @@ def as_pictures(network: Network, inputs: Tensor) -> Tensor:
 
 def random_subset(count: int, most: int, seed: int) -> Tensor:
     """A fixed random subset of ``count`` feature maps, at most ``most`` of them, in order."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:most].sort().values
+    return random_order(count, seed)[:most].sort().values
+
+
+def random_order(count: int, seed: int) -> Tensor:
+    """A fixed random order of ``count`` feature maps or images; its first ones are a `random_subset`."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

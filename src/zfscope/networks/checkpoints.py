@@ -55,11 +55,13 @@ def network_state(
     data: str | None = None,
     identity: Mapping[str, Any] | None = None,
     contents: Mapping[str, Tensor] | None = None,
+    unread: Mapping[str, Mapping[int, int]] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint holds beside the weights: how to build the network, its preprocessing, classes and run.
 
     ``data`` is the fingerprint of its training set, ``identity`` that of the training (see ``training.identity``),
-    ``contents`` the hashes of its images by part, ``(N, 8)`` uint8 (see ``data.contents``).
+    ``contents`` the hashes of its images by part, ``(N, 8)`` uint8 (see ``data.contents``), ``unread`` the sizes, by
+    part and index, of those that it could not read (see ``training.images``).
     """
     return {
         "format": FORMAT,
@@ -67,6 +69,7 @@ def network_state(
         "config": plain(config),
         "data": data,
         "contents": dict(contents) if contents else None,
+        "unread": {part: dict(sizes) for part, sizes in (unread or {}).items()},
         "identity": plain(identity) if identity else None,
         "num_classes": network.num_classes,
         "image_size": network.image_size,

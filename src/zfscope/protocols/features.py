@@ -153,10 +153,11 @@ def write_tables(
     device: torch.device,
 ) -> dict[str, FeatureTable]:
     """Compute and write beside the targets, then rename; the number of images and features stands beside each."""
-    count = len(batches.dataset)  # a DataLoader's
+    count, seen = len(batches.dataset), 0  # a DataLoader's
     files, widths = {}, {}
     with ExitStack() as written, evaluating(network):
         for inputs, _, positions in progress(batches, f"Features of {listed(targets)}"):
+            seen += len(positions)
             maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
             values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
             if not files:
@@ -170,6 +171,8 @@ def write_tables(
                     block = np.ascontiguousarray(part[:, first : first + BLOCK])
                     files[layer].seek(4 * (count * first + int(positions[0]) * block.shape[1]))
                     files[layer].write(block)
+        if seen < count:
+            raise ValueError(f"{count - seen} of {count} images cannot be read and have no features; leave them out")
     for layer, path in targets.items():
         write_text(path.with_suffix(".txt"), f"{count} {widths[layer]} {checksum(path)}\n")
     return {layer: FeatureTable(path, count, widths[layer]) for layer, path in targets.items()}

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
-from zfscope.data.loader import Loader
+from zfscope.data.loader import ImageItems, Loader
 from zfscope.files import map_array
 
 SIDE = 32  # pixels of a thumbnail
@@ -178,23 +177,26 @@ def description_size() -> int:
     return int(_used().sum())
 
 
-class _Thumbnails(Dataset):
+class _Thumbnails(ImageItems):
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return thumbnail(self.images.read(index, short_side=4 * SIDE)), index
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return thumbnail(self.images.read(index, short_side=4 * SIDE))
+    def nothing(self) -> tuple[Tensor, Tensor]:
+        return torch.empty(0, SIDE, SIDE), torch.empty(0, dtype=torch.int64)
 
 
 def _descriptions(images: ImageSet, title: str, num_workers: int, rows: int) -> Iterator[Tensor]:
-    """Descriptions of all images in order, in blocks of about so many rows."""
-    loader = Loader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers)
+    """Descriptions of all images in order, in blocks of about so many rows; 0 for an image that cannot be read."""
+    loader = Loader(_Thumbnails(images), batch_size=_BATCH, num_workers=num_workers, keeps_empty=True)
     waiting: list[Tensor] = []
-    for batch in progress(loader, title):
-        waiting.append(describe(batch))
+    for number, (thumbnails, indices) in enumerate(progress(loader, title)):
+        first = number * _BATCH
+        descriptions = torch.zeros(min(_BATCH, len(images) - first), description_size())
+        descriptions[indices - first] = describe(thumbnails)
+        waiting.append(descriptions)
         if sum(map(len, waiting)) >= rows:
             yield torch.cat(waiting)
             waiting = []

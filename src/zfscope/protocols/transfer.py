@@ -37,8 +37,11 @@ class Target:
 
     @classmethod
     def of(cls, splits: Splits) -> Self:
-        """All images of a data set; its test images, or where there are none its validation images, never train."""
-        parts = list(splits.parts.values())
+        """All images of a data set that are not left out of it; an image that cannot be read is refused from here on.
+
+        Its test images, or where there are none its validation images, never train.
+        """
+        parts = [images.readable() for images in splits.parts.values()]
         images = JoinedImages(parts)
         last = np.arange(len(images)) >= len(images) - len(parts[-1])
         return cls(images, None if splits.carved else last)

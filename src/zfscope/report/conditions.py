@@ -16,7 +16,7 @@ from zfscope.schema import flatten, printable
 
 # Overrides that a training's text leaves out: where things are, what is drawn and logged; what it says anyway.
 IRRELEVANT_OVERRIDES = re.compile(
-    r"(experiment|seed|name|group|tags|device|resume|trust|data|(data\.)?(name|root|cache|num_workers|download)"
+    r"(experiment|seed|name|group|tags|device|resume|trust|data|(data\.)?(name|root|cache|num_workers|download|check)"
     r"|optim\.epochs|(hydra|logger|callbacks|paper|checkpoints)(\..*)?|trainer(\.(accelerator|devices))?)$"
 )
 

@@ -18,7 +18,8 @@ from torch import distributed
 
 from zfscope import stops
 from zfscope.console import console
-from zfscope.data.loader import LoaderEnded
+from zfscope.data.quarantine import TooManyUnreadable
+from zfscope.data.readers import LoaderEnded
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from zfscope.networks.finite import broken_state
 from zfscope.networks.network import Network
@@ -174,7 +175,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._in_step = False
             stops.release(stop=False)
         # What was trained before a validation is saved; within it averaged weights may stand in for the trained ones.
-        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt | LoaderEnded)
+        stopped = isinstance(exception, stops.Stopped | KeyboardInterrupt | LoaderEnded | TooManyUnreadable)
         begun = trainer.fit_loop.epoch_loop.batch_progress.total.processed > 0
         stopped &= self._agreement is None or self._agreed  # else the other ranks do not come to save
         if stopped and begun and trainer.training and not _is_epoch_read(trainer) and not trainer.fast_dev_run:

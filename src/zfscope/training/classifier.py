@@ -33,8 +33,9 @@ class Classifier(lightning.LightningModule):
     """A network, with ``classes`` and ``preprocessing`` set, that learns to tell classes apart.
 
     Dropout and mixup follow from ``seed`` and the number of the batch. Every checkpoint holds ``config`` (of the run),
-    ``data`` (fingerprint of the training set), ``contents`` (hashes of its images and of those that validate) and
-    ``identity`` (see ``training_identity``). With ``multilabel`` labels are ``(N, classes)`` of 0 and 1.
+    ``data`` (fingerprint of the training set), ``contents`` (hashes of its images and of those that validate),
+    ``unread`` (see ``training.images``) and ``identity`` (see ``training_identity``). With ``multilabel`` labels are
+    ``(N, classes)`` of 0 and 1.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Classifier(lightning.LightningModule):
         data: str | None = None,
         identity: Mapping[str, Any] | None = None,
         contents: Mapping[str, Tensor] | None = None,
+        unread: Mapping[str, Mapping[int, int]] | None = None,
         multilabel: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.optim, self.seed = network, optim, seed
         self.config, self.data, self.identity, self.contents = config, data, identity, contents
+        self.unread = unread or {}
         self.multilabel = multilabel
         classes = network.num_classes
         if multilabel:
@@ -90,12 +93,14 @@ class Classifier(lightning.LightningModule):
         return self.network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch ``(images, labels, indices)``."""
+        """Cross-entropy of one batch ``(images, labels, indices)``; gradients of 0 of a batch without any image."""
         images, labels, _ = batch
         self._reseed()
+        if not len(images):  # none could be read; other ranks wait for this one's gradients
+            return torch.stack([(weight * 0).sum() for weight in self.parameters() if weight.requires_grad]).sum()
         targets = labels
         if self.mixup is not None and not self.multilabel:
-            images, targets = self.mixup(images, labels)
+            images, targets = mixed(self.mixup, images, labels)
         logits = self(images)
         loss = self._loss(logits, targets)
         # Asking a GPU for the value waits for it; there, and where other ranks would wait, the gradients tell.
@@ -105,7 +110,7 @@ class Classifier(lightning.LightningModule):
             first = ", because its images hold NaN or infinity" if broken_entry(images) is not None else first
             raise ValueError(self._refusal(f"the training loss became {loss.item()}", first))
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
-        self.train_loss.update(loss.detach())  # all batches are of one size
+        self.train_loss.update(loss.detach(), self._share(len(images)))
         self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
@@ -166,6 +171,9 @@ class Classifier(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Loss and errors of the middle crops of one batch."""
         images, labels, _ = batch
+        if not len(images):  # none could be read; a rank without any image still meets the others to log
+            self.log("val/loss", 0.0, batch_size=0, sync_dist=True)
+            return
         logits = self(images)
         self.log("val/loss", self._loss(logits, labels, smoothing=0.0), batch_size=len(images), sync_dist=True)
         self.val_scores.update(logits, labels.long() if self.multilabel else labels)
@@ -207,7 +215,8 @@ class Classifier(lightning.LightningModule):
         if (name := broken_state(checkpoint)) is not None:
             raise ValueError(self._refusal(f"{name} became NaN or infinite and was not saved"))
         if self.config is not None:
-            checkpoint["zfscope"] = network_state(self.network, self.config, self.data, self.identity, self.contents)
+            about = self.data, self.identity, self.contents, self.unread
+            checkpoint["zfscope"] = network_state(self.network, self.config, *about)
         trainer = self.trainer
         seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
         checkpoint["progress"] = {"seconds": seconds, "should_stop": bool(trainer.should_stop), "metrics": {}}
@@ -257,6 +266,11 @@ class Classifier(lightning.LightningModule):
         back = f", or go on from the last checkpoint with resume={folder} optim.lr=…" if last else ""
         place = f"in epoch {self.current_epoch + 1}, batch {batches.ready}"
         return f"{told} {place}{more}; lower optim.lr or set trainer.gradient_clip_val=1{back}"
+
+    def _share(self, count: int) -> float:
+        """How much ``count`` images are of a batch, which is smaller where some cannot be read."""
+        data = self.trainer.datamodule
+        return count / data.config.batch_size if isinstance(data, ImageData) else 1.0
 
     def _missing_share(self, batch_idx: int) -> float:
         """What makes the step of an epoch's last, shorter window that of a mean: Lightning divides by whole windows."""
@@ -318,6 +332,15 @@ def retune(optimizer: torch.optim.Optimizer, scheduler: Any, before: Mapping[str
         scheduler.base_lrs = [optim.lr for _ in scheduler.base_lrs]
         for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = optim.lr, optim.lr * share(scheduler.last_epoch)
+
+
+def mixed(mixup: timm.data.Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch mixed by timm, which wants an even number of images; of an odd one the first stands in it twice."""
+    count = len(images)
+    if count % 2:
+        images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+    images, targets = mixup(images, labels)
+    return images[:count], targets[:count]
 
 
 def restore_metric(metric: Metric, count: int, state: Mapping[str, Any]) -> None:

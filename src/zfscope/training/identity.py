@@ -17,7 +17,7 @@ import torch
 from zfscope.networks.checkpoints import find_checkpoint, run_identity
 from zfscope.schema import flatten, plain
 
-IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download"})
+IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download", "check"})
 
 # Keywords of the Trainer that change neither steps nor precision, nor which epoch is the best one.
 IRRELEVANT_TRAINER_KEYS = re.compile(

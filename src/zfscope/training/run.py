@@ -20,11 +20,10 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, WeightAver
 from zfscope.callbacks import FilterRenorm
 from zfscope.callbacks.loggers import run_logger
 from zfscope.console import console, network_table, results_table
-from zfscope.data.contents import check_unchanged, contents_of, warn_of_repeats
-from zfscope.data.datamodule import ImageData, open_data, workers_for
+from zfscope.data.datamodule import ImageData, open_data
 from zfscope.data.order import check_batch_size
+from zfscope.data.quarantine import counts
 from zfscope.data.splits import Splits
-from zfscope.data.statistics import statistics_of
 from zfscope.evaluation import error_metrics, predict
 from zfscope.files import write_text
 from zfscope.networks.build import build_network
@@ -47,6 +46,7 @@ from zfscope.training.checkpointing import (
 )
 from zfscope.training.classifier import Classifier, metric_names
 from zfscope.training.identity import end_of, training_identity
+from zfscope.training.images import examine, note_unreadable, recall_sizes, sizes_of_unread, telling_how_to_go_on
 from zfscope.training.progress import build_progress, why_stopped
 from zfscope.training.spec import FIXED_KEYS, TARGETS, TrainConfig
 
@@ -73,8 +73,10 @@ def train(
     splits = open_data(config.data)
     check_batch_size(config.data.batch_size, len(splits.train))
     check_monitors(config, metric_names(len(splits.train.classes), splits.train.labels.ndim == 2))
-    fingerprint = splits.train.fingerprint
     last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
+    if checkpoint is not None:
+        recall_sizes(splits, checkpoint)
+    fingerprint = splits.train.fingerprint
     if checkpoint is not None:
         check_same_data(checkpoint, last, fingerprint)
     identity = identity_of(config, splits, checkpoint, last)
@@ -88,22 +90,8 @@ def train(
         steps = f"{folder} has finished after {checkpoint['global_step']} steps"
         console.print(f"{steps}; with a later end it goes on: trainer.max_epochs=…", markup=False, soft_wrap=True)
         return float("nan")
-    sample = config.data.mean_images
-    contents = contents_of(splits, config.data.cache, sample)
-    warn_of_repeats(splits, contents)
-    if checkpoint is not None:
-        check_unchanged(checkpoint.get("zfscope", {}).get("contents"), last, splits, contents)
+    statistics, contents = examine(splits, config.data, folder, checkpoint, last)
     del checkpoint
-    workers = workers_for(splits.train, config.data)
-    with torch.random.fork_rng(devices=[]):  # measuring draws numbers, reading what was measured does not
-        statistics = statistics_of(
-            splits.train,
-            config.data.resize,
-            config.data.cache,
-            most=sample,
-            num_workers=workers,
-            contents=contents["train"],
-        )
     if network.preprocessing is None:
         network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
@@ -115,6 +103,7 @@ def train(
         data=fingerprint,
         identity=identity,
         contents={part: torch.from_numpy(contents[part]) for part in ("train", "val")},
+        unread=sizes_of_unread(splits),
         multilabel=splits.train.labels.ndim == 2,
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
@@ -137,10 +126,11 @@ def train(
     named = config.name or run_name(overrides, config)
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
     about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
-    with ending_ranks(trainer), run_logger(options, folder, **about) as logger:
+    with telling_how_to_go_on(folder), ending_ranks(trainer), run_logger(options, folder, **about) as logger:
         trainer.loggers = [logger] if logger else []
         if accepted is not None:
             accepted()
+        note_unreadable(splits, classifier.contents, config.data.check, folder if trainer.is_global_zero else None)
         since = time.monotonic()
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
         seconds = time.monotonic() - since + classifier.seconds_before
@@ -158,6 +148,7 @@ def train(
                 "overrides": list(overrides),
                 "data": config.data.name,
                 "images": {part: len(images) for part, images in splits.parts.items()},
+                "quarantined": counts(splits),
                 "seed": config.seed,
                 "epochs": trainer.current_epoch,
                 "map_sizes": network.map_sizes,

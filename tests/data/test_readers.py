@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from tests.conftest import quick_first, tiny_images
-from zfscope.data import loader as loaders
+from zfscope.data import readers
 from zfscope.data.imageset import ArrayImages
-from zfscope.data.loader import Loader, LoaderEnded
+from zfscope.data.loader import Loader
+from zfscope.data.readers import LoaderEnded
 from zfscope.networks.checkpoints import read_checkpoint
 
 STARTS = quick_first([method for method in ("fork", "spawn") if method in multiprocessing.get_all_start_methods()], 1)
@@ -65,8 +66,8 @@ def read_all(images, **options):
 @pytest.fixture
 def short_waits(monkeypatch):
     """A second and a half in place of fifty."""
-    monkeypatch.setattr(loaders, "SECONDS_WITHOUT_IMAGE", 1.5)
-    monkeypatch.setattr(loaders, "POLL", 0.25)
+    monkeypatch.setattr(readers, "SECONDS_WITHOUT_IMAGE", 1.5)
+    monkeypatch.setattr(readers, "POLL", 0.25)
 
 
 @pytest.mark.parametrize("method", STARTS)
@@ -174,7 +175,7 @@ def own(tiny):
 
 def spoilt(monkeypatch, part, act, after):
     """Once ``after`` images of a part were read by its processes, the next of them does something else."""
-    original, count = loaders._Noted.__getitem__, multiprocessing.get_context("fork").Value("i", 0)
+    original, count = readers._Noted.__getitem__, multiprocessing.get_context("fork").Value("i", 0)
 
     def read(self, key):
         if isinstance(key, tuple) == (part == "train"):
@@ -185,7 +186,7 @@ def spoilt(monkeypatch, part, act, after):
                 self.images.transform = lambda *_: act()
         return original(self, key)
 
-    monkeypatch.setattr(loaders._Noted, "__getitem__", read)
+    monkeypatch.setattr(readers._Noted, "__getitem__", read)
 
 
 # By part the image, of all that its processes read, at which one of them is spoilt: in the second epoch, in the first.
