@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args_parser
 from benchmarks.refusals import CASES, HEAVY
 from tests.conftest import ROOT, quick_first
 from zfscope.commands.configs import prepare
+from zfscope.commands.guard import _usual
 
 
 @pytest.mark.parametrize("case", quick_first([name for name in CASES if not name.startswith("-")], 2))
@@ -49,6 +50,14 @@ def plan_sweep(tmp_path, monkeypatch):
     return lambda *overrides: prepare(
         "train", get_args_parser().parse_args(["-m", "--config-dir=mine", "logger=none", *overrides])
     )
+
+
+def test_a_sweep_is_planned_also_by_the_first_command_of_a_process(plan_sweep):
+    _usual.cache_clear()
+
+    plan = plan_sweep("seed=0,1")
+
+    assert plan.overrides == [["logger=none", "seed=0"], ["logger=none", "seed=1"]]
 
 
 @pytest.mark.parametrize(
