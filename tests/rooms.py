@@ -20,6 +20,7 @@ FLOORS = (
     ("data", "deconvnet", "invariance", "diagnostics"),
     ("networks",),
     ("schema", "console", "runs", "stops", "activations", "images"),
+    ("secrets",),
 )
 
 
