@@ -21,7 +21,7 @@ FLOORS = (
     ("networks",),
     ("schema", "console", "runs", "activations", "images"),
     ("files",),
-    ("stops",),
+    ("stops", "secrets"),
 )
 
 

@@ -14,9 +14,20 @@ from rich.progress import Progress, track
 from rich.table import Table
 from rich.text import Text
 
+from zfscope.secrets import masked
+
 Item = TypeVar("Item")
 
-console = Console()
+
+class MaskingConsole(Console):
+    """Prints values from the environment as their interpolations."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """All texts go through here before they are broken into lines; of tables those that are no ``Text`` yet."""
+        return super().render_str(masked(text), **options)
+
+
+console = MaskingConsole()
 
 
 def print_anywhere() -> None:
@@ -211,10 +222,11 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> 
 
 def _table(title: str, rows: Iterable[Sequence[str]], first: str, **sides: Any) -> Table:
     # As text: rich would read [a,b] of an override as markup. A title is not broken for a narrow table.
+    title = masked(title)
     table = Table(title=Text(title, "table.title"), min_width=min(len(title), console.width))
     table.add_column(first)
     for heading, side in sides.items():
         table.add_column(heading, justify=side, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(masked(cell)) for cell in row))
     return table

@@ -25,6 +25,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from zfscope.files import remove_unfinished, write_text
+from zfscope.secrets import masked_all
 
 RESULTS = "results.json"
 RECORD = ".hydra"  # what a run was started with
@@ -51,7 +52,7 @@ def write_results(
     Metrics are ``{"val/top1_error": {"value": 38.1, "unit": "%", "paper": 38.4}}``, errors in percent; ``conditions``
     say under which they were measured; ``state`` is ``finished`` or ``failed``, ``cause`` one line why.
     """
-    content = {"metrics": metrics, "conditions": conditions, "state": state, "cause": cause}
+    content = masked_all({"metrics": metrics, "conditions": conditions, "state": state, "cause": cause})
     path = Path(folder) / RESULTS
     write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", sync=True)
     return path

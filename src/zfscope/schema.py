@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from zfscope.secrets import with_texts
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -36,6 +38,16 @@ class Strict(BaseModel):
     """A group of keys that knows all its names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _texts: dict[tuple, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def texts(self) -> Mapping[tuple, str]:
+        """The interpolations that stand in records instead of values from the environment, by place."""
+        return self._texts
+
+    def recorded(self) -> dict[str, Any]:
+        """The values as they may be recorded: those from the environment as their interpolations."""
+        return with_texts(self.model_dump(), self._texts)
 
     @classmethod
     def place(cls, values: Mapping[str, Any], location: Sequence[str]) -> str:
@@ -46,17 +58,23 @@ class Strict(BaseModel):
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def check(schema: type[Config], values: Mapping[str, Any], group: str = "") -> Config:
+def check(
+    schema: type[Config], values: Mapping[str, Any], group: str = "", texts: Mapping[tuple, str] | None = None
+) -> Config:
     """Read a composed config, nested mappings of any kind, into a class of one of the rooms' ``spec.py``.
 
-    ``group`` says where the values stand in the whole config, for messages: ``data``.
+    ``group`` says where the values stand in the whole config, for messages: ``data``; ``texts`` what stands in records
+    instead of some values.
 
     Raises:
         ValueError: For the first key that is unknown, of the wrong type or out of range: one line.
     """
     values = plain(values)
     try:
-        return schema.model_validate(values)
+        config = schema.model_validate(values)
+        if texts:
+            config._texts.update(texts)
+        return config
     except ValidationError as error:
         # A misspelt key is the cause of a missing one, so it is told first.
         problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")

@@ -26,7 +26,8 @@ from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
 from zfscope.runs import environment, is_below, replacing_results, write_results
-from zfscope.schema import check, printable
+from zfscope.schema import check, leaves, printable
+from zfscope.secrets import is_from_environment, masked
 
 # What makes a data set another one than its name says.
 SUBSET_KEYS = ("classes", "cells", "exclude", "clutter")
@@ -62,7 +63,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     log(config, folder, metrics, {name: folder / path.relative_to(new) for name, path in pictures.items()})
     shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
     several = not isinstance(config.checkpoint, str | None)
-    title = ", ".join(config.checkpoint) if several else config.checkpoint or config.analysis.name
+    title = masked(", ".join(config.checkpoint) if several else config.checkpoint or config.analysis.name)
     console.print(results_table(shown, title, conditions.get("stand_in")))
     console.print(f"saved in {folder}", markup=False)
 
@@ -143,6 +144,7 @@ def find_data(
         raise ValueError(f"{which} names no data set; name one, such as data=imagenet data.root=DIR")
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     try:
+        check_stored({"data": {name: value for name, value in known.items() if name not in {*values, *sizes}}})
         data_config = check(DataConfig, {**known, **values, **sizes, "batch_size": 1}, "data")
         return ImageData(open_data(data_config), data_config, preprocessing)
     except (ValueError, OSError, ImportError) as error:
@@ -150,6 +152,15 @@ def find_data(
             raise
         console.print(f"only {own} is looked at: {error}", markup=False)
         return None
+
+
+def check_stored(values: Mapping[str, Any], way_out: str = "type it") -> None:
+    """Refuse values of a checkpoint's run that it took from the environment: nothing resolves them here."""
+    for key, value in leaves(values):
+        if is_from_environment(value):
+            raise ValueError(
+                f"{key}={value} of the checkpoint's run is not resolved against the environment; {way_out}"
+            )
 
 
 def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
@@ -249,13 +260,14 @@ def save(result: Result, folder: Path) -> dict[str, Path]:
         if arrays is not None and not isinstance(arrays, Mapping):
             arrays.close()
     for name, text in result.files.items():
-        write_text(folder / name, text)
+        write_text(folder / name, masked(text))
     return pictures
 
 
 def log(config: AnalyzeConfig, folder: Path, metrics: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
     """One run of the logger for this analysis: its metrics as a summary, its pictures."""
     name = config.analysis.name
-    about = {"name": f"{name} {config.checkpoint or ''}".strip(), "tags": [name], "config": config.model_dump()}
+    recorded = config.recorded()
+    about = {"name": f"{name} {recorded['checkpoint'] or ''}".strip(), "tags": [name], "config": recorded}
     with run_logger(config.logger.model_dump(), folder, **about) as logger:
         log_result(logger, {key: metric["value"] for key, metric in metrics.items()}, pictures)

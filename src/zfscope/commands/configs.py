@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.commands.environment import only_typed, read, seen
 from zfscope.commands.guard import check_composed, check_place
-from zfscope.commands.overrides import CONF, groups_of, parse, quoted, read_typed
+from zfscope.commands.overrides import CONF, PATHS, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.commands.slurm import with_resumption
 from zfscope.networks.spec import ModelConfig
@@ -83,6 +84,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
     if resumption is not None:
         if arguments.multirun:
             raise ValueError(f"resume={resumption.folder} goes on with one run; leave out --multirun")
+        only_typed(parse(overrides))
         return _plan_resumption(resumption)
     with composing(CONF, name, arguments.config_dir) as hydra:
         try:
@@ -199,7 +201,7 @@ def _single_run(name: str, config: DictConfig, typed: Sequence[Override]) -> Pat
             if variable in os.environ:
                 check_writable(os.environ[variable], variable)
     _check_working_folder(config)
-    return Path(os.path.expanduser(str(config.hydra.run.dir)))
+    return _folder(config, "run", typed)
 
 
 def _jobs(
@@ -222,7 +224,7 @@ def _jobs(
     all_typed = parse(overrides_typed)
     check_composed(name, main, all_typed)
     _check_working_folder(main)
-    sweep = Path(os.path.expanduser(str(main.hydra.sweep.dir)))
+    sweep = _folder(main, "sweep", all_typed)
     folders: list[Path] = []
     kinds: list[str] = []
     refused: list[ValueError] = []
@@ -235,7 +237,7 @@ def _jobs(
         _check_read_once(config, main, next((one for one in job if one.startswith("experiment=")), f"job {number}"))
         check_composed(name, config, all_typed)
         _check_working_folder(config)
-        own = Path(os.path.expanduser(str(config.hydra.sweep.dir)))
+        own = _folder(config, "sweep", all_typed)
         if own != sweep and number:
             raise ValueError(f"hydra.sweep.dir must be one folder for all jobs, but is {sweep} and {own}")
         sweep = own
@@ -256,11 +258,19 @@ def _jobs(
 
 def _check_values(name: str, config: DictConfig, typed: Sequence[Override]) -> Any:
     values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    checked = check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+    real, texts = read(values)
+    checked = check(SCHEMAS[name], real, texts=texts)
     cache = checked.data.cache if name == "train" else checked.data.get("cache")
     if cache is not None:
         check_place("data.cache", cache, typed)
     return checked
+
+
+def _folder(config: DictConfig, kind: str, typed: Sequence[Override]) -> Path:
+    """The folder of a ``run`` or ``sweep``; a typed one may lie where the environment says, itself or by a path."""
+    is_typed = f"hydra.{kind}.dir" in {override.key_or_group for override in typed}
+    with seen(PATHS) if is_typed else nullcontext():
+        return Path(os.path.expanduser(str(config.hydra[kind].dir)))
 
 
 def _check_working_folder(config: DictConfig) -> None:

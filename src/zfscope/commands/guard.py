@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from zfscope.commands.overrides import CONF
 from zfscope.runs import is_below
 from zfscope.schema import flatten, leaves
+from zfscope.secrets import is_from_environment
 
 # Hydra calls what its own groups name: its own classes alone.
 HYDRAS_OWN = re.compile(
@@ -34,6 +35,7 @@ FREE = re.compile(
     r"run\.dir|sweep\.(dir|subdir)|sweeper\.params(\..*)?|mode"
     r"|(overrides|runtime|help|hydra_help)\..*|job\.(name|override_dirname|id|num|config_name|chdir)"
 )
+FOLDERS = re.compile(r"run\.dir|sweep\.(dir|subdir)")
 
 
 def check_composed(name: str, config: DictConfig, typed: Sequence[Override]) -> None:
@@ -56,10 +58,14 @@ def check_composed(name: str, config: DictConfig, typed: Sequence[Override]) -> 
     groups = tuple(f"{key.removeprefix('hydra/')}." for key in keys if key.startswith("hydra/"))
     values = tuple(key.removeprefix("hydra.") for key in keys if key.startswith("hydra."))
     own, usual = _flat(config), _usual(name)
+    if own["job.env_copy"] and "job.env_copy" in values:
+        way = f"+hydra.job.env_set.{own['job.env_copy'][0]}='${{oc.env:{own['job.env_copy'][0]}}}'"
+        raise ValueError(f"hydra.job.env_copy would write the values of variables into the sweep's files; type {way}")
     for key in sorted(own.keys() | usual.keys()):
-        if own.get(key) == usual.get(key) or FREE.fullmatch(key) or key.startswith(groups):
+        if any(key == value or key.startswith(f"{value}.") for value in values) or key.startswith(groups):
             continue
-        if any(key == value or key.startswith(f"{value}.") for value in values):
+        is_folder = FOLDERS.fullmatch(key) is not None and is_from_environment(own.get(key))
+        if not is_folder and (own.get(key) == usual.get(key) or FREE.fullmatch(key)):
             continue
         group = key.partition(".")[0]
         choice = config.hydra.runtime.choices.get(f"hydra/{group}")

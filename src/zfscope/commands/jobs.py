@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -34,12 +35,14 @@ from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands import slurm
 from zfscope.commands.aliases import check_aliases
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
+from zfscope.commands.environment import read, start
 from zfscope.commands.overrides import CONF
 from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.files import FULL, cannot_write
 from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
 from zfscope.schema import check
+from zfscope.secrets import masked, masked_all
 from zfscope.training.spec import TrainConfig
 
 # Other ranks of one run, by who started them (torchrun and Lightning, srun, jsrun), share its folder.
@@ -58,6 +61,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     Returns the exit code: 0, or 1 if a job of a sweep failed; a refused command exits with 2.
     """
     print_anywhere()
+    start()
     _leave_quickly()
     console.quiet = is_other_rank()  # the first one speaks
     if console.quiet:
@@ -65,8 +69,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = get_args_parser().parse_args()
     earlier = warnings.formatwarning
-    if not shows_all:
-        warnings.formatwarning = warning_line
+    warnings.formatwarning = warning_line if not shows_all else lambda *told, **more: masked(earlier(*told, **more))
     earlier_hook, threading.excepthook = threading.excepthook, thread_line
     plan, folder, stopped = None, None, None
     try:
@@ -86,12 +89,16 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         stopped = stop
     except (Refused, *refusals()) as error:
         if shows_all:
+            _tell_all(error)
             raise
         error = _with_its_file(error.__cause__ if isinstance(error, Refused) else error, folder)
         way_on = _way_on(plan, folder) if isinstance(error, stops.MachineFault) else None
         more = f"; what was saved is whole: {way_on}" if way_on else ""
         print(f"{name}.py: {one_line(error)}{more}", file=sys.stderr)
         sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
+    except Exception as error:
+        _tell_all(error)
+        raise
     finally:
         warnings.formatwarning = earlier
         threading.excepthook = earlier_hook
@@ -126,7 +133,9 @@ def run_job(name: str, values: DictConfig) -> float:
         kind = kind_of_config(name, values)
         with nullcontext() if held else claim(folder, check=lambda place: check_content(place, kind, resuming)):
             entered = True
-            config = check(SCHEMAS[name], OmegaConf.to_container(values, resolve=True))
+            real, texts = read(values)
+            config = check(SCHEMAS[name], real, texts=texts)
+            sys.argv[1:] = map(masked, sys.argv[1:])  # W&B records them
             overrides = overrides_of(folder, typed) if resuming else typed
             record = _recorder(folder, values, overrides)
             if name == "analyze":
@@ -213,7 +222,11 @@ def refusals() -> tuple[type[BaseException], ...]:
 
 def one_line(error: BaseException) -> str:
     """An error as one line; what a loader's process raised is found at the end of its report."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return masked(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in masked(str(error)).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if lines[0].startswith("Caught ") and len(lines) > 1:
@@ -232,7 +245,15 @@ def one_line(error: BaseException) -> str:
 
 def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning as one line, without the place in the code that it comes from."""
-    return f"warning: {' '.join(str(message).split())}\n"
+    return f"warning: {' '.join(masked(str(message)).split())}\n"
+
+
+def _tell_all(error: BaseException) -> None:
+    """Print an error with its traceback and leave, where the traceback would show values from the environment."""
+    text = "".join(traceback.format_exception(error))
+    if masked(text) != text:
+        print(masked(text), end="", file=sys.stderr)
+        sys.exit(1)
 
 
 def thread_line(arguments: threading.ExceptHookArgs) -> None:
@@ -342,7 +363,7 @@ def _train(
     with _loading():
         from zfscope.training.run import train
 
-    return train(config, folder, overrides, config.group or sweep, accepted=record if config.resume else None)
+    return train(config, folder, overrides, sweep, accepted=record if config.resume else None)
 
 
 def _recorder(folder: Path, values: DictConfig, overrides: list[str]) -> Callable[[], None]:
@@ -354,7 +375,7 @@ def _recorder(folder: Path, values: DictConfig, overrides: list[str]) -> Callabl
 
     files = {
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(_lasting(values))),
-        "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
+        "hydra.yaml": OmegaConf.to_yaml(masked_all(OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False))),
         "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
     }
     if (job := slurm.job_id()) is not None:

@@ -17,7 +17,8 @@ from zfscope.commands.aliases import check_aliases
 from zfscope.commands.guard import check_stored
 from zfscope.commands.overrides import CONF, is_group, parse
 from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides
-from zfscope.schema import flatten
+from zfscope.schema import flatten, leaves
+from zfscope.secrets import is_from_environment
 from zfscope.training.spec import FIXED_KEYS
 
 # What Hydra needs to go on from a config that chooses no groups of its own.
@@ -67,6 +68,7 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
         raise ValueError(f"resume={folder}: {path} cannot be read ({cause}); mend or restore it") from None
     check_stored(path, content)
     keys, typed = flatten(content), []
+    _check_environment(folder, keys, {override.key_or_group for override in parsed})
     for override in parsed:
         group = override.key_or_group
         if group == "hydra.run.dir" and os.path.abspath(str(override.value())) != os.path.abspath(folder):
@@ -85,6 +87,21 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
         note = f"data.cache={place} of this run lies outside the working directory; unless typed, data_cache is used"
         typed.append("data.cache=data_cache")
     return Resumption(folder, config_folder, [*QUIET, *typed], note)
+
+
+def _check_environment(folder: Path, keys: Mapping[str, Any], typed: set[str]) -> None:
+    """Refuse keys of a run's config that lead to the environment and were not typed; none of them is resolved."""
+    again = []
+    for key, value in keys.items():
+        is_typed = any(key == other or key.startswith(f"{other}.") for other in typed)
+        if not is_typed and any(is_from_environment(text) for _, text in leaves(value)):
+            shown = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+            again.append(f"'{key}={shown}'")
+    if again:
+        raise ValueError(
+            f"resume={folder}: what a run's config takes from the environment must be typed again; type "
+            + " ".join(again)
+        )
 
 
 def overrides_of(folder: Path, typed: Sequence[str]) -> list[str]:

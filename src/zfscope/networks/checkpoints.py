@@ -56,16 +56,18 @@ def network_state(
     identity: Mapping[str, Any] | None = None,
     contents: Mapping[str, Tensor] | None = None,
     unread: Mapping[str, Mapping[int, int]] | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint holds beside the weights: how to build the network, its preprocessing, classes and run.
 
     ``data`` is the fingerprint of its training set, ``identity`` that of the training (see ``training.identity``),
     ``contents`` the hashes of its images by part, ``(N, 8)`` uint8 (see ``data.contents``), ``unread`` the sizes, by
-    part and index, of those that it could not read (see ``training.images``).
+    part and index, of those that it could not read (see ``training.images``). ``model`` is what the network is built
+    from, where ``config`` has interpolations instead of values from the environment.
     """
     return {
         "format": FORMAT,
-        "model": plain(config["model"]),
+        "model": plain(model or config["model"]),
         "config": plain(config),
         "data": data,
         "contents": dict(contents) if contents else None,
@@ -79,8 +81,13 @@ def network_state(
 
 
 def run_config(source: str | Path) -> dict[str, Any]:
-    """The config that a checkpoint's run had; empty for public weights."""
-    return dict(_state(source).get("config") or {})
+    """The config that a checkpoint's run had, with what its network is built from; empty for public weights.
+
+    What it took from the environment stands there as interpolations, which nothing resolves.
+    """
+    state = _state(source)
+    config = dict(state.get("config") or {})
+    return config | ({"model": state["model"]} if config and isinstance(state.get("model"), Mapping) else {})
 
 
 def run_identity(source: str | Path) -> dict[str, Any] | None:

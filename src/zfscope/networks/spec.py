@@ -90,6 +90,11 @@ class ModelConfig(Strict):
         return self
 
     @property
+    def name_is_free(self) -> bool:
+        """Whether the name is a word for people; else the network is looked up by it."""
+        return self.source == "convnet"
+
+    @property
     def chain(self) -> dict[str, ConvLayer | DenseLayer]:
         """The layers that are not null, bottom to top."""
         layers = {name: getattr(self, name) for name in CONV_LAYERS + DENSE_LAYERS}

@@ -32,10 +32,10 @@ from zfscope.training.watch import Watch
 class Classifier(lightning.LightningModule):
     """A network, with ``classes`` and ``preprocessing`` set, that learns to tell classes apart.
 
-    Dropout and mixup follow from ``seed`` and the number of the batch. Every checkpoint holds ``config`` (of the run),
-    ``data`` (fingerprint of the training set), ``contents`` (hashes of its images and of those that validate),
-    ``unread`` (see ``training.images``) and ``identity`` (see ``training_identity``). With ``multilabel`` labels are
-    ``(N, classes)`` of 0 and 1.
+    Dropout and mixup follow from ``seed`` and the number of the batch. Every checkpoint holds ``config`` (of the run,
+    as it may be recorded), ``model`` (what the network is built from), ``data`` (fingerprint of the training set),
+    ``contents`` (hashes of its images and of those that validate), ``unread`` (see ``training.images``) and
+    ``identity`` (see ``training_identity``). With ``multilabel`` labels are ``(N, classes)`` of 0 and 1.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Classifier(lightning.LightningModule):
         *,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
         data: str | None = None,
         identity: Mapping[str, Any] | None = None,
         contents: Mapping[str, Tensor] | None = None,
@@ -53,7 +54,7 @@ class Classifier(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.seed = network, optim, seed
-        self.config, self.data, self.identity, self.contents = config, data, identity, contents
+        self.config, self.model, self.data, self.identity, self.contents = config, model, data, identity, contents
         self.unread = unread or {}
         self.multilabel = multilabel
         classes = network.num_classes
@@ -148,7 +149,8 @@ class Classifier(lightning.LightningModule):
             restore_metric(metric, count, state if self.trainer.is_global_zero else metric.metric_state)
         before = restored.get("zfscope", {}).get("config", {}).get("optim")
         if before is not None:
-            retune(self.trainer.optimizers[0], self.lr_schedulers(), before, self.optim)
+            recorded = (self.config or {}).get("optim")
+            retune(self.trainer.optimizers[0], self.lr_schedulers(), before, self.optim, recorded)
 
     def on_train_epoch_start(self) -> None:
         """Start counting images and seconds."""
@@ -215,7 +217,7 @@ class Classifier(lightning.LightningModule):
         if (name := broken_state(checkpoint)) is not None:
             raise ValueError(self._refusal(f"{name} became NaN or infinite and was not saved"))
         if self.config is not None:
-            about = self.data, self.identity, self.contents, self.unread
+            about = self.data, self.identity, self.contents, self.unread, self.model
             checkpoint["zfscope"] = network_state(self.network, self.config, *about)
         trainer = self.trainer
         seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
@@ -319,10 +321,20 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
     )
 
 
-def retune(optimizer: torch.optim.Optimizer, scheduler: Any, before: Mapping[str, Any], optim: OptimConfig) -> None:
-    """Let a resumed run have its own values where they differ from those ``before``: the checkpoint's are restored."""
+def retune(
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    before: Mapping[str, Any],
+    optim: OptimConfig,
+    recorded: Mapping[str, Any] | None = None,
+) -> None:
+    """Let a resumed run have its own values where they differ from those ``before``: the checkpoint's are restored.
+
+    ``before`` was recorded, and is compared with what is ``recorded`` now.
+    """
     now = optim.model_dump()
-    changed = {key for key in ("lr", "momentum", "nesterov", "weight_decay") if before.get(key, now[key]) != now[key]}
+    told = recorded or now
+    changed = {key for key in ("lr", "momentum", "nesterov", "weight_decay") if before.get(key, told[key]) != told[key]}
     for group in optimizer.param_groups:
         group.update({key: now[key] for key in changed if key in group})
     if isinstance(scheduler, ReduceLROnPlateau):

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from zfscope.networks.checkpoints import find_checkpoint, run_identity
-from zfscope.schema import flatten, plain
+from zfscope.schema import flatten, leaves, plain
+from zfscope.secrets import is_from_environment, with_texts
 
 IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download", "check"})
 
@@ -63,30 +64,60 @@ def training_identity(
     *,
     legs: Sequence[Mapping[str, Any]] = (),
     val_fingerprint: str | None = None,
+    texts: Mapping[tuple, str] | None = None,
 ) -> dict[str, Any]:
     """What determines the weights of a training: ``digest``, a SHA-256 in hex, of ``facts`` by dotted key.
 
     ``config`` is that of the whole run, as ``train.py`` checks it; ``legs`` say what each resumed leg changed. By the
-    validation images, ``val_fingerprint``, the rate is lowered and the best epoch is chosen.
+    validation images, ``val_fingerprint``, the rate is lowered and the best epoch is chosen. By ``texts`` values that
+    come from the environment are told by their interpolations; the digest is of the values, which cannot be read in it.
     """
     config = plain(config)
     data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}
     data |= {"images": image_fingerprint, "exclude": _content_of(data.get("exclude"))}
     if val_fingerprint is not None:
         data["val_images"] = val_fingerprint
-    facts = flatten(
-        {
-            "model": config["model"],
-            "data": data,
-            "optim": config["optim"],
-            "trainer": _trainer_facts(config.get("trainer") or {}),
-            "callbacks": callback_facts(config.get("callbacks") or {}),
-            "weights": _weights_of(config.get("weights")),
-            "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
-        }
-    )
+    values = {
+        "model": config["model"],
+        "data": data,
+        "optim": config["optim"],
+        "trainer": _trainer_facts(config.get("trainer") or {}),
+        "callbacks": callback_facts(config.get("callbacks") or {}),
+        "weights": _weights_of(config.get("weights")),
+        "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
+    }
+    # The contents of files stand in facts, not their paths.
+    shown = {place: text for place, text in (texts or {}).items() if place not in (("weights",), ("data", "exclude"))}
+    options = {place: text for place, text in shown.items() if place[0] == "callbacks" and place[2:] != ("_target_",)}
+    told = with_texts(values, {place: text for place, text in shown.items() if place[0] != "callbacks"})
+    told["callbacks"] = callback_facts(with_texts({"callbacks": config.get("callbacks") or {}}, options)["callbacks"])
+    return {"digest": digest_of(flatten(values)), "facts": flatten(told)}
+
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of facts by dotted key, in hex."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
-    return {"digest": hashlib.sha256(text.encode()).hexdigest(), "facts": facts}
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_environment(earlier: Mapping[str, Any], now: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse to go on where a variable has another value than the run had, which facts do not tell: the digest does.
+
+    ``earlier`` is the run's identity, ``now`` are its facts today, ``values`` these with the variables' values.
+    """
+    facts = earlier["facts"]
+    hidden = [
+        key
+        for key, value in facts.items()
+        if not key.startswith("legs.") and any(is_from_environment(text) for _, text in leaves(value))
+    ]
+    if not hidden or any(now.get(key) != facts[key] for key in hidden):
+        return
+    if digest_of({**facts, **{key: values[key] for key in hidden}}) != earlier["digest"]:
+        raise ValueError(
+            f"{', '.join(hidden)}: the environment gives another value than this run had; set it as it was, or type "
+            "the value"
+        )
 
 
 def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import TRAINING, Run
 from zfscope.runs import environment, read_results, write_results
+from zfscope.secrets import is_from_environment
 from zfscope.training.averaging import CurrentUntilAveraged
 from zfscope.training.callbacks import check_monitors, configured_callbacks
 from zfscope.training.checkpointing import (
@@ -45,7 +46,7 @@ from zfscope.training.checkpointing import (
     find_resumable,
 )
 from zfscope.training.classifier import Classifier, metric_names
-from zfscope.training.identity import end_of, training_identity
+from zfscope.training.identity import check_environment, end_of, training_identity
 from zfscope.training.images import examine, note_unreadable, recall_sizes, sizes_of_unread, telling_how_to_go_on
 from zfscope.training.progress import build_progress, why_stopped
 from zfscope.training.spec import FIXED_KEYS, TARGETS, TrainConfig
@@ -60,7 +61,8 @@ def train(
 ) -> float:
     """Build everything that the config names, fit, evaluate.
 
-    ``overrides`` are what was typed, for the run's name and its results; runs of one sweep share a ``group`` in W&B;
+    ``overrides`` are what was typed, for the run's name and its results; runs of one sweep share a ``group`` in W&B,
+    where the config names none;
     ``accepted`` is called when nothing was refused, before the first step.
     Returns the best validation error in percent; NaN where none was measured.
     """
@@ -70,6 +72,7 @@ def train(
     keep_memory()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
 
+    recorded = config.recorded()
     splits = open_data(config.data)
     check_batch_size(config.data.batch_size, len(splits.train))
     check_monitors(config, metric_names(len(splits.train.classes), splits.train.labels.ndim == 2))
@@ -99,7 +102,8 @@ def train(
         network,
         config.optim,
         seed=config.seed,
-        config=config.model_dump(),
+        config=recorded,
+        model=config.model.model_dump() | ({"name": recorded["model"]["name"]} if config.model.name_is_free else {}),
         data=fingerprint,
         identity=identity,
         contents={part: torch.from_numpy(contents[part]) for part in ("train", "val")},
@@ -123,9 +127,10 @@ def train(
     for callback in trainer.callbacks:  # likewise what was typed for a picture that cannot be drawn
         if hasattr(callback, "refuse"):
             callback.refuse(classifier, torch.zeros(3, config.data.crop, config.data.crop))
-    named = config.name or run_name(overrides, config)
+    named = recorded["name"] or run_name(overrides, config)
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
-    about = {"name": named, "group": group, "tags": [*config.tags, *overrides], "config": config.model_dump()}
+    tags = [*recorded["tags"], *overrides]
+    about = {"name": named, "group": recorded["group"] or group, "tags": tags, "config": recorded}
     with telling_how_to_go_on(folder), ending_ranks(trainer), run_logger(options, folder, **about) as logger:
         trainer.loggers = [logger] if logger else []
         if accepted is not None:
@@ -195,7 +200,8 @@ def has_finished(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any
     if (read_results(folder) or {}).get("state") != "finished":
         return False
     earlier = checkpoint.get("zfscope", {}).get("config", {})
-    if earlier and end_of(earlier) == end_of(config.model_dump()):
+    end = end_of(config.recorded())
+    if earlier and end_of(earlier) == end and not any(map(is_from_environment, end.values())):
         return True
     most_epochs, most_steps = config.trainer.max_epochs, config.trainer.max_steps
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -212,12 +218,13 @@ def identity_of(
     ``checkpoint`` was read from ``last``. Refused are values that cannot change within a run.
     """
     images = {"image_fingerprint": splits.train.fingerprint, "val_fingerprint": splits.val.fingerprint}
-    identity = training_identity(config.model_dump(), **images)
+    identity = training_identity(config.model_dump(), **images, texts=config.texts)
     if checkpoint is None:
         return {**identity, "legs": []}
     state = checkpoint["zfscope"]
     earlier = state.get("identity") or {**training_identity(state["config"], **images), "legs": []}
     legs, old, new = list(earlier["legs"]), earlier["facts"], identity["facts"]
+    check_environment(earlier, new, training_identity(config.model_dump(), **images)["facts"])
     keys = sorted(key for key in old.keys() | new.keys() if not key.startswith("legs"))
     changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
     refused = {key: values for key, values in changed.items() if key in old and FIXED_KEYS.fullmatch(key)}
@@ -230,7 +237,7 @@ def identity_of(
         )
     if changed:
         legs.append({"step": int(checkpoint["global_step"]), "changed": changed})
-    return {**training_identity(config.model_dump(), **images, legs=legs), "legs": legs}
+    return {**training_identity(config.model_dump(), **images, legs=legs, texts=config.texts), "legs": legs}
 
 
 def final_metrics(
@@ -371,4 +378,5 @@ def environment_plugins(config: TrainConfig) -> list[ClusterEnvironment]:
 def run_name(overrides: Sequence[str], config: TrainConfig) -> str:
     """A run's name in W&B: its overrides, or what it trains on what."""
     telling = [override for override in overrides if not override.startswith(("hydra.", "logger"))]
-    return " ".join(telling) or f"{config.model.name} {config.data.name}"
+    model, data = (config.recorded()[group]["name"] for group in ("model", "data"))
+    return " ".join(telling) or f"{model} {data}"
