@@ -4,6 +4,7 @@
 """
 
 import csv
+import errno
 import functools
 import io
 import json
@@ -15,14 +16,14 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from zfscope.files import remove_unfinished, write_text
 from zfscope.secrets import masked_all
@@ -30,6 +31,7 @@ from zfscope.secrets import masked_all
 RESULTS = "results.json"
 RECORD = ".hydra"  # what a run was started with
 LOCK = ".lock"
+MOST_MISSED = 20  # starts that remove a folder just before it is locked
 UNFINISHED_RESULTS, FINISHED_RESULTS = ".results.tmp", ".results.new"  # of an analysis; the latter move into its folder
 NONE = "none "  # begins the name of an empty file there, for what the earlier result had and this one has not
 PACKAGES = ("zfscope", "torch", "torchvision", "lightning", "timm", "numpy")
@@ -194,13 +196,9 @@ def run_id(folder: str | Path) -> str:
 
 @contextmanager
 def lock(folder: str | Path, key: str = "hydra.run.dir") -> Iterator[None]:
-    """Hold a run folder for this process alone; the file ``.lock`` stays."""
-    held = FileLock(Path(folder) / LOCK, timeout=0)
+    """Hold a run folder for this process alone; the file ``.lock`` stays, and is free when its process has ended."""
     try:
-        held.acquire()
-    except Timeout:
-        message = f"the run folder {folder} is locked by another process; wait for it or choose another {key}"
-        raise RunFolderLocked(message) from None
+        held = _acquired(Path(folder), key)
     except OSError as error:
         raise _unwritable(key, folder, error) from None
     try:
@@ -227,29 +225,32 @@ def claim(
         RunFolderLocked: If another process holds the folder.
         OSError: If it cannot be made or written.
     """
-    wanted = folder = Path(folder)
-    number, made = 1, None
-    while made is None:
+    wanted, number, missed = Path(folder), 1, 0
+    while True:
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
         try:
-            made = _make(folder)
+            made = _make(folder, numbered)
+            held = _acquired(folder, key)
+            break
         except FileExistsError:
-            if not numbered and folder.is_dir():
-                made = []
-            elif not numbered:
+            if not numbered:
                 raise NotADirectoryError(f"{key}={folder}: a file is in the way; choose another folder") from None
-            else:
-                number += 1
-                folder = wanted.with_name(f"{wanted.name}_{number}")
+            number += 1
+        except FileNotFoundError as error:  # another start was refused just now, and removed what it had made
+            missed += 1
+            if missed == MOST_MISSED:
+                raise _unwritable(key, folder, error) from None
         except OSError as error:
             raise _unwritable(key, folder, error) from None
-    with lock(folder, key):
-        try:
-            tidy(folder)
-            check(folder)
-            yield folder
-        except BaseException:
-            _remove_unused(made)
-            raise
+    try:
+        tidy(folder)
+        check(folder)
+        yield folder
+    except BaseException:
+        _remove_unused(made)
+        raise
+    finally:
+        held.release()
 
 
 def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
@@ -273,12 +274,30 @@ def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
         )
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder that must not be there yet; returns it with those above it that were missing, deepest first."""
+def _make(folder: Path, new: bool) -> list[Path]:
+    """Make a folder, which must not be there yet if it shall be ``new``; returns what was made, the deepest first."""
     missing = [place for place in folder.absolute().parents if not place.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if new or not folder.is_dir():
+            raise
+        return []
     return [folder.absolute(), *missing]
+
+
+def _acquired(folder: Path, key: str) -> BaseFileLock:
+    held = FileLock(folder / LOCK, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        message = f"the run folder {folder} is locked by another process; wait for it or choose another {key}"
+        raise RunFolderLocked(message) from None
+    return held
 
 
 def _unwritable(key: str, folder: str | Path, error: OSError) -> OSError:
@@ -286,12 +305,17 @@ def _unwritable(key: str, folder: str | Path, error: OSError) -> OSError:
 
 
 def _remove_unused(made: Sequence[Path]) -> None:
-    """Remove a folder in which nothing was done, and the empty ones above it."""
-    for number, folder in enumerate(made):
-        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        if names - ({RECORD, LOCK} if number == 0 else set()):
-            break
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder that this process holds and in which nothing was done, and the empty ones above it.
+
+    The lock goes last: from then on another start may take the folder, which then stays, as ``rmdir`` sees.
+    """
+    if not made or {entry.name for entry in made[0].iterdir()} - {RECORD, LOCK}:
+        return
+    with suppress(OSError):
+        shutil.rmtree(made[0] / RECORD, ignore_errors=True)
+        (made[0] / LOCK).unlink()
+        for folder in made:
+            folder.rmdir()
 
 
 @functools.cache
