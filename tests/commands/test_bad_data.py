@@ -135,16 +135,6 @@ def test_names_with_line_breaks_and_undecodable_bytes_train_and_are_escaped(comm
     assert r"the classes are c\na\udcfft<script>=1+1, dog, owl" in err
 
 
-def test_a_damaged_file_of_an_odd_name_is_refused_in_one_line(command, folders, tiny, tmp_path):
-    Path(os.fsdecode(os.fsencode(folders / "train/cat") + b"/a\nb\xff.jpg")).touch()
-
-    code, _, err = command("train", *tiny)
-
-    assert code == 2 and len(err.strip().splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "images"]
-    assert r"a\nb\udcff.jpg: it is empty (0 bytes)" in err
-
-
 def test_a_class_that_would_lead_out_of_the_folder_stays_inside(command, run_copy, tmp_path):
     # Folders cannot be called so; a checkpoint of another person can say it.
     from zfscope.networks.checkpoints import read_checkpoint, write_checkpoint

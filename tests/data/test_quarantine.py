@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from tests.conftest import composed, tiny_images, write_folders
+from tests.conftest import composed, quick_first, tiny_images, write_folders
 from tests.data.test_reading import png_header
 from zfscope.data import quarantine, reading
 from zfscope.data.contents import UNREADABLE, check_unchanged, contents_of
@@ -139,7 +139,7 @@ def break_some(home, count, make=QUARANTINED["zero bytes"][0], part="train", fir
 # --- the limit ---
 
 
-@pytest.mark.parametrize("kind", QUARANTINED)
+@pytest.mark.parametrize("kind", quick_first(QUARANTINED, 4))
 def test_one_bad_image_of_200_is_left_out_and_listed_and_20_are_refused_with_their_names(home, kind, record_property):
     make, cause = QUARANTINED[kind]
     (bad,) = break_some(home, 1, make)
@@ -161,7 +161,7 @@ def test_one_bad_image_of_200_is_left_out_and_listed_and_20_are_refused_with_the
 
 
 @pytest.mark.filterwarnings("ignore:animated images", "ignore:left out .* files")
-@pytest.mark.parametrize("kind", CONVERTED)
+@pytest.mark.parametrize("kind", quick_first(CONVERTED, 2))
 def test_20_odd_images_of_200_are_read_and_none_is_left_out(home, kind, record_property):
     break_some(home, 1, CONVERTED[kind])
 
@@ -174,7 +174,8 @@ def test_20_odd_images_of_200_are_read_and_none_is_left_out(home, kind, record_p
 
 
 @pytest.mark.parametrize(
-    ("size", "limit"), [(2, 1), (999, 1), (1000, 1), (1999, 1), (2000, 2), (50_000, 50), (1_281_167, 1281)]
+    ("size", "limit"),
+    quick_first([(2, 1), (999, 1), (1000, 1), (1999, 1), (2000, 2), (50_000, 50), (1_281_167, 1281)], 6),
 )
 def test_a_tenth_of_a_per_cent_of_a_part_may_be_left_out_and_one_of_any_part(size, limit):
     images = FileImages([f"{number}.jpg" for number in range(size)], np.zeros(size, int), ("a",), root="images")
@@ -306,7 +307,7 @@ def module_of(splits, num_workers=0, position=0, batch_size=8, seed=3):
     return data
 
 
-@pytest.mark.parametrize("checks", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("checks", quick_first([True, False], 1))
 @pytest.mark.filterwarnings("ignore:.*cannot be read|cannot read")
 def test_batches_and_manifest_are_the_same_with_0_and_2_workers_and_in_a_run_that_goes_on(home, checks):
     break_some(home, 1)

@@ -66,7 +66,7 @@ class Classifier(lightning.LightningModule):
                 scores["top5_error"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
-        self.train_loss = MeanMetric(nan_strategy="disable")  # looking for NaN at every step would wait for a GPU
+        self.train_loss = MeanLoss(nan_strategy="disable")  # looking for NaN at every step would wait for a GPU
         self.watch = Watch()
         self.seconds_before = 0.0  # of the legs before this one
         self.train_errors: Mapping[str, float] = {}  # of the last epoch of the legs before this one
@@ -303,6 +303,15 @@ class Classifier(lightning.LightningModule):
         words = np.random.SeedSequence((self.seed, done, self.global_rank)).generate_state(2)
         torch.manual_seed(int(words[0]))
         np.random.seed(int(words[1]))
+
+
+class MeanLoss(MeanMetric):
+    """The mean of losses, each with its weight: torchmetrics 1.9 forgets weights where it does not look for NaN."""
+
+    def update(self, value: Tensor, weight: float = 1.0) -> None:
+        """Add the loss of a batch."""
+        self.mean_value += value.to(self.dtype) * weight
+        self.weight += weight
 
 
 def metric_names(classes: int, multilabel: bool) -> tuple[str, ...]:
