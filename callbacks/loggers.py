@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
+from zfscope.callbacks.wandb_runs import SteadyWandbLogger, finish_run, start_run
 from zfscope.console import console
 from zfscope.runs import code_version, run_id
 from zfscope.schema import flatten
@@ -24,7 +25,6 @@ SECRET = re.compile(r"api_?key|token|secret|passw(or)?d|credential", re.IGNORECA
 REDACTED = "(redacted)"
 MOST_IMAGES = 49  # W&B shows fewer than 50 images of a key at one step
 LEAST_FREE = 2**20  # bytes
-INIT_SECONDS, FINISH_SECONDS = 15, 120  # W&B's own: 90, and for ever
 
 
 def build_logger(
@@ -46,7 +46,8 @@ def build_logger(
     ``kind`` is ``wandb``, ``csv``, ``tensorboard`` or ``none`` (False, as ``Trainer(logger=False)`` takes it);
     everything is written below ``run_folder``. ``config`` is what the run was started with: nested groups become dotted
     keys, secrets are redacted, and the git commit of this code is added. The rest is for W&B: ``mode`` is ``offline``,
-    ``online`` or ``disabled`` (as ``none``), and without a key or a server an online run warns and goes on offline; the
+    ``online`` or ``disabled`` (as ``none``), and without a key or a server an online run warns and goes on offline, or
+    with CSV files where W&B cannot start at all; the
     same ``run_id`` continues a run, but a ``wandb agent`` gives its own; ``log_model`` (True or ``all``) makes
     checkpoints artifacts, online.
 
@@ -67,8 +68,10 @@ def build_logger(
     if kind == "wandb":
         about = {"name": name, "group": group, "project": project, "entity": entity, "id": run_id}
         tags = sorted({_redact_tag(tag)[:64] for tag in tags if tag})  # W&B refuses longer ones
-        return _wandb_logger(Path(run_folder), mode, log_model, {**about, "tags": tags, "config": values})
-    if kind == "csv":
+        started = _wandb_logger(Path(run_folder), mode, log_model, {**about, "tags": tags, "config": values})
+        if started is not None:
+            return started
+    if kind != "tensorboard":
         logger: Logger = CSVLogger(run_folder, name="csv")
     else:
         logger = OpenTensorBoard(run_folder, name="tensorboard", default_hp_metric=False)
@@ -98,7 +101,8 @@ def log_result(logger: Logger | bool | None, metrics: Mapping[str, float | None]
             groups.setdefault(name.partition("/")[0], []).append((name, path))
         for key, group in groups.items():
             named = zip(_of_one_size([path for _, path in group[:MOST_IMAGES]]), group, strict=False)
-            logger.experiment.log({f"figures/{key}": [wandb.Image(image, caption=name) for image, (name, _) in named]})
+            images = [wandb.Image(image, caption=name) for image, (name, _) in named]
+            logger.log_metrics({f"figures/{key}": images})
     logger.save()
 
 
@@ -141,17 +145,14 @@ def finish(logger: Logger | bool | None, exit_code: int = 0) -> str | None:
     """
     if isinstance(logger, OpenTensorBoard) and rank_zero_only.rank == 0:
         TensorBoardLogger.finalize(logger, "success" if exit_code == 0 else "failed")
-    if not isinstance(logger, WandbLogger) or rank_zero_only.rank != 0:
+    if not isinstance(logger, SteadyWandbLogger) or rank_zero_only.rank != 0:
         return None
+    finish_run(logger, exit_code)
     run = logger.experiment
-    offline, folder = run.offline, run.settings.sync_dir
-    try:
-        run.finish(exit_code=exit_code)
-    except Exception as error:  # must hide neither the result of the run nor the exception that ended it
-        rank_zero_warn(f"W&B did not close the run in {folder}: {error}")
+    folder = run.settings.sync_dir
     if shutil.disk_usage(Path(folder).parent).free < LEAST_FREE:  # its own process says nothing
         rank_zero_warn(f"the disk of {Path(folder).parent} is full: W&B may have lost what it logged last")
-    return f"wandb sync {shlex.quote(str(folder))}" if offline else None
+    return f"wandb sync {shlex.quote(str(folder))}" if run.offline else None
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,13 +172,15 @@ def _redact_tag(tag: str) -> str:
     return f"{key}={redact({key: value})[key]}" if equals else tag
 
 
-def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[str, Any]) -> WandbLogger:
-    """Start a W&B run of its own and wrap it."""
+def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[str, Any]) -> WandbLogger | None:
+    """Start a W&B run of its own and wrap it; None where W&B cannot start."""
     if "WANDB_SWEEP_ID" in os.environ:
         about["id"] = None  # the agent sets the run's id
     if rank_zero_only.rank != 0:
         return WandbLogger(save_dir=folder, **about)  # a stand-in: Lightning gives other ranks no run
-    run = _start_wandb(folder, mode, about)
+    run = start_run(folder, mode, about, bool(log_model))
+    if run is None:
+        return None
     if log_model and run.offline:
         rank_zero_warn("logger.log_model needs an online run; the checkpoints stay in the run folder only")
     run.define_metric("epoch")
@@ -187,7 +190,7 @@ def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[st
         run.define_metric(name, step_metric="trainer/global_step")
     for name in BEST_IS_LEAST:
         run.define_metric(name, step_metric="epoch", summary="min")
-    return WandbLogger(
+    return SteadyWandbLogger(
         save_dir=folder,
         name=about["name"],
         project=about["project"],
@@ -196,24 +199,3 @@ def _wandb_logger(folder: Path, mode: str, log_model: bool | str, about: dict[st
         log_model=False if run.offline else log_model,
         experiment=run,
     )
-
-
-def _start_wandb(folder: Path, mode: str, about: dict[str, Any]) -> Any:
-    """Start a W&B run; where an online one cannot start in time, an offline one."""
-    import wandb
-
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"init_timeout": INIT_SECONDS, "login_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
-    # ``create_new``: a run that another job of this process left open must not swallow this one's metrics.
-    options = {**about, "dir": str(folder), "resume": "allow", "reinit": "create_new"}
-    if mode == "online":
-        try:
-            return wandb.init(**options, mode="online", settings=wandb.Settings(**settings))
-        except Exception as error:  # W&B's errors have no common class
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-            rank_zero_warn(
-                f"W&B is not within reach ({cause}); this run is logged offline, `wandb sync` sends it later"
-            )
-        if options["id"]:  # W&B's process still holds the id of the run that did not start
-            options["id"] = f"{options['id']}-offline"
-    return wandb.init(**options, mode="offline", settings=wandb.Settings(**settings, silent=True))
