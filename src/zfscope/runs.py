@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -148,6 +149,34 @@ def kind_of_run(folder: str | Path) -> str | None:
     return results.get("conditions", {}).get("name") if results.get("state") == "finished" else None
 
 
+def trainings_in(folder: str | Path) -> list[Path]:
+    """The trainings whose folders lie in a folder, as the jobs of a sweep do: 2 before 10."""
+    inside = (place for place in Path(folder).iterdir() if (place / "checkpoints").is_dir())
+    return sorted(inside, key=natural)
+
+
+def natural(path: Path) -> list[str | int]:
+    """Sort key of paths: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def why_no_training(path: str | Path) -> str:
+    """What a path that was typed is instead of a training, and which trainings there are: the end of a refusal."""
+    path = Path(path)
+    kind = kind_of_run(path) if path.is_dir() else None
+    if kind not in (None, "training"):
+        of = (read_results(path) or {}).get("conditions", {}).get("checkpoint")
+        way = f"it looked at {of}" if isinstance(of, str) else "give the folder of a run"
+        return f"it is the result of analysis={kind}, not a training; {way}"
+    if path.is_dir() and (inside := trainings_in(path)):
+        what = "a sweep" if (path / "multirun.yaml").is_file() else "a folder of runs"
+        return f"it is {what}: {_newest(inside)}; give one of them"
+    if (path / RECORD).is_dir() and not (path / "checkpoints").is_dir():
+        return "it kept no checkpoint: it ended before its first step, or was no training"
+    beside = [place for place in (trainings_in(path.parent) if path.parent.is_dir() else []) if place != path]
+    return (f"there are {_newest(beside)}; " if beside else "") + "give the folder of a run"
+
+
 def write_record(folder: str | Path, files: Mapping[str, str]) -> None:
     """Note what a run was started with: ``.hydra/config.yaml``, ``hydra.yaml`` and ``overrides.yaml``, by name."""
     place = Path(folder) / RECORD
@@ -202,12 +231,14 @@ def claim(
     numbered: bool = False,
     check: Callable[[Path], None] = lambda folder: None,
     key: str = "hydra.run.dir",
+    stop: type[BaseException] | tuple[type[BaseException], ...] = (),
 ) -> Iterator[Path]:
     """Make a run folder, or take one that is there, and hold it; yields its path.
 
     With ``numbered`` a folder that is there is left alone, and ``folder_2``, ``folder_3``, … is made. ``check`` raises
     if what is in the folder must stay. If the block raises before anything was done in the folder, it is removed with
-    the folders that were made above it. ``key`` names the folder in messages.
+    the folders that were made above it; after a ``stop`` also where a logger alone has written. ``key`` names the
+    folder in messages.
 
     Raises:
         RunFolderLocked: If another process holds the folder.
@@ -232,8 +263,8 @@ def claim(
         try:
             check(folder)
             yield folder
-        except BaseException:
-            _remove_unused(made)
+        except BaseException as error:
+            _remove_unused(made, stopped=isinstance(error, stop))
             raise
 
 
@@ -258,6 +289,12 @@ def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
         )
 
 
+def _newest(folders: Sequence[Path], most: int = 6) -> str:
+    """Folders for a message, of many the last ones by name: names begin with a date."""
+    more = f"{len(folders) - most} more and " if len(folders) > most else ""
+    return more + ", ".join(map(str, folders[-most:]))
+
+
 def _make(folder: Path) -> list[Path]:
     """Make a folder that must not be there yet; returns it with those above it that were missing, deepest first."""
     missing = [place for place in folder.absolute().parents if not place.exists()]
@@ -270,11 +307,16 @@ def _unwritable(key: str, folder: str | Path, error: OSError) -> OSError:
     return OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder")
 
 
-def _remove_unused(made: Sequence[Path]) -> None:
-    """Remove a folder in which nothing was done, and the empty ones above it."""
+def _remove_unused(made: Sequence[Path], stopped: bool) -> None:
+    """Remove a folder in which nothing was done, and the empty ones above it.
+
+    Of a command that a signal ``stopped``, a logger's files alone are nothing either.
+    """
     for number, folder in enumerate(made):
         names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        if names - ({RECORD, LOCK} if number == 0 else set()):
+        reached = next((path for name in ("*.ckpt", RESULTS, "figures") for path in folder.rglob(name)), None)
+        own = names if stopped and reached is None else {RECORD, LOCK}
+        if names - (own if number == 0 else set()):
             break
         shutil.rmtree(folder, ignore_errors=True)
 

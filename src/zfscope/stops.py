@@ -51,6 +51,8 @@ def listening(*, follows: bool = False) -> Iterator[None]:
     _State.owner, _State.listening = os.getpid(), True
     _State.asked, _State.told, _State.held, _State.follows = None, False, 0, follows
     earlier = {number: signal.signal(number, _hear) for number in SIGNALS}
+    if follows and hasattr(signal, "pthread_sigmask"):  # it was started with them blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -103,15 +105,16 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
-def starting_processes() -> Iterator[None]:
-    """Processes that are started in this block, and all their threads, do not get SIGTERM but by ``outlive``.
+def starting_processes(*signals: signal.Signals) -> Iterator[None]:
+    """Processes that are started in this block, and all their threads, do not get SIGTERM, or these ``signals``.
 
-    Libraries start threads of their own in a new process before any of our code runs there.
+    They get them again by ``outlive``, or by ``listening`` where they follow. Libraries start threads of their own in a
+    new process before any of our code runs there.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signals or [signal.SIGTERM])
     try:
         yield
     finally:
