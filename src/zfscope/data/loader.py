@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from zfscope.stops import held, outlive, starting_processes
@@ -25,6 +25,9 @@ class Loader(DataLoader):
     def _get_iterator(self) -> Any:
         if not self.num_workers:
             return super()._get_iterator()
+        dataset = self.dataset.dataset if isinstance(self.dataset, Subset) else self.dataset
+        if hasattr(dataset, "images"):
+            dataset.images.ready()
         with starting_processes():
             return _Batches(self)
 
