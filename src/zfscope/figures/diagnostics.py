@@ -66,12 +66,12 @@ def _parts(diagnosis: Diagnosis) -> list[tuple[str, Image.Image]]:
     if diagnosis.second is None:
         projected = (textwrap.shorten(diagnosis.missing, 100, placeholder=" …"), _blank())
     else:
-        text = f"{diagnosis.second}, strongest activations of {len(diagnosis.tiles)} maps, projected"
+        maps = f"{len(diagnosis.tiles)} of {diagnosis.scored}" if diagnosis.scored > len(diagnosis.tiles) else "the"
+        text = f"{diagnosis.second}, strongest activations of {maps} projected maps"
         if diagnosis.grids:
             score = ", ".join(f"{at.score:.2f} at {period} px" for period, at in diagnosis.grids.items())
-            text += (
-                f"; grid score {score} (by chance {', '.join(f'{at.chance:.2f}' for at in diagnosis.grids.values())})"
-            )
+            chance = ", ".join(f"{at.chance:.2f}" for at in diagnosis.grids.values())
+            text += f"; grid score of all {diagnosis.scored}: {score} (by chance {chance})"
         projected = (text, _tiles(diagnosis.tiles, 72))
     return [filters, projected, bars, ("Dead maps by layer", _dead_bars(diagnosis))]
 
