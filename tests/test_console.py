@@ -32,6 +32,18 @@ def test_a_sweeps_rows_tell_what_sets_jobs_apart_and_the_validation_error():
     assert "813,002" in text and "54/27" in text
 
 
+def test_a_column_that_all_jobs_leave_empty_is_left_out():
+    jobs = [job("7x7s2", 12.5), job("11x11s4", 14.25)]
+    for one in jobs:
+        del one["metrics"], one["conditions"]["parameters"]
+    jobs[1]["conditions"]["seconds"] = 90.0
+
+    text = printed(sweep_table(jobs, width=120))
+
+    assert "error %" not in text and "parameters" not in text
+    assert all(heading in text for heading in ("overrides", "map sizes", "minutes", "state"))
+
+
 def test_the_test_error_goes_before_the_validation_error():
     known = job("7x7s2", 12.5)
     known["metrics"]["test/top1_error"] = {"value": 9.75}

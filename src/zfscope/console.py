@@ -182,8 +182,9 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]], title: str, stand_in
 def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> RenderableType:
     """One row a job (its ``results.json``): what sets it apart, error, sizes, parameters, minutes, state.
 
-    Below the table stands a line for each job that failed, with the cause. Where the table would be wider than
-    ``width`` characters, by default the terminal's, it has fewer columns: what was typed and the error stay.
+    A column that all jobs leave empty is left out. Below the table stands a line for each job that failed, with the
+    cause. Where the table would be wider than ``width`` characters, by default the terminal's, it has fewer columns:
+    what was typed and the error stay.
     """
     overrides = [job.get("conditions", {}).get("overrides", []) for job in jobs]
     shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
@@ -213,8 +214,9 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> 
         return _table(f"{len(jobs)} jobs", cells, "job", **{heading: sides[heading] for heading in headings})
 
     width = width or console.width
+    filled = [heading for heading in sides if any(row[heading] for row in rows)]
     for left_out in range(4):
-        headings = [heading for heading in sides if heading not in ("map sizes", "parameters", "minutes")[:left_out]]
+        headings = [heading for heading in filled if heading not in ("map sizes", "parameters", "minutes")[:left_out]]
         if Measurement.get(console, console.options.update(width=10_000), table(headings)).maximum <= width:
             break
     return Group(table(headings), *map(Text, causes))

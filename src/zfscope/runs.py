@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -166,6 +167,34 @@ def kind_of_run(folder: str | Path) -> str | None:
     return results.get("conditions", {}).get("name") if results.get("state") == "finished" else None
 
 
+def trainings_in(folder: str | Path) -> list[Path]:
+    """The trainings whose folders lie in a folder, as the jobs of a sweep do: 2 before 10."""
+    inside = (place for place in Path(folder).iterdir() if (place / "checkpoints").is_dir())
+    return sorted(inside, key=natural)
+
+
+def natural(path: Path) -> list[str | int]:
+    """Sort key of paths: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def why_no_training(path: str | Path) -> str:
+    """What a path that was typed is instead of a training, and which trainings there are: the end of a refusal."""
+    path = Path(path)
+    kind = kind_of_run(path) if path.is_dir() else None
+    if kind not in (None, "training"):
+        of = (read_results(path) or {}).get("conditions", {}).get("checkpoint")
+        way = f"it looked at {of}" if isinstance(of, str) else "give the folder of a run"
+        return f"it is the result of analysis={kind}, not a training; {way}"
+    if path.is_dir() and (inside := trainings_in(path)):
+        what = "a sweep" if (path / "multirun.yaml").is_file() else "a folder of runs"
+        return f"it is {what}: {_newest(inside)}; give one of them"
+    if (path / RECORD).is_dir() and not (path / "checkpoints").is_dir():
+        return "it kept no checkpoint: it ended before its first step, or was no training"
+    beside = [place for place in (trainings_in(path.parent) if path.parent.is_dir() else []) if place != path]
+    return (f"there are {_newest(beside)}; " if beside else "") + "give the folder of a run"
+
+
 def write_record(folder: str | Path, files: Mapping[str, str]) -> None:
     """Note what a run was started with: ``.hydra/config.yaml``, ``hydra.yaml`` and ``overrides.yaml``, by name."""
     place = Path(folder) / RECORD
@@ -214,12 +243,14 @@ def claim(
     numbered: bool = False,
     check: Callable[[Path], None] = lambda folder: None,
     key: str = "hydra.run.dir",
+    stop: type[BaseException] | tuple[type[BaseException], ...] = (),
 ) -> Iterator[Path]:
     """Make a run folder, or take one that is there, and hold it; yields its path.
 
     With ``numbered`` a folder that is there is left alone, and ``folder_2``, ``folder_3``, … is made. ``check`` raises
     if what is in the folder must stay. If the block raises before anything was done in the folder, it is removed with
-    the folders that were made above it. ``key`` names the folder in messages.
+    the folders that were made above it; after a ``stop`` also where a logger alone has written. ``key`` names the
+    folder in messages.
 
     Raises:
         RunFolderLocked: If another process holds the folder.
@@ -246,8 +277,8 @@ def claim(
         tidy(folder)
         check(folder)
         yield folder
-    except BaseException:
-        _remove_unused(made)
+    except BaseException as error:
+        _remove_unused(made, stopped=isinstance(error, stop))
         raise
     finally:
         held.release()
@@ -272,6 +303,12 @@ def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
             f"{key}={folder} needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; free space or choose "
             "another folder"
         )
+
+
+def _newest(folders: Sequence[Path], most: int = 6) -> str:
+    """Folders for a message, of many the last ones by name: names begin with a date."""
+    more = f"{len(folders) - most} more and " if len(folders) > most else ""
+    return more + ", ".join(map(str, folders[-most:]))
 
 
 def _make(folder: Path, new: bool) -> list[Path]:
@@ -304,15 +341,22 @@ def _unwritable(key: str, folder: str | Path, error: OSError) -> OSError:
     return OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder")
 
 
-def _remove_unused(made: Sequence[Path]) -> None:
+def _remove_unused(made: Sequence[Path], stopped: bool) -> None:
     """Remove a folder that this process holds and in which nothing was done, and the empty ones above it.
 
-    The lock goes last: from then on another start may take the folder, which then stays, as ``rmdir`` sees.
+    Of a command that a signal ``stopped``, a logger's files alone are nothing either. The lock goes last: from then on
+    another start may take the folder, which then stays, as ``rmdir`` sees.
     """
-    if not made or {entry.name for entry in made[0].iterdir()} - {RECORD, LOCK}:
+    if not made:
+        return
+    names = {entry.name for entry in made[0].iterdir()} - {LOCK}
+    reached = any(next(made[0].rglob(name), None) for name in ("*.ckpt", RESULTS, "figures"))
+    if names - {RECORD} and (reached or not stopped):
         return
     with suppress(OSError):
-        shutil.rmtree(made[0] / RECORD, ignore_errors=True)
+        for name in names:
+            path = made[0] / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         (made[0] / LOCK).unlink()
         for folder in made:
             folder.rmdir()

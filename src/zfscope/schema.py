@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
@@ -32,6 +33,9 @@ def _as_path(value: str) -> str:
 
 Text = Annotated[str, BeforeValidator(_as_text)]  # a number in YAML is meant as a name
 PathText = Annotated[str, BeforeValidator(_as_text), AfterValidator(_as_path)]
+
+
+MOST_NAMES = 30  # in a message; timm has more than a thousand models
 
 
 class Strict(BaseModel):
@@ -88,12 +92,29 @@ def check(
         raise ValueError(prefix + sentence + more) from None
 
 
+@contextmanager
+def about(key: str, value: Any) -> Iterator[None]:
+    """Let refusals of a block begin with the key that was typed and its value: ``weights=zoo/x: …``.
+
+    One that names a key of its own keeps its words. Kinds of errors stay, but for those that cannot be made of a text.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        if re.match(rf"{re.escape(key)}\b|[\w.]+=\S", str(error)):
+            raise
+        kind = type(error)
+        if error.args != (str(error),):  # as those of Python's own, made of a number, a text and a path
+            kind = next(one for one in (OSError, ImportError, ValueError) if isinstance(error, one))
+        raise kind(f"{key}={printable(str(value))}: {error}") from error
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
     """``did you mean …?`` for a misspelt name, or the names to choose from."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
-    return "there are " + ", ".join(sorted(names)) if names else "nothing can be set there"
+    return "there are " + listed(sorted(names), MOST_NAMES) if names else "nothing can be set there"
 
 
 def plain(value: Any) -> Any:

@@ -60,6 +60,8 @@ def listening(*more: signal.Signals, follows: bool = False) -> Iterator[None]:
     _State.asked, _State.told, _State.held, _State.follows = None, False, 0, follows
     _State.signals = (*SIGNALS, *more)
     earlier = {number: signal.signal(number, _hear) for number in _State.signals}
+    if follows and hasattr(signal, "pthread_sigmask"):  # it was started with them blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _State.signals)
     try:
         yield
     finally:
@@ -112,16 +114,17 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
-def starting_processes() -> Iterator[None]:
-    """Processes that are started in this block, and all their threads, do not get SIGTERM but by ``outlive``; of the
-    other signals for the run but Ctrl-C none.
+def starting_processes(*signals: signal.Signals) -> Iterator[None]:
+    """Processes that are started in this block, and all their threads, do not get SIGTERM, or these ``signals``.
 
-    Libraries start threads of their own in a new process before any of our code runs there.
+    They get them again by ``outlive``, or by ``listening`` where they follow. Libraries start threads of their own in a
+    new process before any of our code runs there.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, set(_State.signals) - {signal.SIGINT})
+    blocked = signals or set(_State.signals) - {signal.SIGINT}
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:

@@ -163,7 +163,7 @@ def test_an_atlas_of_a_timm_run(tmp_path, residual):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("layers=[conv9]", "no layer 'conv9'; the layers are conv1, conv2"),
+        ("layers=[conv9]", "no layer 'conv9'; the layers with feature maps are conv1, conv2, conv3, conv4, conv5$"),
         ("layers=[]", "layers names no layer; the layers are conv1, conv2"),
         ("layers=[fc8]", "fc8 is dense; the layers with feature maps are conv1, conv2, conv3, conv4, conv5"),
         ("part=test", "analysis.part=test: this data set has no labelled test images; use val"),

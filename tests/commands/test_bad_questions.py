@@ -36,7 +36,9 @@ def test_an_unknown_layer_is_refused_with_the_layers_that_there_are(command, ask
     err = refused(command, tmp_path, "analyze", *asked, *overrides)
 
     key = overrides[1].partition("=")[0]
-    assert f"analyze.py: {key}: no layer 'conv9'; the layers are conv1, conv2, conv3, conv4, conv5, fc6" in err
+    which = " with feature maps are" if overrides[0] == "analysis=projections" else " are"
+    layers = "conv1, conv2, conv3, conv4, conv5" + (", fc6, fc7, fc8" if which == " are" else "")
+    assert err == f"analyze.py: {key}: no layer 'conv9'; the layers{which} {layers}\n"
 
 
 @pytest.mark.parametrize(

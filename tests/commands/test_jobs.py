@@ -48,7 +48,7 @@ def typed(*arguments, **environment):
         ("data.root=nowhere", r"nowhere"),
         ("data.batch_size=1000", r"data\.batch_size=1000.*larger than the 24 training images"),
         ("+trainer.max_stepz=3", r"trainer\.max_stepz.*did you mean max_steps"),
-        ("trainer.max_stepz=3", r"there is no key 'max_stepz'; .* \+trainer\.NAME=…"),
+        ("trainer.max_stepz=3", r"there is no key 'max_stepz'; did you mean max_steps\?"),
         ("+trainer.precision=7bit", r"7bit"),
         ("+trainer.callbacks=[]", r"trainer\.callbacks is set by this project"),
         ("+callbacks.mine={_target_: os.system}", r"os\.system.*trust"),
@@ -93,7 +93,7 @@ def test_analyze_refuses_alike(command, tmp_path, overrides, message):
     ("override", "message"),
     [
         ("+trainer.strategy=x", r"strategy='x'"),
-        ("+trainer.max_time=x", r"'x'.* is not a valid duration"),
+        ("trainer.max_time=x", r"trainer\.max_time=x: give days:hours:minutes:seconds, such as 00:12:00:00"),
         ("+trainer.val_check_interval=1.5", r"1\.5"),
     ],
 )

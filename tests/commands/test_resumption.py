@@ -139,15 +139,59 @@ def test_what_a_job_of_a_sweep_alone_knew_is_kept(command, resumed, tmp_path):
     assert (resumed[-1][0].seed, resumed[-1][0].optim.lr) == (1, 0.2)
 
 
-@pytest.mark.parametrize("typed", ["model=timm", "data=folder", "optim/schedule=constant"])
-def test_a_group_that_cannot_change_within_a_run_is_refused_with_the_way_to_a_new_one(command, resumed, typed):
+@pytest.mark.parametrize(
+    ("typed", "has"),
+    [
+        ("model=timm", "model.name=zfnet_mini"),
+        ("model/stem=11x11s4", "model.conv1.kernel_size=7"),
+        ("data=folder", "data.name=phantom"),
+        ("optim/schedule=constant", "optim.schedule.name=cosine"),
+        ("experiment=elpv", "data.name=phantom"),
+    ],
+)
+def test_a_group_that_cannot_change_within_a_run_is_refused_with_the_way_to_a_new_one(command, resumed, typed, has):
     command("train", "optim/schedule=cosine", "hydra.run.dir=run")
 
     code, _, err = command("train", "resume=run", typed)
 
-    group = typed.partition("=")[0]
-    told = f"{typed}: the {group} of a run cannot change in its middle; start a new run with weights=run {typed}"
+    told = f"{typed}: the {typed.partition('=')[0]} of a run cannot change in its middle (this one has {has}); "
+    told += f"start a new run with weights=run {typed}"
     assert (code, err) == (2, f"train.py: {told}\n") and len(resumed) == 1
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["model=alexnet_mini"],
+        ["model=alexnet_mini", "model.conv1.maps=8"],
+        ["model/stem=7x7s2"],
+        ["data=folder", "data.root=images"],
+        ["data/augment=any_orientation"],
+        ["experiment=table3_zfnet_wide", "data.root=images"],
+        ["optim=mini", "optim.lr=0.125"],
+        ["optim/schedule=cosine", "logger=csv", "callbacks=none", "trainer=default"],
+        ["debug=overfit"],
+    ],
+    ids=" ".join,
+)
+def test_the_line_that_started_a_run_goes_on_with_it(command, resumed, own):
+    command("train", *own, "hydra.run.dir=run")
+
+    code, _, err = command("train", *own, "resume=run")
+    again, _, _ = command("train", "resume=run")
+
+    assert (code, again) == (0, 0), err
+    (first, *_), (second, *_), (third, *_) = resumed
+    assert second == first.model_copy(update={"resume": "run"}) == third
+
+
+def test_an_option_that_a_later_leg_changed_is_not_taken_for_the_runs_own(command, resumed):
+    command("train", "logger=csv", "hydra.run.dir=run")
+    command("train", "resume=run", "logger.name=none")
+
+    code, _, err = command("train", "resume=run", "logger=csv")
+
+    assert code == 2 and err.strip().endswith("type its keys instead: logger.name=csv")
 
 
 def test_a_run_goes_on_in_its_own_folder_alone(command, resumed, tmp_path):
@@ -167,7 +211,7 @@ def test_the_result_of_an_analysis_is_no_run(command, resumed, run_copy):
 
     code, _, err = command("train", "resume=maps")
 
-    told = "resume=maps is the result of analysis=diagnostics, not a training; give the folder of a run"
+    told = "resume=maps: it is the result of analysis=diagnostics, not a training; it looked at outputs/run"
     assert (code, err) == (2, f"train.py: {told}\n")
 
 
@@ -177,7 +221,7 @@ def test_the_result_of_an_analysis_is_no_run(command, resumed, run_copy):
         ("logger=none", "logger.name=none"),
         ("debug=fast", "trainer.fast_dev_run=True"),
         ("callbacks=none", "callbacks.filter_images=null callbacks.projections=null"),
-        ("experiment=elpv", ""),
+        ("optim=modern", "optim.epochs=120"),
     ],
 )
 def test_a_group_is_refused_with_the_keys_to_type_instead(command, resumed, typed, instead):

@@ -106,13 +106,16 @@ def test_a_run_that_a_signal_stops_ends_in_one_line_and_goes_on_as_a_whole_one(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_stop_at_the_start_leaves_nothing(command, tiny, tmp_path, monkeypatch):
-    interrupted(monkeypatch, "zfscope.training.run.open_data", signal.SIGTERM, 1)
+@pytest.mark.parametrize("place", ["zfscope.training.run.open_data", "lightning.pytorch.trainer.trainer.Trainer.fit"])
+@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
+def test_a_stop_at_the_start_leaves_nothing(command, tiny, tmp_path, monkeypatch, place, more):
+    """Nor does one when the logger has begun to write."""
+    interrupted(monkeypatch, place, signal.SIGTERM, 1)
 
-    code, _, err = command("train", *tiny)
+    code, _, err = command("train", *more, *tiny, "logger=csv")
 
-    assert (code, err) == (143, "train.py: stopped by SIGTERM; nothing had begun, nothing is left\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert (code, err.splitlines()[-1]) == (143, "train.py: stopped by SIGTERM; nothing had begun, nothing is left")
+    assert {path.name for path in tmp_path.iterdir()} <= {"images", "cache"}
 
 
 def test_a_sweep_that_is_stopped_tells_the_jobs_that_did_not_run(command, tiny, tmp_path, monkeypatch):
@@ -217,19 +220,22 @@ def test_a_signal_stops_two_ranks_after_the_same_step_and_they_go_on(tiny, tmp_p
 
 
 @pytest.mark.slow  # twenty seconds of start-up
-@pytest.mark.parametrize("pause", [0.5, 1.5, 2.5])
-def test_ctrl_c_while_two_ranks_start_ends_them(tiny, tmp_path, monkeypatch, pause):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("pause", [0.0, 0.5, 1.5, 2.5])
+def test_a_stop_while_two_ranks_start_ends_them_and_leaves_nothing(tiny, tmp_path, monkeypatch, pause, number):
     monkeypatch.chdir(tmp_path)
-    own = [*tiny, "trainer.max_epochs=200", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    own = [*tiny, "trainer.max_epochs=200", "trainer.accelerator=cpu", "trainer.devices=2", "logger=wandb"]
     process = typed(*own, "hydra.run.dir=run", start_new_session=True)
     assert any(line.startswith("checkpoints: ") for line in iter(process.stdout.readline, "")), process.stderr.read()
     time.sleep(pause)
 
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
 
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("train.py: stopped by SIGINT; ")
+    assert process.returncode == 128 + number and "Traceback" not in err
+    told = err.splitlines()[-1].removeprefix(f"train.py: stopped by {number.name}; ")
+    assert told == "nothing had begun, nothing is left" or (tmp_path / "run/checkpoints/last.ckpt").is_file(), told
+    assert (tmp_path / "run").exists() == told.startswith("go on with")
 
 
 @pytest.mark.parametrize("pause", quick_first([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4], 1))

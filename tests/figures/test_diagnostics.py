@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 
 from tests.examples.diagnostics import drawn
-from zfscope.diagnostics import filter_frequencies
+from zfscope.diagnostics import GridScore, filter_frequencies
 
 
 def test_half_of_the_bar_is_red_where_half_of_the_maps_are_dead():
@@ -16,6 +17,23 @@ def test_half_of_the_bar_is_red_where_half_of_the_maps_are_dead():
     row = red.sum(1).argmax()
     assert red[row].sum() == pytest.approx(21 / 40 * 0.63 * 660, abs=4)
     assert red[row].sum() / (red[row].sum() + grey[row].sum()) == pytest.approx(21 / 40, abs=0.02)
+
+
+def test_the_heading_of_the_projections_says_how_many_are_shown_of_those_scored_and_fits(monkeypatch):
+    written, text = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, words, *more, **options: (
+            written.append(words) or text(self, place, words, *more, **options)
+        ),
+    )
+    tiles = torch.zeros(24, 3, 27, 27, dtype=torch.uint8)
+
+    drawn(second="conv2", tiles=tiles, scored=64, grids={2: GridScore(0.12, 0.1), 4: GridScore(0.33, 0.11)})
+
+    scores = "0.12 at 2 px, 0.33 at 4 px (by chance 0.10, 0.11)"
+    assert f"conv2: 24 of 64 projected maps; grid score of these 64: {scores}" in written
 
 
 def test_filters_have_one_scale_and_bars_the_shares():

@@ -99,6 +99,21 @@ def test_a_position_has_its_colour_where_the_squares_centre_was_and_the_image_sh
     assert (tile[:, 6 * times + 1 :] == shown[:, 6 * times + 1 :]).all()
 
 
+@pytest.mark.parametrize("place", [(row, column) for row in range(3) for column in range(3)])
+def test_the_square_has_its_two_lines_on_all_sides_also_at_the_edge_of_the_image(texts, place):
+    shares = np.full((3, 3), 0.9)
+    shares[place] = 0.25
+
+    panel = occlusion_panel(torch.full((3, 8, 8), 100, dtype=torch.uint8), sensitivity(shares, size=4, stride=2))
+
+    x, y = corner(texts, "(a) 4 px square, largest drop")
+    tile = np.asarray(panel.convert("RGB"))[y : y + 224, x : x + 224, 0]
+    for colour in (0, 255):
+        rows, columns = (np.flatnonzero((tile == colour).sum(axis) > 90) for axis in (1, 0))
+        assert len(rows) == len(columns) == 2
+        assert 108 <= rows[1] - rows[0] <= 114 and 108 <= columns[1] - columns[0] <= 114
+
+
 def test_the_legend_names_the_classes_that_occur_most_frequent_first_and_joins_the_rest(texts):
     maps = sensitivity([[0.9] * 4] * 4)
     labels = torch.tensor([5, 5, 5, 5, 5, 0, 0, 0, 1, 1, 2, 3, 4, 6, 7, 8]).view(4, 4)

@@ -90,10 +90,11 @@ def test_the_command_writes_three_pages_alike_each_time(command, tmp_path):
     write_results(made(tmp_path / "runs/broken"), {}, {"overrides": []}, state="failed", cause="why")
 
     for name in ("one", "two"):
-        code, *_ = command(
+        code, out, _ = command(
             "analyze", "analysis=ledger", "analysis.runs=[runs]", "logger=none", f"hydra.run.dir={tmp_path / name}"
         )
         assert code == 0
+        assert out.splitlines()[-2:] == ["left out: runs/broken (failed: why)", f"saved in {tmp_path / name}"]
 
     for name in ("ledger.md", "ledger.json", "ledger.html", "figures/table3.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

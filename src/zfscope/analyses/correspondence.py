@@ -81,7 +81,7 @@ def analyse(question: Question) -> Result:
         for layer in layers
     }
     pictures = torch.stack([as_pictures(network, inputs[:SHOWN]) for inputs in shown], dim=1)
-    title = f"{Path(question.checkpoint).name}: do the same features change in all {len(examples.names)} images?"
+    title = f"{question.title}: do the same features change in all {len(examples.names)} images?"
     sheet = correspondence_sheet(pictures, parts, deltas, title=title)
     return Result(_metrics(parts, layers, arrays, examples), arrays, {"correspondence": sheet})
 

@@ -30,6 +30,7 @@ from zfscope.images import contrast_limits, to_tiles
 from zfscope.networks.checkpoints import load_network, run_config
 from zfscope.networks.layers import filter_rms
 from zfscope.networks.network import Network, evaluating
+from zfscope.schema import about
 
 TOP = 9  # winners of each map whose projections are scored
 SHOWN = 24  # maps in the picture
@@ -45,8 +46,9 @@ def analyse(question: Question) -> Result:
     options, images = question.options, question.images
     networks = {"": (question.checkpoint, question.network)}
     if options.other is not None:
-        networks["other/"] = (options.other, load_network(options.other).to(question.device))
-        check_prepares(networks["other/"][1], options.other)
+        with about("analysis.other", options.other):
+            networks["other/"] = (options.other, load_network(options.other).to(question.device))
+            check_prepares(networks["other/"][1], options.other)
     count = len(images) if options.images is None else at_most(options.images, len(images), "analysis.images")
     subset = random_subset(len(images), count, options.seed).tolist()
     diagnoses, measured, arrays = [], {}, {}
@@ -157,6 +159,7 @@ def _projected(
         "second": layer,
         "maps": numbers[rows[strongest]],
         "tiles": to_tiles(shown, limit=contrast_limits(shown)),
+        "scored": len(rows.unique()),
         "grids": {
             period: grid_score(projections, boxes[:, :2], period) for period in periods if 2 <= period <= side // 2
         },

@@ -59,7 +59,7 @@ def analyse(question: Question) -> Result:
         arrays[f"another/{layer}"] = np.array(curves[0].another[layer])
         arrays[f"norms/{layer}"] = curves[0].norms[layer].numpy()
     names = [printable(images.classes[labels[number]]) for number in shown.tolist()]
-    title = f"{question.checkpoint}: {len(indices):,} images of {question.part}"
+    title = f"{question.title}: {len(indices):,} images of {question.part}"
     figure = invariance_figure(curves, tiles, shown, names, title=title)
     metrics = {}
     for curve in curves:

@@ -16,6 +16,8 @@ from zfscope.report.page import VERDICTS, pages
 from zfscope.report.paper import TABLES
 from zfscope.report.readings import read_runs
 
+NAMED = 5  # runs that were left out, in the lines printed
+
 
 def analyse(question: Question) -> Result:
     """What is filled and what holds; ``ledger.md``, ``ledger.json``, ``ledger.html``."""
@@ -60,4 +62,6 @@ def analyse(question: Question) -> Result:
         "runs": {"value": len(runs), "unit": "read"},
         "runs/left_out": {"value": len(causes), "unit": ""},
     }
-    return Result(metrics, figures={"table3": picture}, files=files)
+    left_out = [f"left out: {folder} ({cause})" for folder, cause in causes.items()]
+    more = [f"and {len(left_out) - NAMED} more, in ledger.md"] if len(left_out) > NAMED else []
+    return Result(metrics, figures={"table3": picture}, files=files, notes=[*left_out[:NAMED], *more])

@@ -14,6 +14,7 @@ from zfscope.networks.network import Network
 from zfscope.networks.public import is_zoo_name, zoo_config
 from zfscope.networks.spec import ModelConfig
 from zfscope.protocols.features import fingerprint
+from zfscope.runs import natural
 from zfscope.schema import check, listed, plain
 
 ALIKE = "members of an ensemble share their classes and the order of these"
@@ -90,7 +91,7 @@ def member_sources(checkpoint: str | Sequence[str]) -> list[str]:
             continue
         # What follows the last wildcard is asked of every folder that matches: outputs/six/*/last
         end = magic[-1] + 1
-        entries = sorted(map(Path, glob.glob(str(Path(*parts[:end])))), key=_natural)
+        entries = sorted(map(Path, glob.glob(str(Path(*parts[:end])))), key=natural)
         if end < len(parts):
             matches = [entry.joinpath(*parts[end:]) for entry in entries if not entry.is_file()]
         else:
@@ -107,11 +108,6 @@ def check_prepares(network: Network, source: str) -> None:
     """Refuse a network that does not say how its images are prepared."""
     if network.preprocessing is None:
         raise ValueError(f"{source} does not tell how its images are prepared; use a checkpoint of a run")
-
-
-def _natural(path: Path) -> list[str | int]:
-    """Sort key: 2 before 10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def _names(sources: Sequence[str]) -> list[str]:

@@ -53,10 +53,12 @@ def analyse(question: Question) -> Result:
     and projection are grey, box and scale 0.
     """
     options, network, images = question.options, question.network, question.images
-    for layer in layers_to_watch(network, options.layers):
+    for layer in options.layers or ():
         if layer not in network.layers_with_maps:
+            what = f"{layer} is dense" if layer in network.layers else f"no layer {layer!r}"
             layers = ", ".join(network.layers_with_maps)
-            raise ValueError(f"analysis.layers: {layer} is dense; the layers with feature maps are {layers}")
+            raise ValueError(f"analysis.layers: {what}; the layers with feature maps are {layers}")
+    layers_to_watch(network, options.layers)
     at_most(options.top, len(images), "analysis.top")
     examples = question.inputs(images)
     _, image = next(readable_inputs(examples, range(len(images))))

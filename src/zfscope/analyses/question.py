@@ -111,6 +111,7 @@ class Result:
     arrays: Mapping[str, np.ndarray] | Writable | None = None  # what ``arrays.npz`` will hold
     figures: Mapping[str, Image.Image | Callable[[], Image.Image]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # further files by name: tables and pages
+    notes: Sequence[str] = ()  # lines to print below the numbers
 
 
 def at_most(wanted: int, count: int, key: str) -> int:

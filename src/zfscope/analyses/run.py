@@ -26,7 +26,7 @@ from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
 from zfscope.runs import environment, is_below, replacing_results, write_results
-from zfscope.schema import check, leaves, printable
+from zfscope.schema import about, check, leaves, printable
 from zfscope.secrets import is_from_environment, masked
 
 # What makes a data set another one than its name says.
@@ -47,6 +47,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
         if key := option_of(str(error), config.analysis.model_dump()):
             raise ValueError(f"{key}{error}") from error
         raise
+    conditions["data_fingerprint"] = fingerprint_of(question)  # reads pixels: only once nothing was refused
     if question.data is not None and any(left_out := counts(question.data.splits).values()):
         conditions["quarantined"] = counts(question.data.splits)
         result = replace(result, files={**result.files, MANIFEST: manifest(question.data.splits)})
@@ -60,12 +61,14 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     with replacing_results(folder) as new:
         pictures = save(result, new)
         write_results(new, metrics, conditions)
-    log(config, folder, metrics, {name: folder / path.relative_to(new) for name, path in pictures.items()})
     shown = {name: metric for name, metric in metrics.items() if metric["value"] is not None}
     several = not isinstance(config.checkpoint, str | None)
     title = masked(", ".join(config.checkpoint) if several else config.checkpoint or config.analysis.name)
     console.print(results_table(shown, title, conditions.get("stand_in")))
-    console.print(f"saved in {folder}", markup=False)
+    for note in result.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"saved in {folder}", markup=False, highlight=False, soft_wrap=True)
+    log(config, folder, metrics, {name: folder / path.relative_to(new) for name, path in pictures.items()})
 
 
 def option_of(refusal: str, options: Mapping[str, Any]) -> str:
@@ -97,13 +100,15 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
         check_image(config.image)
     network, members, run, preprocessing = None, (), {}, None
     if name == "ensemble":
-        members = open_members(config.checkpoint, config.analysis.partial)
+        with about("checkpoint", config.checkpoint if isinstance(config.checkpoint, str) else list(config.checkpoint)):
+            members = open_members(config.checkpoint, config.analysis.partial)
         run = dict(members[0].config)
         largest = max(members, key=lambda member: member.network.preprocessing.resize)
         preprocessing = largest.network.preprocessing  # data may be read at that size
     elif config.checkpoint is not None:
-        network, run = load_network(config.checkpoint).to(device), run_config(config.checkpoint)
-        check_prepares(network, config.checkpoint)
+        with about("checkpoint", config.checkpoint):
+            network, run = load_network(config.checkpoint).to(device), run_config(config.checkpoint)
+            check_prepares(network, config.checkpoint)
         preprocessing = network.preprocessing
     data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
     return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
@@ -181,7 +186,6 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
         "checkpoint": checkpoint if checkpoint is None or isinstance(checkpoint, str) else list(checkpoint),
         "data": data.config.name if data else None,
         **(subset_of(data.config.model_dump()) if data else {}),
-        "data_fingerprint": fingerprint_of(question),
         "files": {name: digest_of(path) for name, path in files.items() if path},
         "run": {
             "seed": run.get("seed"),

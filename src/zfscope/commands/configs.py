@@ -30,7 +30,7 @@ from zfscope.commands.slurm import with_resumption
 from zfscope.networks.spec import ModelConfig
 from zfscope.runs import check_writable, is_below
 from zfscope.schema import check, flatten, nearest
-from zfscope.training.spec import TrainConfig
+from zfscope.training.spec import TRAINER_KEYWORDS, TrainConfig
 
 SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}
 UNKNOWN = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
@@ -319,5 +319,6 @@ def _unknown_key(name: str, key: str, overrides: Sequence[str]) -> str:
     if source in ("timm", "torchvision") and last in ModelConfig.model_fields:
         return f"{key}: a model of {source} is taken as it is; layers are changed in those of conf/model, model=zfnet …"
     names = [str(known) for known in node if str(known) != last] if isinstance(node, DictConfig) else []
-    way_out = "; a further keyword of the Trainer is written +trainer.NAME=…" if key.startswith("trainer.") else ""
-    return f"{key}: there is no key {last!r}; {nearest(last, names)}{way_out}"
+    if key.startswith("trainer."):
+        names = [*TRAINER_KEYWORDS]
+    return f"{key}: there is no key {last!r}; {nearest(last, names)}"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -41,7 +41,7 @@ from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.files import FULL, cannot_write
 from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
-from zfscope.schema import check
+from zfscope.schema import check, nearest
 from zfscope.secrets import masked, masked_all
 from zfscope.training.spec import TrainConfig
 
@@ -67,12 +67,12 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     if console.quiet:
         warnings.simplefilter("ignore")
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    arguments = get_args_parser().parse_args()
     earlier = warnings.formatwarning
     warnings.formatwarning = warning_line if not shows_all else lambda *told, **more: masked(earlier(*told, **more))
     earlier_hook, threading.excepthook = threading.excepthook, thread_line
     plan, folder, stopped = None, None, None
     try:
+        arguments = read_flags(name)
         # Hydra then raises instead of printing a page and leaving with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening(*slurm.signals(), follows=is_other_rank()):
             _check_before_hydra(arguments)
@@ -115,6 +115,31 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         left = f"{slurm.requeue()}; {left}"
     print(f"{name}.py: stopped by {stopped}; {left}", file=sys.stderr)
     return stopped.exit_code
+
+
+def read_flags(name: str) -> argparse.Namespace:
+    """Hydra's flags and the overrides, in any order.
+
+    Raises:
+        ValueError: For a flag that is none, or lacks its value: one line instead of a page.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+    parser.error = refuse
+    arguments, unknown = parser.parse_known_intermixed_args()
+    if unknown:
+        flag, equals, value = unknown[0].partition("=")
+        key = flag.lstrip("-").replace("-", "_")
+        flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        if key.partition(".")[0] in {*SCHEMAS[name].model_fields, "experiment", "hydra", "debug"}:
+            way_out = f"did you mean {key}={value if equals else '…'}?"
+        else:
+            way_out = nearest(flag, flags)
+        raise ValueError(f"{unknown[0]}: there is no such flag; {way_out}")
+    return arguments
 
 
 def run_job(name: str, values: DictConfig) -> float:
@@ -331,7 +356,7 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
         for place, kind in zip(plan.places(folder), plan.kinds, strict=True):
             check_content(place, kind, plan.resuming, key)
 
-    with claim(plan.folder, numbered=not plan.named, check=check_all, key=key) as folder:
+    with claim(plan.folder, numbered=not plan.named, check=check_all, key=key, stop=stops.Stopped) as folder:
         if not plan.in_sweep:
             _claimed.add(folder)
         try:

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException, OverrideParseException
 
 from zfscope.schema import nearest, takes_text
+from zfscope.training.spec import TRAINER_KEYWORDS
 
 CONF = str(Path(__file__).resolve().parents[3] / "conf")
 # A command's experiments are those in its folder: analyze.py has a second search path (hydra.searchpath in its config).
@@ -44,8 +45,9 @@ def read_typed(name: str, overrides: Sequence[str], schema: Any, config_dir: str
         for spelling, advice in RESPELT[name].items():
             if match := re.fullmatch(spelling, override):
                 raise ValueError(f"{override} is spelt otherwise now: {match.expand(advice)}")
-    # Whether conf/trainer has a keyword of the Trainer or not, + sets it.
+    # Whether conf/trainer has a keyword of the Trainer or not, it can be set, with + or without.
     overrides = [re.sub(r"^\+(trainer\.)", r"++\1", override) for override in overrides]
+    overrides = [re.sub(_further_keywords(), r"++\g<0>", override) for override in overrides]
     overrides = [_text(_path(override), schema) for override in overrides]
     parsed = parse(overrides)
     check_experiments(name, parsed)
@@ -139,6 +141,14 @@ def _check_option(override: Override, schema: Any, folders: Sequence[Path]) -> N
             more = f"; a model of timm is model=timm model.name={option}" if group == "model" and is_name else ""
             nearby = nearest(str(option), sorted(known))
             raise ValueError(f"{group}={shown}: the group {group} has no such option; {nearby}{more}")
+
+
+@cache
+def _further_keywords() -> str:
+    """A pattern of the Trainer's keywords that ``conf/trainer`` does not have, at the beginning of an override."""
+    files = Path(CONF, "trainer").glob("*.yaml")
+    own = {key for path in files for key in yaml.safe_load(path.read_text(encoding="utf-8"))}
+    return rf"^trainer\.({'|'.join(name for name in TRAINER_KEYWORDS if name not in own)})(?=[=.])"
 
 
 @cache

@@ -1,6 +1,7 @@
 """``resume=RUN``: a run goes on from its own config, ``RUN/.hydra/config.yaml``, with the values that are typed."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zfscope.commands.aliases import check_aliases
 from zfscope.commands.guard import check_stored
 from zfscope.commands.overrides import CONF, is_group, parse
-from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides
+from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides, why_no_training
 from zfscope.schema import flatten, leaves
 from zfscope.secrets import is_from_environment
 from zfscope.training.spec import FIXED_KEYS
@@ -56,10 +57,10 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     config_folder = (folder / RECORD).absolute()
     path = config_folder / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); give the folder of a run")
+        raise FileNotFoundError(f"resume={folder}: no run there ({path} is missing); {why_no_training(folder)}")
     kind = kind_of_run(folder)
     if kind not in (None, "training"):
-        raise ValueError(f"resume={folder} is the result of analysis={kind}, not a training; give the folder of a run")
+        raise ValueError(f"resume={folder}: {why_no_training(folder)}")
     check_aliases(path)
     try:
         content = _plain(OmegaConf.load(path))
@@ -67,8 +68,8 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
         cause = str(error).splitlines()[0]
         raise ValueError(f"resume={folder}: {path} cannot be read ({cause}); mend or restore it") from None
     check_stored(path, content)
-    keys, typed = flatten(content), []
-    _check_environment(folder, keys, {override.key_or_group for override in parsed})
+    keys, typed, beside = flatten(content), [], {override.key_or_group for override in parsed}
+    _check_environment(folder, keys, beside)
     for override in parsed:
         group = override.key_or_group
         if group == "hydra.run.dir" and os.path.abspath(str(override.value())) != os.path.abspath(folder):
@@ -76,7 +77,9 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
                 f"{override.input_line}: resume={folder} goes on in its own folder; leave hydra.run.dir out"
             )
         if is_group(group) or (config_dir and "." not in group and Path(config_dir, group).is_dir()):
-            raise ValueError(_group_refusal(override, keys, folder))
+            if refusal := _group_refusal(override, keys, beside, folder):
+                raise ValueError(refusal)
+            continue  # the run's own
         typed.append(override.input_line)
         if not override.is_delete() and not override.is_hydra_override():
             known = group in keys or any(key.startswith(f"{group}.") for key in keys)
@@ -135,21 +138,44 @@ def _key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _group_refusal(override: Override, keys: Mapping[str, Any], folder: Path) -> str:
-    """Which keys to type instead of a group's option; ``keys`` are those of the run's config."""
+def _group_refusal(override: Override, keys: Mapping[str, Any], typed: set[str], folder: Path) -> str | None:
+    """Why a group's option is not taken, with the keys to type instead; None where it is what the run has anyway.
+
+    ``keys`` are the values of the run's own config, ``typed`` the keys that are typed beside the option.
+    """
     group, option = override.key_or_group, override.value()
+    today = _composed_with(override, folder)
+    fixed = [key for key in today if FIXED_KEYS.fullmatch(key) and key != "seed" and today[key] != keys.get(key)]
+    if fixed:
+        other = next((key for key in fixed if key.endswith(".name")), fixed[0])
+        has = f"this one has {other}={keys.get(other)}"
+        start = f"start a new run with weights={folder} {override.input_line}"
+        return f"{override.input_line}: the {group} of a run cannot change in its middle ({has}); {start}"
     path = Path(CONF, group, f"{option}.yaml")
-    values: dict[str, Any] = {}
+    place, values = group.replace("/", "."), {}
     if path.is_file():
-        prefix = "" if "@package _global_" in path.read_text(encoding="utf-8") else group.replace("/", ".") + "."
+        package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        place = package[1] if package else place
+        prefix = "" if place == "_global_" else f"{place}."
         values = flatten(_plain(OmegaConf.load(path)), prefix)
         values = {key: value for key, value in values.items() if not key.startswith(f"{prefix}defaults")}
-    if not values and group == "callbacks":
-        values = {".".join(key.split(".")[:2]): None for key in keys if key.startswith("callbacks.")}
-    free = {key: value for key, value in values.items() if not FIXED_KEYS.fullmatch(key)}
-    if group in ("model", "data") or (values and not free):
-        start = f"start a new run with weights={folder} {override.input_line}"
-        return f"{override.input_line}: the {group} of a run cannot change in its middle; {start}"
-    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(free.items())[:6])
+    changed = {key: value for key, value in values.items() if keys.get(key) != value and not FIXED_KEYS.fullmatch(key)}
+    if not values:  # as of callbacks=none: what the run has and the option has not
+        others = [key for key in keys if key.startswith(f"{place}.") and key not in today]
+        changed = {".".join(key.split(".")[:2]): None for key in others}
+    changed = {key: value for key, value in changed.items() if key not in typed}
+    if today and not changed:
+        return None
+    instead = " ".join(f"{key}={'null' if value is None else value}" for key, value in list(changed.items())[:6])
     way_out = f"type its keys instead: {instead}" if instead else "type single keys instead"
     return f"{override.input_line} chooses a whole group, but the run goes on from its own config; {way_out}"
+
+
+def _composed_with(override: Override, folder: Path) -> dict[str, Any]:
+    """What ``conf/`` gives today with all that a run was started with and this option; empty where it does not."""
+    others = [text for text in read_overrides(folder) if _key_of(text) != override.key_or_group]
+    try:
+        with initialize_config_dir(CONF, job_name="train", version_base="1.3"):
+            return flatten(_plain(compose("train", [*others, override.input_line])))
+    except HydraException:
+        return {}

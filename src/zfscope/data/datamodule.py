@@ -30,6 +30,7 @@ from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
 from zfscope.data.transforms import Examples, TrainTransform
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.schema import about
 
 OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
     "phantom": lambda config: open_phantom(Path(config.cache) / "phantom", config.split_seed),
@@ -52,16 +53,16 @@ def open_data(config: DataConfig, key: str = "data") -> Splits:
     """
     if config.root is None and config.name not in ("phantom", "elpv"):
         raise ValueError(f"data={config.name} needs {key}.root=DIR, the folder that holds it")
-    splits = OPENERS[config.name](config)
+    with about(key, config.name) if config.root is None else about(f"{key}.root", config.root):
+        splits = OPENERS[config.name](config)
     if config.cells is not None:
         splits = splits.map(lambda images: images.subset(images.types == config.cells))
     if config.classes is not None:
-        try:
+        with about(f"{key}.classes", f"[{','.join(config.classes)}]"):
             splits = splits.map(lambda images: images.only(config.classes))
-        except ValueError as error:
-            raise ValueError(f"{key}.classes: {error}") from error
     if config.exclude is not None:  # the paper removed what Caltech's images share with ImageNet from its training
-        splits = replace(splits, train=without(splits.train, config.exclude))
+        with about(f"{key}.exclude", config.exclude):
+            splits = replace(splits, train=without(splits.train, config.exclude))
     return with_quarantine(splits)
 
 

@@ -112,6 +112,9 @@ class ImageSet:
         images.classes = tuple(self.classes[number] for number in columns)
         return images
 
+    def ready(self) -> None:
+        """Before other processes read them: what is made only when it is read is made here."""
+
     @property
     def fingerprint(self) -> str:
         """Hex digest that changes when names, order, labels, classes or (see each class) contents do."""
@@ -281,6 +284,11 @@ class JoinedImages(ImageSet):
         """Its key in its own set; those of two sets may be alike."""
         images, position = self._find(index)
         return images.key(position)
+
+    def ready(self) -> None:
+        """Each set's own."""
+        for images in self.sets:
+            images.ready()
 
     @property
     def fingerprint(self) -> str:

@@ -66,7 +66,11 @@ class Loader(DataLoader):
             return super().__iter__()
 
     def _get_iterator(self) -> Any:
-        return start_readers(self, _Batches) if self.num_workers else _BatchesHere(self)
+        if not self.num_workers:
+            return _BatchesHere(self)
+        if self.items is not None:
+            self.items.images.ready()
+        return start_readers(self, _Batches)
 
 
 class _Fetched(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.diagnostics import NOISE, Diagnosis, dead_maps, near_dead_maps
-from zfscope.figures.canvas import DASHED, RED, canvas, drawn, open_axes
+from zfscope.figures.canvas import DASHED, RED, canvas, drawn, open_axes, shortened
 from zfscope.images import enlarge, grid, to_pil, to_tiles
 
 WIDTH, ROOM, LINE, GAP = 660, 28, 24, 3  # pixels: a network's column, around it, a heading, between tiles
@@ -43,7 +43,7 @@ def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
         draw.text((x, y + LINE - 8), diagnosis.name, "black", name, anchor="ls")
         y += LINE
         for (text, picture), height in zip(parts, heights, strict=True):
-            draw.text((x, y + LINE - 7), text, "black", heading, anchor="ls")
+            draw.text((x, y + LINE - 7), shortened(text, heading, WIDTH), "black", heading, anchor="ls")
             figure.paste(picture, (x, y + LINE))
             y += LINE + height + ROOM // 2
     return figure
@@ -66,12 +66,11 @@ def _parts(diagnosis: Diagnosis) -> list[tuple[str, Image.Image]]:
     if diagnosis.second is None:
         projected = (textwrap.shorten(diagnosis.missing, 100, placeholder=" …"), _blank())
     else:
-        text = f"{diagnosis.second}, strongest activations of {len(diagnosis.tiles)} maps, projected"
+        text = f"{diagnosis.second}: {len(diagnosis.tiles)} of {diagnosis.scored} projected maps"
         if diagnosis.grids:
             score = ", ".join(f"{at.score:.2f} at {period} px" for period, at in diagnosis.grids.items())
-            text += (
-                f"; grid score {score} (by chance {', '.join(f'{at.chance:.2f}' for at in diagnosis.grids.values())})"
-            )
+            chance = ", ".join(f"{at.chance:.2f}" for at in diagnosis.grids.values())
+            text += f"; grid score of these {diagnosis.scored}: {score} (by chance {chance})"
         projected = (text, _tiles(diagnosis.tiles, 72))
     return [filters, projected, bars, ("Dead maps by layer", _dead_bars(diagnosis))]
 

@@ -192,12 +192,13 @@ def _square(picture: np.ndarray, scale: float, sensitivity: Sensitivity) -> Imag
     row, column = divmod(int(sensitivity.drop.nan_to_num(-math.inf).argmax()), sensitivity.drop.shape[1])
     corner = column * sensitivity.stride, row * sensitivity.stride
     x, y, side = (scale * pixels for pixels in (*corner, sensitivity.size))
-    left, top = round(x), round(y)
-    right = max(left, min(round(x + side), shown.width) - 1)
-    bottom = max(top, min(round(y + side), shown.height) - 1)
+    # Both lines are within the picture, also at its edge.
+    left, top = max(0, round(x) - 1), max(0, round(y) - 1)
+    right = max(left + 2, min(round(x + side), shown.width - 1))
+    bottom = max(top + 2, min(round(y + side), shown.height - 1))
     draw = ImageDraw.Draw(shown)
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black")
-    draw.rectangle((left, top, right, bottom), outline="white")
+    draw.rectangle((left, top, right, bottom), outline="black")
+    draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline="white")
     return shown
 
 

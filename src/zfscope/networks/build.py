@@ -41,7 +41,8 @@ def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
     """
     names = ["alexnet", "vgg11", "vgg13", "vgg16", "vgg19"]
     if name not in names:
-        raise ValueError(f"torchvision's {name!r} is no chain of conv, ReLU and pool; those are {', '.join(names)}")
+        chains = ", ".join(names)
+        raise ValueError(f"model.name={name}: torchvision's {name!r} is no chain of conv, ReLU and pool; use {chains}")
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None)
     chain: dict[str, ConvLayer | DenseLayer] = {}

@@ -20,7 +20,7 @@ from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
 from zfscope.networks.tensors import read_tensors
-from zfscope.runs import finished_conditions
+from zfscope.runs import RECORD, finished_conditions, why_no_training
 from zfscope.schema import plain
 
 FORMAT = 1
@@ -263,8 +263,10 @@ def find_checkpoint(source: str | Path) -> Path:
             _tell_that_last_is_taken(folder)
             return folder / "last.ckpt"
         raise FileNotFoundError(f"{folder} holds no best.ckpt or last.ckpt; the run had not finished an epoch")
-    if path.name == "last" and (path.parent / ".hydra").is_dir() and not (path.parent / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{path.parent} kept no checkpoint: it ended before its first step, or was no training")
+    if path.name == "last" and (path.parent / RECORD).is_dir() and not (path.parent / "checkpoints").is_dir():
+        path = path.parent
+    if path.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}: {why_no_training(path)}")
     for candidate in (path.parent / "checkpoints" / f"{path.name}.ckpt", path.with_name(f"{path.name}.ckpt")):
         if candidate.is_file():
             return candidate

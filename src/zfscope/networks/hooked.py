@@ -12,7 +12,7 @@ from zfscope.networks.fields import probe_field
 from zfscope.networks.geometry import ReceptiveField
 from zfscope.networks.layers import conv_layers
 from zfscope.networks.network import Network, Trace, count_parameters, watching
-from zfscope.schema import nearest
+from zfscope.schema import about, nearest
 
 
 class HookedNetwork(Network):
@@ -105,7 +105,7 @@ class TimmNetwork(HookedNetwork):
 
     def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
         if not timm.is_model(name):
-            raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
+            raise ValueError(f"model.name={name}: timm has no model {name!r}; {nearest(name, timm.list_models())}")
         self._name = name
         body = _timm_model(name, num_classes, image_size)
         if layers is None:
@@ -113,7 +113,8 @@ class TimmNetwork(HookedNetwork):
             paths = _paths(body)
             names = dict.fromkeys([*stages, _classifier(body)])  # crossvit names each of its stages twice
             layers = tuple(path for path in names if path in paths)
-        super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
+        with about("model.layers", f"[{','.join(layers)}]"):
+            super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
     def classifier_prefix(self) -> str:

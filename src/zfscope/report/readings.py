@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from scipy.special import stdtrit
 
-from zfscope.runs import RESULTS, read_results
+from zfscope.runs import RESULTS, natural, read_results
 from zfscope.schema import nearest, printable
 
 TRAINING = "training"
@@ -124,7 +124,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
             "train something first, or name the folders that runs were written to"
         )
     runs, causes = [], {}
-    for path in sorted(paths.values(), key=lambda path: _natural(str(path))):
+    for path in sorted(paths.values(), key=natural):
         name = printable(path)
         try:
             run = _run(name, read_results(path))
@@ -177,8 +177,3 @@ def _candidates(folder: str) -> str:
         above = above.parent
     names = sorted(entry.name for entry in above.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     return f"in {printable(above)}: {nearest(Path(folder).name, [printable(name) for name in names[:20]])}"
-
-
-def _natural(text: str) -> list[tuple[bool, int, str]]:
-    """Sort key: members/2 before members/10."""
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]

@@ -70,12 +70,12 @@ class EpochLines(Callback):
         left = "" if total is None else f", {(total - done) * seconds / (done - self._first) / 60:.1f} min left"
         metrics = trainer.callback_metrics
         shown = [
-            f"{name} {float(metrics[name]):.{digits}f}"
-            for name, digits in (
-                ("train/epoch_loss", 3),
-                ("train/top1_error", 1),
-                ("val/loss", 3),
-                ("val/top1_error", 1),
+            f"{name} {form % float(metrics[name])}"
+            for name, form in (
+                ("train/epoch_loss", "%.3f"),
+                ("train/top1_error", "%.1f %%"),
+                ("val/loss", "%.3f"),
+                ("val/top1_error", "%.1f %%"),
             )
             if name in metrics and (validated or not name.startswith("val/"))
         ]

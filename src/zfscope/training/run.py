@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import TRAINING, Run
 from zfscope.runs import environment, read_results, write_results
+from zfscope.schema import about
 from zfscope.secrets import is_from_environment
+from zfscope.stops import SIGNALS, starting_processes
 from zfscope.training.averaging import CurrentUntilAveraged
 from zfscope.training.callbacks import check_monitors, configured_callbacks
 from zfscope.training.checkpointing import (
@@ -76,19 +78,22 @@ def train(
     splits = open_data(config.data)
     check_batch_size(config.data.batch_size, len(splits.train))
     check_monitors(config, metric_names(len(splits.train.classes), splits.train.labels.ndim == 2))
-    last, checkpoint = find_resumable(Path(config.resume)) if config.resume else (None, None)
-    if checkpoint is not None:
-        recall_sizes(splits, checkpoint)
-    fingerprint = splits.train.fingerprint
-    if checkpoint is not None:
-        check_same_data(checkpoint, last, fingerprint)
-    identity = identity_of(config, splits, checkpoint, last)
     torch.manual_seed(config.seed)
     network = build_network(config.model, len(splits.train.classes), config.data.crop)
     network.classes = splits.train.classes
     if config.weights:  # refused before the images are measured, which may take long
-        fresh = start_from(network, config.weights)
+        with about("weights", config.weights):
+            fresh = start_from(network, config.weights)
         console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
+    last, checkpoint = None, None
+    if config.resume:
+        with about("resume", config.resume):
+            last, checkpoint = find_resumable(Path(config.resume))
+            recall_sizes(splits, checkpoint)
+    fingerprint = splits.train.fingerprint
+    if checkpoint is not None:
+        check_same_data(checkpoint, last, fingerprint)
+    identity = identity_of(config, splits, checkpoint, last)
     if checkpoint is not None and has_finished(config, folder, checkpoint):
         steps = f"{folder} has finished after {checkpoint['global_step']} steps"
         console.print(f"{steps}; with a later end it goes on: trainer.max_epochs=…", markup=False, soft_wrap=True)
@@ -130,8 +135,8 @@ def train(
     named = recorded["name"] or run_name(overrides, config)
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
     tags = [*recorded["tags"], *overrides]
-    about = {"name": named, "group": recorded["group"] or group, "tags": tags, "config": recorded}
-    with telling_how_to_go_on(folder), ending_ranks(trainer), run_logger(options, folder, **about) as logger:
+    labels = {"name": named, "group": recorded["group"] or group, "tags": tags, "config": recorded}
+    with telling_how_to_go_on(folder), ending_ranks(trainer), run_logger(options, folder, **labels) as logger:
         trainer.loggers = [logger] if logger else []
         if accepted is not None:
             accepted()
@@ -182,10 +187,13 @@ def train(
 @contextmanager
 def ending_ranks(trainer: lightning.Trainer) -> Iterator[None]:
     """Where this rank does not come to its end, those that it started end too: they would wait for it."""
+    launcher = trainer.strategy.launcher
+    if hasattr(launcher, "_call_children_scripts"):
+        # A signal to all processes would end them before they listen, and Lightning then kills this one.
+        launcher._call_children_scripts = starting_processes(*SIGNALS)(launcher._call_children_scripts)
     try:
         yield
     except BaseException:
-        launcher = trainer.strategy.launcher
         ranks = getattr(launcher, "procs", [])
         others = [*ranks]
         ranks.clear()  # first: Lightning kills this process for the end of another that it knows of
@@ -331,30 +339,36 @@ def check_trainer(config: TrainConfig) -> None:
     check_accelerator(config)
     try:
         trainer = lightning.Trainer(**trainer_keywords(config), **quiet, callbacks=callbacks)
-    except (AttributeError, AssertionError, LookupError, RuntimeError, ValueError) as error:
-        keywords = config.trainer.keywords().items()
-        text = str(error)  # "Precision 17 is invalid", "… 'sometimes' …"
-        about = [name for name, value in keywords if isinstance(value, str) and repr(value) in text]
-        about += [name for name, value in keywords if text.lower().startswith(f"{name} {value!r}".lower())]
-        if about:
-            raise ValueError(f"trainer.{about[0]}: {error}") from error
-        if isinstance(error, ValueError):
-            raise
-        raise ValueError(f"lightning.Trainer does not take these values: {error}; look at trainer.…") from error
+    except Exception as error:  # Lightning refuses with a dozen kinds
+        name, cause = refused_keyword(config, **quiet, callbacks=callbacks), str(error).partition("\n")[0]
+        if name is not None:
+            raise ValueError(f"trainer.{name}={trainer_keywords(config)[name]}: {cause}") from error
+        raise ValueError(f"lightning.Trainer does not take these values: {cause}; look at trainer.…") from error
     targets = [options["_target_"] for options in config.callbacks.values() if options is not None]
     if trainer.limit_val_batches == 0 and "lightning.pytorch.callbacks.EarlyStopping" in targets:
         raise ValueError("trainer.limit_val_batches=0 leaves EarlyStopping no validation to go by; remove one of them")
 
 
+def refused_keyword(config: TrainConfig, **others: Any) -> str | None:
+    """The keyword without which Lightning's Trainer takes all the rest; None where there is no such one."""
+    keywords = trainer_keywords(config)
+    for name in keywords:
+        with suppress(Exception):
+            lightning.Trainer(**{other: value for other, value in keywords.items() if other != name}, **others)
+            return name
+    return None
+
+
 def check_accelerator(config: TrainConfig) -> None:
     """Refuse a kind of device that this machine has not, before Lightning does, which names neither key nor way out."""
     name = config.trainer.accelerator
-    kinds = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}.get(name)
+    kinds = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",), "tpu": ("tpu",)}.get(name)
     if kinds is None or any(has_device(kind) for kind in kinds):
         return
     # A run that is resumed has no groups any more.
     way = "trainer.accelerator=cpu trainer.devices=1" if config.resume else "trainer=default device=cpu"
-    raise ValueError(f"trainer.accelerator={name}: torch finds no GPU on this machine; train on the CPU with {way}")
+    what = "TPUs are not supported" if name == "tpu" else "torch finds no GPU on this machine"
+    raise ValueError(f"trainer.accelerator={name}: {what}; train on the CPU with {way}")
 
 
 def environment_plugins(config: TrainConfig) -> list[ClusterEnvironment]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName, available_memory, has_gpu
@@ -112,6 +112,17 @@ class TrainerConfig(BaseModel):
     gradient_clip_val: NotNegative | None = None
     log_every_n_steps: Count = 50
     check_val_every_n_epoch: Count | None = 1
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _is_a_time(cls, time: Any) -> Any:
+        units = {"weeks", "days", "hours", "minutes", "seconds"}
+        by_unit = isinstance(time, dict) and time and time.keys() <= units
+        if time is None or by_unit or (isinstance(time, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time)):
+            return time
+        raise ValueError(
+            f"max_time={time}: give days:hours:minutes:seconds, such as 00:12:00:00, or {{hours: 12, minutes: 30}}"
+        )
 
     def keywords(self) -> dict[str, Any]:
         """What was set, for ``lightning.Trainer``; null leaves a keyword to Lightning, or to ``device``."""

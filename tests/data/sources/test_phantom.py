@@ -1,5 +1,6 @@
 """The phantom as a data set: the cache, and how hard it is for simple methods."""
 
+import os
 import pickle
 
 import numpy as np
@@ -13,16 +14,19 @@ from torch.nn import functional as F
 
 from tests.conftest import composed
 from zfscope import build_network
+from zfscope.data.loader import Loader
 from zfscope.data.sources import phantom
 from zfscope.data.sources.phantom import open_phantom
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import draw
+from zfscope.data.transforms import Examples
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantom")
-    open_phantom(folder, sizes=(60, 20, 40))
+    for images in open_phantom(folder, sizes=(60, 20, 40)).parts.values():
+        images.ready()
     return folder
 
 
@@ -61,7 +65,29 @@ def test_a_worker_gets_the_file_and_not_its_bytes(cache):
 def test_the_second_call_draws_nothing(cache, monkeypatch):
     monkeypatch.setattr(phantom, "draw", lambda *args: pytest.fail("drawn again"))
 
-    assert len(open_phantom(cache, sizes=(60, 20, 40)).train) == 60
+    assert open_phantom(cache, sizes=(60, 20, 40)).train.read(0).size == (128, 128)
+
+
+def test_nothing_is_drawn_before_an_image_is_looked_at_and_then_its_part_alone(tmp_path):
+    splits = open_phantom(tmp_path / "cache", sizes=(2, 1, 1))
+
+    known = splits.test.classes, len(splits.train), splits.train.subset([1]).labels.tolist(), splits.val.name(0)
+
+    assert known == (CLASSES, 2, [1], "phantom/val/0")
+    assert not (tmp_path / "cache").exists()
+    splits.train.subset([1]).read(0)
+    assert [path.name for path in sorted((tmp_path / "cache").glob("*.npy"))] == ["phantom-v4-seed0-train-2.npy"]
+
+
+def test_images_are_drawn_once_before_processes_read_them(tmp_path, monkeypatch):
+    drawn, draw_into = [], phantom._draw_into
+    monkeypatch.setattr(phantom, "_draw_into", lambda *work: drawn.append(os.getpid()) or draw_into(*work))
+    images = open_phantom(tmp_path, sizes=(8, 1, 1)).train
+
+    batches = Loader(Examples(images, lambda image: torch.tensor(np.asarray(image)), 128), num_workers=2)
+    read = [int(index) for _, _, index in batches]
+
+    assert read == [*range(8)] and drawn == [os.getpid()]
 
 
 @pytest.mark.slow  # starting two processes takes longer than all other tests together
@@ -71,7 +97,7 @@ def test_several_processes_draw_the_same_images_as_one(tmp_path, cache, monkeypa
     splits = open_phantom(tmp_path, sizes=(60, 20, 40))
 
     alone = open_phantom(cache, sizes=(60, 20, 40))
-    assert splits.train.images.tobytes() == alone.train.images.tobytes()
+    assert np.array_equal(splits.train.images, alone.train.images)
     assert splits.test.fingerprint == alone.test.fingerprint
 
 
@@ -86,23 +112,23 @@ def test_several_processes_draw_the_same_images_as_one(tmp_path, cache, monkeypa
     ids=["cut off", "other images", "flipped bit", "checksum lost"],
 )
 def test_a_damaged_file_is_drawn_again_with_one_line(tmp_path, damage):
-    whole = open_phantom(tmp_path, sizes=(2, 1, 1)).train.images.tobytes()
+    whole = np.array(open_phantom(tmp_path, sizes=(2, 1, 1)).train.images)
     (path,) = tmp_path.glob("*train*.npy")
     damage(path)
 
     with pytest.warns(UserWarning, match=r"-train-2\.npy is damaged; its images are drawn anew") as told:
-        again = open_phantom(tmp_path, sizes=(2, 1, 1)).train.images.tobytes()
+        again = np.array(open_phantom(tmp_path, sizes=(2, 1, 1)).train.images)
 
-    assert again == whole and len(told) == 1
+    assert np.array_equal(again, whole) and len(told) == 1
 
 
 def test_a_file_drawn_before_checksums_were_kept_is_not_drawn_again(tmp_path, monkeypatch):
-    open_phantom(tmp_path, sizes=(2, 1, 1))
+    open_phantom(tmp_path, sizes=(2, 1, 1)).train.read(0)
     for path in tmp_path.glob("*.crc32"):
         path.unlink()
     monkeypatch.setattr(phantom, "draw", lambda *args: pytest.fail("drawn again"))
 
-    assert len(open_phantom(tmp_path, sizes=(2, 1, 1)).train) == 2
+    assert open_phantom(tmp_path, sizes=(2, 1, 1)).train.read(0).size == (128, 128)
 
 
 def test_an_interrupted_call_leaves_no_file(tmp_path, monkeypatch):
@@ -112,7 +138,7 @@ def test_an_interrupted_call_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom, "draw", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
-        open_phantom(tmp_path, sizes=(2, 1, 1))
+        open_phantom(tmp_path, sizes=(2, 1, 1)).train.read(0)
     assert list(tmp_path.iterdir()) == []
 
 

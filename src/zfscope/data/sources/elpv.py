@@ -46,12 +46,12 @@ def open_elpv(config: DataConfig) -> Splits:
     """
     size = config.resize
     if not 8 <= size <= 300:
-        raise ValueError(f"data.resize of elpv must be 8 to 300 px, but is {size}")
+        raise ValueError(f"data.resize={size}: the solar cells have 300 px; give 8 to 300")
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError as error:
         raise FileNotFoundError(
-            "no solar cells: they come with the package elpv-dataset, which is not there; run: pip install -e '.[elpv]'"
+            "the solar cells come with the package elpv-dataset, which is not there; run: pip install -e '.[elpv]'"
         ) from error
     images, probability, types = load_dataset()
     if size < 300:

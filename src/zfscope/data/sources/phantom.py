@@ -12,6 +12,7 @@ Source: not in the paper; a stand-in for ImageNet that needs no download. All of
 
 import contextlib
 import io
+import math
 import multiprocessing
 import os
 import warnings
@@ -19,6 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,13 +39,54 @@ _CHUNK = 50  # images drawn by a worker at a time
 IMAGES_WORTH_PROCESSES = 600  # images; fewer are drawn sooner than processes start
 
 
+class DrawnPixels:
+    """Images of one split, ``(N, 128, 128, 3)`` uint8 like an array, drawn when the first of them is looked at.
+
+    Classes, labels and names are known before: what these refuse is refused without drawing, which takes a minute.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, path: Path, seed: int, split: str, size: int):
+        self.path, self.work, self.shape = path, (seed, split, size), (size, SIZE, SIZE, 3)
+        self._pixels: np.ndarray | None = None
+
+    def pixels(self) -> np.ndarray:
+        """The images, mapped from the cache; drawn there first where they are missing or damaged."""
+        if self._pixels is None:
+            self._pixels = _mapped(self.path, self.shape[0])
+        if self._pixels is None:
+            _draw_into(self.path, *self.work)
+            self._pixels = _mapped(self.path, self.shape[0])
+        if self._pixels is None:
+            raise OSError(f"the drawn images {self.path} cannot be read back; give the phantom another cache folder")
+        return self._pixels
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.pixels()[rows]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.pixels(), dtype, copy=copy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pixels()  # another process opens the file
+        return {**self.__dict__, "_pixels": None}
+
+
 class Phantom(ArrayImages):
     """The drawn images ``(N, 128, 128, 3)`` of one split, in the order of `draw`'s index, with their ground truth."""
 
-    def __init__(self, images: np.ndarray, seed: int, split: str):
+    def __init__(self, images: np.ndarray | DrawnPixels, seed: int, split: str):
         super().__init__(images, np.arange(len(images)) % len(CLASSES), CLASSES, f"phantom/{split}")
         self.seed = seed
         self.split = split
+
+    def ready(self) -> None:
+        """Draw the images where they are not drawn yet."""
+        np.asarray(self.images[:0])
 
     def mask(self, index: int) -> np.ndarray:
         """Where the object is seen in image ``index``, ``(128, 128)`` bool; drawn anew, a few milliseconds."""
@@ -55,28 +98,23 @@ class Phantom(ArrayImages):
 
 
 def open_phantom(cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] = (6000, 1000, 4000)) -> Splits:
-    """The phantom as a data set; drawn on the first call, about a minute on two cores, then mapped from the cache.
+    """The phantom as a data set; each part is drawn when it is first looked at, then mapped from the cache.
 
-    The cache takes 540 MB. Another ``seed`` gives other images of the same kind; ``sizes`` are the numbers of training,
-    validation and test images, whose classes are balanced to within one.
+    Drawing all of it takes about a minute on two cores, and 540 MB of the cache; a cache without room for what is
+    missing is refused here. Another ``seed`` gives other images of the same kind; ``sizes`` are the numbers of
+    training, validation and test images, whose classes are balanced to within one.
     """
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes of the phantom must be three numbers of images, 1 or more each, not {tuple(sizes)}")
     check_seed(seed)
-    files = {
-        Path(cache) / f"phantom-v{VERSION}-seed{seed}-{split}-{size}.npy": (seed, split, size)
+    parts = {
+        split: DrawnPixels(Path(cache) / f"phantom-v{VERSION}-seed{seed}-{split}-{size}.npy", seed, split, size)
         for split, size in zip(SPLITS, sizes, strict=True)
     }
-    mapped = {path: _mapped(path, size) for path, (_, _, size) in files.items()}
-    missing = [path for path, images in mapped.items() if images is None]
-    _fill({path: files[path] for path in missing})
-    mapped |= {path: _mapped(path, files[path][2]) for path in missing}
-    phantoms = []
-    for path, (_, split, _) in files.items():
-        if mapped[path] is None:
-            raise OSError(f"the drawn images {path} cannot be read back; give the phantom another cache folder")
-        phantoms.append(Phantom(mapped[path], seed, split))
-    return Splits(*phantoms)
+    missing = sum(math.prod(part.shape) for part in parts.values() if not part.path.is_file())
+    if missing:
+        check_writable(cache, "data.cache", needed=missing)
+    return Splits(*(Phantom(part, seed, split) for split, part in parts.items()))
 
 
 def _mapped(path: Path, size: int) -> np.ndarray | None:
@@ -105,34 +143,31 @@ def _checksum_file(path: Path) -> Path:
     return path.with_suffix(".crc32")
 
 
-def _fill(missing: dict[Path, tuple[int, str, int]]) -> None:
-    """Draw each split ``(seed, split, size)`` into its file, in two processes where that is worth their start."""
-    for folder in {path.parent for path in missing}:
-        check_writable(folder, "data.cache", needed=sum(size for _, _, size in missing.values()) * SIZE * SIZE * 3)
+def _draw_into(path: Path, seed: int, split: str, size: int) -> None:
+    """Draw a split into its file, in two processes where that is worth their start."""
+    check_writable(path.parent, "data.cache", needed=size * SIZE * SIZE * 3)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_told_if_killed())
         draw_chunks = map
         # A daemonic process may have no children.
-        large = sum(size for _, _, size in missing.values()) >= IMAGES_WORTH_PROCESSES
-        if large and not multiprocessing.current_process().daemon:
+        if size >= IMAGES_WORTH_PROCESSES and not multiprocessing.current_process().daemon:
             context = multiprocessing.get_context("spawn")
             draw_chunks = stack.enter_context(ProcessPoolExecutor(2, mp_context=context)).map
-        for path, (seed, split, size) in missing.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            work = [(seed, split, start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
-            chunks = draw_chunks(_draw_images, work)
-            header = io.BytesIO()
-            about = {"descr": "|u1", "fortran_order": False, "shape": (size, SIZE, SIZE, 3)}
-            np.lib.format.write_array_header_1_0(header, about)
-            with replacing(path) as file, counting(f"Drawing phantom/{split}", size) as count:
-                file.reserve(len(header.getvalue()) + size * SIZE * SIZE * 3)
-                file.write(header.getvalue())
-                value = zlib.crc32(header.getvalue())
-                for chunk in chunks:
-                    file.write(chunk)
-                    value = zlib.crc32(chunk, value)
-                    count(len(chunk))
-                write_text(_checksum_file(path), f"{value:08x}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = [(seed, split, start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
+        chunks = draw_chunks(_draw_images, work)
+        header = io.BytesIO()
+        about = {"descr": "|u1", "fortran_order": False, "shape": (size, SIZE, SIZE, 3)}
+        np.lib.format.write_array_header_1_0(header, about)
+        with replacing(path) as file, counting(f"Drawing phantom/{split}", size) as count:
+            file.reserve(len(header.getvalue()) + size * SIZE * SIZE * 3)
+            file.write(header.getvalue())
+            value = zlib.crc32(header.getvalue())
+            for chunk in chunks:
+                file.write(chunk)
+                value = zlib.crc32(chunk, value)
+                count(len(chunk))
+            write_text(_checksum_file(path), f"{value:08x}")
 
 
 @contextlib.contextmanager
