@@ -145,13 +145,13 @@ def _classes_below(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 @cache
 def _usual(name: str) -> dict[str, Any]:
     """What ``conf/`` gives to Hydra without any option, by dotted key."""
-    one, under_way = GlobalHydra.instance(), GlobalHydra.instance().hydra
-    one.clear()
+    under_way = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(CONF, job_name=name, version_base="1.3"):
             return _flat(compose(name, return_hydra_config=True))
     finally:
-        one.hydra = under_way
+        GlobalHydra.instance().hydra = under_way  # initialize_config_dir has put another instance in its place
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:
