@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
@@ -30,13 +31,13 @@ from pydantic import ValidationError
 
 from zfscope import stops
 from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.commands.aliases import check_aliases
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
+from zfscope.commands.nesting import check_yaml
 from zfscope.commands.overrides import CONF
 from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
-from zfscope.schema import check
+from zfscope.schema import check, shown
 from zfscope.training.spec import TrainConfig
 
 # Other ranks of one run, by who started them (torchrun and Lightning, srun, jsrun), share its folder.
@@ -60,7 +61,6 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     if console.quiet:
         warnings.simplefilter("ignore")
     shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    arguments = get_args_parser().parse_args()
     earlier = warnings.formatwarning
     if not shows_all:
         warnings.formatwarning = warning_line
@@ -68,6 +68,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     try:
         # Hydra then raises instead of printing a page and leaving with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening(follows=is_other_rank()):
+            arguments = _read_arguments(name)
             _check_before_hydra(arguments)
             if _is_hydras_own(arguments):
                 main()
@@ -181,13 +182,18 @@ def is_other_rank() -> bool:
 def refusals() -> tuple[type[BaseException], ...]:
     """The errors that a person can mend: told in one line, without a traceback."""
     lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")  # not loaded: it has raised nothing yet
-    errors = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)
+    errors = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException, yaml.YAMLError)
     return (*errors, lightning.MisconfigurationException) if lightning else errors
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line; what a loader's process raised is found at the end of its report."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """An error as one line that a terminal shows, its middle left out where it is very long."""
+    return shown(_told_by(error))
+
+
+def _told_by(error: BaseException) -> str:
+    """The line of an error that tells most; what a loader's process raised is found at the end of its report."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     if not lines:
         return type(error).__name__
     if lines[0].startswith("Caught ") and len(lines) > 1:
@@ -199,7 +205,7 @@ def one_line(error: BaseException) -> str:
         return f"{error.override}: a value is typed as key=value"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {lines[0]}; a value with such characters is put in quotes: 'key=\"value\"'"
-    if isinstance(error, HydraException | OmegaConfBaseException | ValidationError):
+    if isinstance(error, HydraException | OmegaConfBaseException | ValidationError | yaml.YAMLError):
         return " ".join(lines)
     return lines[0]
 
@@ -239,11 +245,30 @@ def _leave_quickly() -> None:
     atexit.register(freeze)
 
 
+def _read_arguments(name: str) -> argparse.Namespace:
+    """What was typed: flags may stand between overrides, though Hydra wants those in one row and gets them so."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> None:
+        raise ValueError(f"{message}; a value is typed as key=value, and python {name}.py --hydra-help lists the flags")
+
+    parser.error = refuse
+    arguments = parser.parse_intermixed_args()
+    waiting, flags = list(arguments.overrides), []
+    for word in sys.argv[1:]:
+        if waiting and word == waiting[0]:
+            waiting.pop(0)
+        elif word != "--":
+            flags.append(word)
+    sys.argv[1:] = [*arguments.overrides, *flags]
+    return arguments
+
+
 def _check_before_hydra(arguments: argparse.Namespace) -> None:
     """Refuse flags that would go past the checks of ``prepare``, and files that would not let Hydra end."""
     for folder in (CONF, *([arguments.config_dir] if arguments.config_dir else [])):
         for path in sorted(Path(folder).rglob("*.yaml")):
-            check_aliases(path)
+            check_yaml(path)
     if is_other_rank():  # started by the first one, with the folder of the run's config
         return
     if arguments.experimental_rerun:
