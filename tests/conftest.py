@@ -20,6 +20,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
+from hypothesis import HealthCheck, configuration, settings
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import distributed, multiprocessing
@@ -31,6 +32,10 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where train.py and analyze.py are
+configuration.set_hypothesis_home_dir(ROOT / ".hypothesis")  # not wherever a test is
+settings.register_profile("same", derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
+settings.register_profile("other", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")  # `--hypothesis-profile=other`: cases that nobody has seen
 torch.set_num_threads(1)  # on networks this small a second thread is waited for longer than it helps
 
 

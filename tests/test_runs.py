@@ -11,6 +11,7 @@ from zfscope.runs import (
     claim,
     code_version,
     environment,
+    finished_conditions,
     kind_of_run,
     lock,
     read_overrides,
@@ -53,6 +54,36 @@ def test_what_a_run_was_started_with_is_kept_and_a_damaged_list_of_overrides_is_
         write_record(tmp_path, {"overrides.yaml": damaged})
         assert read_overrides(tmp_path) == []
     assert read_overrides("nowhere") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b"[0]",
+        b'{"metrics": {}}',
+        b'{"metrics": 1, "conditions": {}}',
+        b"[1" + b"0" * 5000,
+    ],
+    ids=["cut off", "bytes", "deep", "list", "half", "number", "digits"],
+)
+def test_results_that_hold_something_else_are_refused_by_name(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+
+    for read in (read_results, kind_of_run):
+        with pytest.raises(
+            ValueError, match=r"results\.json (is not JSON|holds no metrics and conditions).*; remove it"
+        ):
+            read(tmp_path)
+    assert finished_conditions(tmp_path) is None
+
+
+def test_a_result_of_an_unknown_kind_is_one_that_would_be_lost(tmp_path):
+    write_results(tmp_path, {}, {"name": [3]})
+
+    assert kind_of_run(tmp_path) == "unknown"
 
 
 def test_the_kind_of_a_run_is_read_from_what_it_left(tmp_path):

@@ -6,13 +6,14 @@ however it ends. So what such a process left is told from what another one is wr
 repeat: in containers, after a restart.
 """
 
+import csv
 import errno
 import io
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; no cell is one that a spreadsheet takes for a formula."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerows([header, *([_as_text(cell) for cell in row] for row in rows)])
+    return table.getvalue()
+
+
 def map_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     """Make an ``.npy`` and map it; its bytes are taken first, for where none is left a mapping kills the process."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -187,6 +196,10 @@ def remove_unfinished(folder: Path, *, held: bool = False) -> None:
                 _remove_if_left(entry.path)
             elif held:
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _as_text(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def _reserve(descriptor: int, size: int, path: Path) -> None:

@@ -3,10 +3,8 @@
 ``RUN/checkpoints/{best,last,epoch_NNN}.ckpt``, ``RUN/results.json``, ``RUN/figures/``, ``RUN/.hydra/``.
 """
 
-import csv
 import errno
 import functools
-import io
 import json
 import math
 import os
@@ -16,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,14 +60,24 @@ def write_results(
 
 
 def read_results(folder: str | Path) -> dict[str, Any] | None:
-    """A run's ``results.json``, or None if it has none yet."""
+    """A run's ``results.json``, or None if it has none yet.
+
+    Raises:
+        ValueError: If the file is damaged, or holds something else; ``metrics`` and ``conditions`` are mappings.
+    """
     path = Path(folder) / RESULTS
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON (line {error.lineno}); remove it and evaluate the run again") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number without end, too many brackets
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{path} is not JSON{where}; remove it and evaluate the run again") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict) for key in ("metrics", "conditions")
+    ):
+        raise ValueError(f"{path} holds no metrics and conditions; remove it and evaluate the run again")
+    return content
 
 
 @contextmanager
@@ -136,21 +144,9 @@ def finished_conditions(folder: str | Path) -> Mapping[str, Any] | None:
         results = read_results(folder)
     except ValueError:
         return None
-    if not isinstance(results, Mapping) or results.get("state", "finished") != "finished":
+    if results is None or results.get("state", "finished") != "finished":
         return None
-    return results.get("conditions") if isinstance(results.get("conditions"), Mapping) else None
-
-
-def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table as CSV; no cell is one that a spreadsheet takes for a formula."""
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerows([header, *([_as_text(cell) for cell in row] for row in rows)])
-    return table.getvalue()
-
-
-def _as_text(cell: Any) -> Any:
-    return "'" + cell if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+    return results["conditions"]
 
 
 def is_below(place: str | Path, folder: str | Path) -> bool:
@@ -163,8 +159,11 @@ def kind_of_run(folder: str | Path) -> str | None:
     folder = Path(folder)
     if (folder / "checkpoints").is_dir():
         return "training"
-    results = read_results(folder) or {}
-    return results.get("conditions", {}).get("name") if results.get("state") == "finished" else None
+    results = read_results(folder)
+    if results is None or results.get("state") != "finished":
+        return None
+    name = results["conditions"].get("name")
+    return name if isinstance(name, str | None) else "unknown"
 
 
 def trainings_in(folder: str | Path) -> list[Path]:
@@ -207,7 +206,7 @@ def read_overrides(folder: str | Path) -> list[str]:
     """The overrides that a run was started with, as they were typed; none where their file is missing or damaged."""
     try:
         overrides = yaml.safe_load(Path(folder, RECORD, "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return []
     return [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
 

@@ -89,7 +89,7 @@ def check(
         if issubclass(schema, Strict):
             more = schema.place(values, [str(part) for part in problem["loc"]]) + more
         sentence = _sentence(schema, values, problem).replace("give it as ", f"give it as {prefix}")
-        raise ValueError(prefix + sentence + more) from None
+        raise ValueError(shown(prefix + sentence + more)) from None
 
 
 @contextmanager
@@ -147,6 +147,12 @@ def printable(path: str | os.PathLike) -> str:
     """A path or name in one line of valid UTF-8: line breaks, control characters and undecodable bytes escaped."""
     text = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str, most: int = 1000) -> str:
+    """Any text in one line that a terminal shows, its middle left out where it has more than ``most`` characters."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

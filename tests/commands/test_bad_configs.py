@@ -253,3 +253,44 @@ def test_aliases_that_do_not_grow_are_taken(command, tmp_path):
 )
 def test_flags_of_hydra_that_go_past_the_checks_are_refused(command, tmp_path, flag, message):
     check_refused(command, tmp_path, message, flag)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["-lr"],
+            r"unrecognized arguments: -lr; a value is typed as key=value, and python train\.py --hydra-help lists",
+        ),
+        (["--cfg", "seed=1"], r"argument --cfg/-c: invalid choice: 'seed=1' .*; a value is typed as key=value"),
+        (["optim.lr=-1", "-m", "seed=0"], r"the only job: optim\.lr=-1: "),  # overrides on both sides of a flag
+        (["a\x1b\u2028b\n"], r"a\\x1b\\u2028b\\n: a value is typed as key=value"),
+        (["seed=" + "x" * 5000], r"^train\.py: seed='x{100,} … x{100,}'.*valid integer"),
+        (["name=" + "[" * 500], r"name=\[.* nests brackets deeper than 30 levels; write it shorter"),
+        (["-m", "seed=range(0,3,0)"], r"seed=range\(0,3,0\): a range has finite ends, and a step that is not 0"),
+        (["-m", "optim.lr=range(nan,3)"], r"optim\.lr=range\(nan,3\): a range has finite ends"),
+        (["-m", "seed=range(0,1e9)"], r"this sweep has 1,000,000,000 jobs; at most 2,000 are composed in one"),
+        (["-m", "seed=shuffle(range(50))", "name=range(50)"], r"this sweep has 2,500 jobs"),
+    ],
+    ids=["flag", "its value", "both sides", "control", "long", "deep", "step", "nan", "endless", "product"],
+)
+def test_a_command_line_that_cannot_be_read_is_refused_in_one_short_line(command, tmp_path, words, message):
+    check_refused(command, tmp_path, message, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100_000 + "*b &c", r"nests deeper than 30 levels; mend or remove the file"),
+        ("- " * 40 + "1", r"nests deeper than 30 levels"),
+        ("name: " + "${a." * 40, r"nests brackets deeper than 30 levels"),
+        ("name: [unfinished", r"while parsing a flow sequence .*theirs\.yaml"),
+        ("name: \x00", r"unacceptable character #x0000"),
+    ],
+    ids=["brackets", "dashes", "interpolations", "unfinished", "control"],
+)
+def test_a_config_file_that_nests_without_end_or_is_no_yaml_is_refused(command, tmp_path, text, message):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/theirs.yaml").write_text(f"# @package _global_\n{text}")
+
+    check_refused(command, tmp_path, message, "--config-dir=mine", "experiment=theirs")

@@ -8,6 +8,7 @@ from hydra._internal.utils import get_args_parser
 
 from benchmarks.refusals import CASES, HEAVY
 from tests.conftest import ROOT, quick_first
+from zfscope.commands import guard
 from zfscope.commands.configs import prepare
 from zfscope.commands.guard import _usual
 
@@ -26,6 +27,15 @@ def test_what_needs_no_data_is_refused_before_torch_is_imported(tmp_path, case):
         assert answer.returncode == 2
         assert len(lines) == 1 and lines[0].startswith("train.py: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_composed_by_a_process_that_composed_nothing_before(monkeypatch):
+    guard._usual.cache_clear()  # composed in the middle of another composition
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    plan = prepare("train", get_args_parser().parse_args(["-m", "seed=0,1", "logger=none"]))
+
+    assert plan.overrides == [["seed=0", "logger=none"], ["seed=1", "logger=none"]]
 
 
 JOBLIB = "defaults: [{override /hydra/launcher: joblib}]"

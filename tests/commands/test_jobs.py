@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from tests.conftest import ROOT
 from zfscope.commands.configs import SCHEMAS
-from zfscope.commands.jobs import _loading, one_line
+from zfscope.commands.jobs import _loading
+from zfscope.commands.lines import one_line
 from zfscope.training.spec import OptimConfig
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.commands.refusals import refused
 from tests.conftest import TINY
-from zfscope.commands.jobs import read_flags
+from zfscope.commands.flags import read_flags
 from zfscope.data.sources import phantom
 
 DATA = [override for override in TINY if not override.startswith("model.")]

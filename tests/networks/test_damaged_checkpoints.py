@@ -14,6 +14,7 @@ from zfscope.networks.checkpoints import (
     check_weights,
     read_checkpoint,
     save_network,
+    start_from,
     write_checkpoint,
 )
 
@@ -146,6 +147,37 @@ def test_missing_settings_are_refused_by_name(key, saved):
 
     with pytest.raises(ValueError, match=f"best.ckpt.*{key}"):
         load_network(saved)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["state_dict"], 3),
+        (["epoch"], "x"),
+        (["loops"], {"fit_loop": 1}),
+        (["zfscope", "config"], 3),
+        (["zfscope", "config", "data"], [1]),
+        (["zfscope", "config", "seed"], torch.zeros(2)),
+        (["zfscope", "identity"], {"digest": 3}),
+        (["zfscope", "classes"], [1, 2, 3]),
+        (["zfscope", "preprocessing"], {"crop": 3}),
+        (["zfscope", "preprocessing", "resize"], {}),
+        (["zfscope", "preprocessing", "mean"], 0.5),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, list) and isinstance(value[0], str) else "",
+)
+def test_a_part_of_another_kind_is_refused_by_name(keys, value, saved, network):
+    content = read_checkpoint(saved)
+    part = content
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    write_checkpoint(content, saved)
+
+    for use in (load_network, lambda path: start_from(network, path)):
+        with pytest.raises(ValueError, match="best.ckpt.*(its|does not tell how its images are prepared)") as refusal:
+            use(str(saved))
+        assert "\n" not in str(refusal.value)
 
 
 def test_settings_that_ask_for_terabytes_are_refused_before_any_memory_is(saved):

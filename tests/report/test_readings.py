@@ -5,8 +5,16 @@ import pytest
 from scipy import stats
 
 from tests.report.planted import ERRORS, analysis, ensemble, identity_of, metrics_of, training
-from zfscope.report.readings import TRAINING, Run, read_runs, t_interval
+from zfscope.report.readings import TRAINING, Run, is_number, read_runs, t_interval
 from zfscope.runs import write_results
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1, True), (0.5, True), (-(10**300), True), (10**400, False), (float("nan"), False), (True, False), ("1", False)],
+)
+def test_a_number_is_finite_and_fits_in_a_float(value, expected):
+    assert is_number(value) is expected
 
 
 def made(folder, name):

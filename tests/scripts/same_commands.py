@@ -36,7 +36,7 @@ from omegaconf import OmegaConf
 tree, commands = sys.argv[1], json.loads(sys.argv[2])
 try:
     from zfscope.commands.configs import SCHEMAS, prepare
-    from zfscope.commands.jobs import one_line
+    from zfscope.commands.lines import one_line
     from zfscope.schema import check
 except ImportError:  # a tree without this room
     from zfscope.config import AnalyzeConfig, TrainConfig, check

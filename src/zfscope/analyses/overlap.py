@@ -18,8 +18,8 @@ from zfscope.data.quarantine import MANIFEST, counts, manifest
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.figures import Pair, overlap_sheet
+from zfscope.files import table_text
 from zfscope.protocols.overlap import Overlap, find_overlap
-from zfscope.runs import table_text
 from zfscope.schema import check, printable
 
 PAPER = {"caltech101": 44, "caltech256": 243}  # images of these that stand in ImageNet's training set

@@ -133,7 +133,7 @@ def find_data(
     """
     own = config.image or getattr(config.analysis, "boxes", None)
     values = typed = {name: value for name, value in config.data.items() if value is not None}
-    if "cache" not in typed and not is_below(known.get("cache", ""), Path.cwd()):  # a stranger's, perhaps
+    if "cache" not in typed and not is_below(str(known.get("cache", "")), Path.cwd()):  # a stranger's, perhaps
         told = f"data.cache={known['cache']} of the run lies outside the working directory; unless typed, data_cache is"
         console.print(f"{told} used", markup=False, soft_wrap=True)
         known = {name: value for name, value in known.items() if name != "cache"}
@@ -143,7 +143,7 @@ def find_data(
         values = typed | {name: known[name] for name in usual if name in known and typed.get(name) == usual[name]}
         known = {}
     elif "augment" in typed:  # single values of it
-        values = typed | {"augment": {**known.get("augment", {}), **typed["augment"]}}
+        values = typed | {"augment": {**(known.get("augment") or {}), **typed["augment"]}}
     if "name" not in {**known, **values} and own is None:
         which = "analysis=overlap" if config.checkpoint is None else f"the checkpoint {config.checkpoint}"
         raise ValueError(f"{which} names no data set; name one, such as data=imagenet data.root=DIR")

@@ -1,6 +1,7 @@
 """Configs as they will run: what was typed is composed and checked, job by job, and every job gets its folder."""
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -33,6 +34,7 @@ from zfscope.schema import check, flatten, nearest
 from zfscope.training.spec import TRAINER_KEYWORDS, TrainConfig
 
 SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}
+MOST_JOBS = 2000  # of a sweep: each is composed before the first one runs, in some 50 ms
 UNKNOWN = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
 # For conf/analyze.yaml: where its second search path is, from any working directory.
 OmegaConf.register_new_resolver("conf", lambda: CONF, replace=True)
@@ -213,11 +215,18 @@ def _jobs(
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*from_config, *typed])
     keys = [override.get_key_element().lstrip("+~") for override in overrides]
+    number_of_jobs = 1.0
     for override, key in zip(overrides, keys, strict=True):
-        if override.is_sweep_override() and override.is_discrete_sweep() and not [*override.sweep_string_iterator()]:
+        if override.is_sweep_override() and override.is_discrete_sweep():
+            number_of_jobs *= _values_in(override)
+        if not number_of_jobs:
             raise ValueError(f"{override.input_line} is empty: a sweep needs one value or more")
         if override.is_sweep_override() and keys.count(key) > 1:  # Hydra would keep one of them without a word
             raise ValueError(f"{override.input_line}: a sweep takes {key} once; write all its values in one list")
+    if number_of_jobs > MOST_JOBS:
+        raise ValueError(
+            f"this sweep has {number_of_jobs:,.0f} jobs; at most {MOST_JOBS:,} are composed in one, split it"
+        )
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
     HydraConfig.instance().set_config(main)
@@ -254,6 +263,17 @@ def _jobs(
     if twice is not None:
         raise ValueError(f"two jobs of the sweep would have the folder {twice}; tell them apart in hydra.sweep.subdir")
     return sweep, folders, kinds, [list(job) for job in jobs]
+
+
+def _values_in(override: Override) -> float:
+    """How many values an override has in a sweep, without making them: a range may have more than memory holds."""
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return sum(1 for _ in override.sweep_string_iterator())
+    try:
+        return max(0, math.ceil((float(value.stop) - float(value.start)) / float(value.step)))
+    except (ArithmeticError, ValueError):  # infinity and NaN, or a step of 0
+        raise ValueError(f"{override.input_line}: a range has finite ends, and a step that is not 0") from None
 
 
 def _check_values(name: str, config: DictConfig, typed: Sequence[Override]) -> Any:

@@ -4,49 +4,40 @@ A refusal is one line and exit code 2 (``HYDRA_FULL_ERROR=1`` shows all). A job 
 that fails, is a line of the table at its end, and the exit code is 1.
 """
 
-import argparse
 import atexit
 import gc
 import io
 import multiprocessing
 import os
-import re
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
-from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from pydantic import ValidationError
 
 from zfscope import stops
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands import slurm
-from zfscope.commands.aliases import check_aliases
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
 from zfscope.commands.environment import read, start
-from zfscope.commands.overrides import CONF
+from zfscope.commands.flags import check_flags, is_hydras_own, is_other_rank, read_flags
+from zfscope.commands.lines import one_line, refusals, tell_traceback, thread_line, warning_line
 from zfscope.commands.resumption import overrides_of
 from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.files import FULL, cannot_write
 from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
-from zfscope.schema import check, nearest
+from zfscope.schema import check
 from zfscope.secrets import masked, masked_all
 from zfscope.training.spec import TrainConfig
 
-# Other ranks of one run, by who started them (torchrun and Lightning, srun, jsrun), share its folder.
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _claimed: set[Path] = set()  # run folders that this process holds
 _failed: dict[Path, str] = {}  # jobs of this process's sweep that could not even write that they failed
 
@@ -75,8 +66,8 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         arguments = read_flags(name)
         # Hydra then raises instead of printing a page and leaving with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}), stops.listening(*slurm.signals(), follows=is_other_rank()):
-            _check_before_hydra(arguments)
-            if _is_hydras_own(arguments):
+            check_flags(arguments)
+            if is_hydras_own(arguments):
                 main()
                 return 0
             plan = prepare(name, arguments)
@@ -89,7 +80,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         stopped = stop
     except (Refused, *refusals()) as error:
         if shows_all:
-            _tell_all(error)
+            tell_traceback(error)
             raise
         error = _with_its_file(error.__cause__ if isinstance(error, Refused) else error, folder)
         way_on = _way_on(plan, folder) if isinstance(error, stops.MachineFault) else None
@@ -97,7 +88,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         print(f"{name}.py: {one_line(error)}{more}", file=sys.stderr)
         sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
     except Exception as error:
-        _tell_all(error)
+        tell_traceback(error)
         raise
     finally:
         warnings.formatwarning = earlier
@@ -115,31 +106,6 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         left = f"{slurm.requeue()}; {left}"
     print(f"{name}.py: stopped by {stopped}; {left}", file=sys.stderr)
     return stopped.exit_code
-
-
-def read_flags(name: str) -> argparse.Namespace:
-    """Hydra's flags and the overrides, in any order.
-
-    Raises:
-        ValueError: For a flag that is none, or lacks its value: one line instead of a page.
-    """
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise ValueError(message.removeprefix("argument "))
-
-    parser.error = refuse
-    arguments, unknown = parser.parse_known_intermixed_args()
-    if unknown:
-        flag, equals, value = unknown[0].partition("=")
-        key = flag.lstrip("-").replace("-", "_")
-        flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        if key.partition(".")[0] in {*SCHEMAS[name].model_fields, "experiment", "hydra", "debug"}:
-            way_out = f"did you mean {key}={value if equals else '…'}?"
-        else:
-            way_out = nearest(flag, flags)
-        raise ValueError(f"{unknown[0]}: there is no such flag; {way_out}")
-    return arguments
 
 
 def run_job(name: str, values: DictConfig) -> float:
@@ -232,61 +198,6 @@ def check_content(folder: Path, kind: str, resuming: bool = False, key: str = "h
     raise ValueError(f"{folder} holds {what}, which would be lost; choose another {key}")
 
 
-def is_other_rank() -> bool:
-    """Whether this process is another rank of a run than the first: it neither holds nor records the run's folder."""
-    ranks = (os.environ.get(name) for name in RANKS)
-    return next((rank for rank in ranks if rank is not None), "0") != "0"
-
-
-def refusals() -> tuple[type[BaseException], ...]:
-    """The errors that a person can mend: told in one line, without a traceback."""
-    lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")  # not loaded: it has raised nothing yet
-    errors = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)
-    return (*errors, lightning.MisconfigurationException) if lightning else errors
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line; what a loader's process raised is found at the end of its report."""
-    return masked(_one_line(error))
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in masked(str(error)).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if lines[0].startswith("Caught ") and len(lines) > 1:
-        return lines[-1].partition(": ")[2] or lines[-1]
-    unset = re.search(r"Environment variable '(.+)' not found", lines[0])
-    if isinstance(error, InterpolationResolutionError) and unset:
-        return f"{error.full_key}: the environment variable {unset[1]} is not set; set it, or give the value itself"
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: a value is typed as key=value"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: {lines[0]}; a value with such characters is put in quotes: 'key=\"value\"'"
-    if isinstance(error, HydraException | OmegaConfBaseException | ValidationError):
-        return " ".join(lines)
-    return lines[0]
-
-
-def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """A warning as one line, without the place in the code that it comes from."""
-    return f"warning: {' '.join(masked(str(message)).split())}\n"
-
-
-def _tell_all(error: BaseException) -> None:
-    """Print an error with its traceback and leave, where the traceback would show values from the environment."""
-    text = "".join(traceback.format_exception(error))
-    if masked(text) != text:
-        print(masked(text), end="", file=sys.stderr)
-        sys.exit(1)
-
-
-def thread_line(arguments: threading.ExceptHookArgs) -> None:
-    """A thread that met a full disk (TensorBoard's) is silent: whoever waits for it raises the same error."""
-    if not isinstance(arguments.exc_value, OSError) or arguments.exc_value.errno not in FULL:
-        threading.__excepthook__(arguments)
-
-
 @contextmanager
 def _loading() -> Iterator[None]:
     """Say that torch and Lightning are loaded; keep the format of warnings, which Lightning replaces."""
@@ -315,29 +226,6 @@ def _leave_quickly() -> None:
         gc.freeze()
 
     atexit.register(freeze)
-
-
-def _check_before_hydra(arguments: argparse.Namespace) -> None:
-    """Refuse flags that would go past the checks of ``prepare``, and files that would not let Hydra end."""
-    for folder in (CONF, *([arguments.config_dir] if arguments.config_dir else [])):
-        for path in sorted(Path(folder).rglob("*.yaml")):
-            check_aliases(path)
-    if is_other_rank():  # started by the first one, with the folder of the run's config
-        return
-    if arguments.experimental_rerun:
-        raise ValueError(
-            "--experimental-rerun unpickles a file, which may hold any code; resume=RUN goes on with a run"
-        )
-    for flag in ("config_path", "config_name"):
-        if getattr(arguments, flag) is not None:
-            name = flag.replace("_", "-")
-            raise ValueError(f"--{name} would replace conf/; a folder with options of your own is --config-dir=DIR")
-
-
-def _is_hydras_own(arguments: argparse.Namespace) -> bool:
-    """Whether Hydra answers by itself: help, a config, completion."""
-    asks = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
-    return bool(asks)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 
+from zfscope.commands.nesting import check_brackets
 from zfscope.schema import nearest, takes_text
 from zfscope.training.spec import TRAINER_KEYWORDS
 
@@ -108,6 +109,8 @@ def groups_of(name: str) -> str:
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """What Hydra reads in overrides."""
+    for override in overrides:
+        check_brackets(override, override)
     return _parser().parse_overrides(list(overrides))
 
 

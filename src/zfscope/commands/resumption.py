@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zfscope.commands.aliases import check_aliases
 from zfscope.commands.guard import check_stored
+from zfscope.commands.nesting import check_yaml
 from zfscope.commands.overrides import CONF, is_group, parse
 from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides, why_no_training
 from zfscope.schema import flatten, leaves
@@ -61,7 +61,8 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     kind = kind_of_run(folder)
     if kind not in (None, "training"):
         raise ValueError(f"resume={folder}: {why_no_training(folder)}")
-    check_aliases(path)
+    for file in (path, config_folder / "overrides.yaml"):
+        check_yaml(file)
     try:
         content = _plain(OmegaConf.load(path))
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

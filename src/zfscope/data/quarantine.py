@@ -20,8 +20,7 @@ from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.loader import ImageItems, Loader
 from zfscope.data.reading import UnreadableImage
 from zfscope.data.splits import Splits
-from zfscope.files import write_arrays, write_text
-from zfscope.runs import table_text
+from zfscope.files import table_text, write_arrays, write_text
 from zfscope.schema import printable
 
 MANIFEST = "quarantine.csv"

@@ -21,9 +21,16 @@ from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
 from zfscope.networks.tensors import read_tensors
 from zfscope.runs import RECORD, finished_conditions, why_no_training
-from zfscope.schema import plain
+from zfscope.schema import leaves, plain, shown
 
 FORMAT = 1
+# What a checkpoint holds, and of which kind; each may be missing.
+_KINDS = {("epoch",): int, ("global_step",): int, ("loops",): dict, ("progress",): dict, ("state_dict",): dict}
+_KINDS |= {("loops", "fit_loop"): dict, ("loops", "fit_loop", "epoch_loop.batch_progress"): dict}
+_KINDS |= {("zfscope", key): dict for key in ("config", "contents", "identity", "model", "preprocessing")}
+_KINDS |= {("zfscope", "config", key): dict for key in ("data", "model", "optim", "trainer")}
+_KINDS |= {("zfscope", "data"): str, ("zfscope", "classes"): list, ("zfscope", "identity", "digest"): str}
+_KINDS |= {("zfscope", "identity", "facts"): dict, ("zfscope", "identity", "legs"): list}
 
 
 def load_network(source: str | Path) -> Network:
@@ -109,10 +116,10 @@ def run_progress(source: str | Path) -> dict[str, Any]:
     path = find_checkpoint(source)
     content = read_checkpoint(path)
     identity = _zfscope(content).get("identity")
-    if not isinstance(content.get("epoch"), int):
+    if content.get("epoch") is None:
         return {"identity": identity}
     # Lightning counts an epoch once its validation has ended, after the checkpoints of its end are written.
-    batches = content.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    batches = _at(content, "loops", "fit_loop", "epoch_loop.batch_progress") or {}
     epoch = content["epoch"] + bool(batches.get("is_last_batch", True))
     progress = {"identity": identity, "epoch": epoch, "steps": content.get("global_step")}
     if path.parent.name != "checkpoints":  # a file that was copied out of its run
@@ -155,17 +162,28 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
     try:
         with torch.device("meta"):  # without memory first: a damaged size must not ask for terabytes
             sizeless = build_network(state["model"], state["num_classes"], state["image_size"])
-        preprocessing = Preprocessing.from_state(state["preprocessing"]) if state["preprocessing"] else None
-        classes = tuple(state["classes"]) if state["classes"] else None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        cause = str(error).partition("\n")[0]
+        prepared, classes = state["preprocessing"], tuple(state["classes"]) if state["classes"] else None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        cause = shown(str(error), 200)
         raise ValueError(f"{path} does not tell how to build its network ({cause}); use another checkpoint") from None
+    preprocessing = _preprocessing(prepared, path)
     check_weights(sizeless, weights, path)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
         network = build_network(state["model"], state["num_classes"], state["image_size"])
     network.load_state_dict(weights)
     network.classes, network.preprocessing = classes, preprocessing
     return network
+
+
+def _preprocessing(values: Mapping[str, Any] | None, path: str | Path) -> Preprocessing | None:
+    """The preprocessing that a checkpoint holds; refused where it is damaged."""
+    try:
+        return Preprocessing.from_state(values) if values else None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        cause = shown(str(error), 200)
+        raise ValueError(
+            f"{path} does not tell how its images are prepared ({cause}); use another checkpoint"
+        ) from None
 
 
 def _weights_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +220,7 @@ def start_from(network: Network, source: str) -> list[str]:
             raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
         weights = rename_weights(weights, network)
         values = state.get("preprocessing") if isinstance(state, Mapping) else None
-        preprocessing = Preprocessing.from_state(values) if values else None
+        preprocessing = _preprocessing(values, source)
     own = network.state_dict()
     fresh = [
         name
@@ -296,4 +314,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = read_tensors(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+    if _zfscope(content):
+        _check_kinds(content, path)
+    return content
+
+
+def _check_kinds(content: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint of this project whose parts are of another kind than we write."""
+    for keys, kind in _KINDS.items():
+        value = _at(content, *keys)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            told = f"its {'.'.join(keys)} is a {type(value).__name__}, not a {kind.__name__}"
+            raise ValueError(f"{path}: {told}; use another checkpoint")
+    about = content["zfscope"]
+    for key, value in leaves({key: about.get(key) for key in ("classes", "config", "identity")}):
+        if not isinstance(value, str if key.startswith("classes.") else str | int | float | None):
+            raise ValueError(f"{path}: its {shown(key)} is a {type(value).__name__}; use another checkpoint")
+
+
+def _at(content: Any, *keys: str) -> Any:
+    """What nested mappings hold at these keys; None where they end before."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
     return content

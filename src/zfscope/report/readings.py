@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Self
 from scipy.special import stdtrit
 
 from zfscope.runs import RESULTS, natural, read_results
-from zfscope.schema import nearest, printable
+from zfscope.schema import nearest, printable, shown
 
 TRAINING = "training"
 
@@ -129,7 +130,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
         try:
             run = _run(name, read_results(path))
         except (ValueError, OSError) as error:
-            causes[name] = printable(str(error))
+            causes[name] = shown(str(error))
             continue
         if run.kind != "ledger":
             runs.append(run)
@@ -150,14 +151,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, as JSON has them."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _run(folder: str, content: Any) -> Run:
+def _run(folder: str, content: Mapping[str, Any]) -> Run:
     """Raises ValueError where there is nothing to use."""
-    parts = [content.get(key) for key in ("metrics", "conditions")] if isinstance(content, Mapping) else [None]
-    if not all(isinstance(part, Mapping) for part in parts):
-        raise ValueError(f"{RESULTS} holds no metrics and conditions; remove it and run again")
     conditions = content["conditions"]
     if content.get("state", "finished") != "finished":
         cause = content.get("cause")

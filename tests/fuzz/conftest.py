@@ -1,0 +1,46 @@
+"""Whole commands in this process: all of them runs but the training or the analysis itself."""
+
+import io
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from tests.conftest import type_command
+from tests.fuzz.cases import check_message, everything_in
+from zfscope.commands import jobs
+from zfscope.runs import write_results
+
+
+def pretend(config, folder, *_, **__):
+    """Work that ends at once."""
+    write_results(folder, {}, {})
+    return 0.0
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """Types a command; what is refused must leave nothing. Returns the refusal, or None where it was taken."""
+    place = tmp_path / "typed"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(jobs, "_train", pretend)
+    monkeypatch.setattr(jobs, "_analyze", pretend)
+
+    def call(name, *words):
+        before, errors = everything_in(place), io.StringIO()
+        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
+            code = type_command(monkeypatch, name, *words)
+        after = everything_in(place)
+        for path in sorted(after.keys() - before.keys()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if code in (0, None):
+            return None
+        message = errors.getvalue()
+        assert code == 2, f"exit code {code}: {message}"
+        assert message.startswith(f"{name}.py: ") and message.endswith("\n"), message
+        check_message(message[:-1])
+        assert after == before, f"left behind: {sorted(after.keys() - before.keys())}"
+        return message
+
+    return call
