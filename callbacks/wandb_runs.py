@@ -119,7 +119,9 @@ def out_of_reach() -> str | None:
 
     try:
         place = wandb_setup.singleton().settings
-        credentials = wbauth.authenticate_session(host=place.base_url, source="zfscope", prompt=False)
+        credentials = wbauth.authenticate_session(
+            host=place.base_url, source="zfscope", prompt=False, update_session=False
+        )
     except Exception as error:  # such as a key of the wrong length
         return cause_of(error)
     if credentials is None:
