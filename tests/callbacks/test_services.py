@@ -71,7 +71,7 @@ def digest(module):
 
 
 class Server(BaseHTTPRequestHandler):
-    """As W&B's own as far as a run needs it; ``status`` is what it answers, and none hangs."""
+    """As W&B's own as far as a run needs it; ``status`` is what it answers, None hangs, ``gone`` hangs up."""
 
     protocol_version = "HTTP/1.1"
 
@@ -81,6 +81,9 @@ class Server(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         if self.server.status is None:
             time.sleep(60)
+        if self.server.status == "gone":
+            self.close_connection = True
+            return
         entity = {"id": "e", "name": "someone"}
         run = {"id": "cnVu", "name": "run1", "displayName": "x", "config": "{}", "historyLineCount": 0}
         bucket = run | {"project": {"id": "p", "name": "zfscope", "entity": entity}}
@@ -201,7 +204,7 @@ def test_a_run_whose_server_dies_ends_soon_with_the_same_weights_and_says_what_s
     with serving(200) as server:
 
         def break_it(_):
-            server.status = {"refuses": 200, "hangs": None, "answers 500": 500}[breakage]
+            server.status = {"refuses": "gone", "hangs": None, "answers 500": 500}[breakage]
             if breakage == "refuses":
                 server.shutdown()
                 server.socket.close()
