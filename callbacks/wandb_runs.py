@@ -1,6 +1,7 @@
 """W&B's side of a run: started, logged to and closed so that neither its server nor its process can end a training."""
 
 import base64
+import io
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,6 @@ def start_run(folder: Path, mode: str, about: Mapping[str, Any], uploads: bool) 
         seconds = UPLOAD_SECONDS if uploads else FINISH_SECONDS
         online = wandb.Settings(**settings, finish_timeout=seconds, finish_timeout_raises=True)
         try:
-            wandb.setup(wandb.Settings(silent=True))
             run = wandb.init(**options, mode="online", settings=online)
             console.print(f"W&B: {run.url}", markup=False, soft_wrap=True)
             return run
@@ -119,7 +120,8 @@ def out_of_reach() -> str | None:
 
     try:
         place = wandb_setup.singleton().settings
-        credentials = wbauth.authenticate_session(host=place.base_url, source="zfscope", prompt=False)
+        with redirect_stderr(io.StringIO()):  # where it says that there is a key
+            credentials = wbauth.authenticate_session(host=place.base_url, source="zfscope", prompt=False)
     except Exception as error:  # such as a key of the wrong length
         return cause_of(error)
     if credentials is None:
