@@ -4,11 +4,9 @@ The disks are small ones in memory (tmpfs), which only root may mount: elsewhere
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,9 +166,7 @@ def test_a_training_that_meets_a_full_disk_ends_in_one_line_and_goes_on(command,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
-def test_pictures_and_logs_that_do_not_fit_are_warnings_and_no_traceback(
-    command, tiny, disk, monkeypatch, recwarn, logger
-):
+def test_pictures_that_do_not_fit_are_warnings_and_logs_one_line(command, tiny, disk, monkeypatch, recwarn, logger):
     from zfscope.training.classifier import Classifier
 
     original, steps = Classifier.validation_step, []
@@ -228,7 +224,6 @@ def test_pictures_count_in_what_a_run_needs(command, tiny, tmp_path, monkeypatch
 
 
 def test_a_run_that_goes_on_needs_no_room_for_what_it_replaces(command, run_copy, monkeypatch):
-    (run_copy / "checkpoints/last.ckpt").stat()
     whole = (run_copy / "checkpoints/last.ckpt").stat().st_size
 
     class Usage:
@@ -240,8 +235,3 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_replaces(command, run_copy
 
     assert code == 0, err
     assert json.loads((run_copy / "results.json").read_text())["conditions"]["epochs"] == 3
-
-
-def test_the_disks_of_these_tests_are_mounted_where_the_tests_run_as_root():
-    """So that they are not skipped unseen where they could run."""
-    assert sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount")

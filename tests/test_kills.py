@@ -147,3 +147,19 @@ def test_a_run_that_goes_on_removes_what_a_killed_one_left(command, run_copy):
     assert code == 0, err
     assert not [path for path in run_copy.rglob("*") if path.name.endswith(".tmp")]
     assert json.loads((run_copy / "results.json").read_text())["conditions"]["epochs"] == 3
+
+
+def test_a_folder_of_a_stranger_removes_nothing_outside_it(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".mine.0123abcd.tmp").touch()
+    run = tmp_path / "run"
+    (run / ".results.new").mkdir(parents=True)
+    (run / ".results.new/none ..").touch()
+    for name in ("figures", "checkpoints", ".hydra", ".results.tmp", ".a.00.tmp"):
+        (run / name).symlink_to(outside)
+
+    with claim(run):
+        pass
+
+    assert [path.name for path in outside.iterdir()] == [".mine.0123abcd.tmp"]

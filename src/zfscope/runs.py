@@ -31,6 +31,7 @@ RECORD = ".hydra"  # what a run was started with
 LOCK = ".lock"
 MOST_MISSED = 20  # starts that remove a folder just before it is locked
 UNFINISHED_RESULTS, FINISHED_RESULTS = ".results.tmp", ".results.new"  # of an analysis; the latter move into its folder
+OF_RESULTS = ("figures", "arrays.npz", "quarantine.csv")  # what a result may lack that an earlier one had
 NONE = "none "  # begins the name of an empty file there, for what the earlier result had and this one has not
 PACKAGES = ("zfscope", "torch", "torchvision", "lightning", "timm", "numpy")
 
@@ -93,7 +94,7 @@ def replacing_results(folder: str | Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        for name in {"figures", "arrays.npz", "quarantine.csv"} - {path.name for path in new.iterdir()}:
+        for name in {*OF_RESULTS} - {path.name for path in new.iterdir()}:
             (new / f"{NONE}{name}").touch()
         new.rename(folder / FINISHED_RESULTS)
     except BaseException:
@@ -103,10 +104,15 @@ def replacing_results(folder: str | Path) -> Iterator[Path]:
 
 
 def tidy(folder: Path) -> None:
-    """Mend what a killed process left in a run folder that this one holds: half-written files, results half moved."""
-    places = [folder, folder / RECORD, folder / "checkpoints"]
-    for place in (*places, *(Path(path) for path, _, _ in os.walk(folder / "figures"))):
-        remove_unfinished(place, held=True)
+    """Mend what a killed process left in a run folder that this one holds: half-written files, results half moved.
+
+    Links are not followed: the folder may be a stranger's.
+    """
+    remove_unfinished(folder, held=True)
+    for part in (RECORD, "checkpoints", "figures"):
+        if not (folder / part).is_symlink():
+            for place, _, _ in os.walk(folder / part):
+                remove_unfinished(Path(place), held=True)
     shutil.rmtree(folder / UNFINISHED_RESULTS, ignore_errors=True)
     _take_results(folder)
 
@@ -114,16 +120,18 @@ def tidy(folder: Path) -> None:
 def _take_results(folder: Path) -> None:
     """Move what is written whole into its place, or the rest of it."""
     new = folder / FINISHED_RESULTS
-    if not new.is_dir():
+    if not new.is_dir() or new.is_symlink():
         return
     for path in sorted(new.iterdir(), key=lambda path: path.name == RESULTS):
-        target = folder / path.name.removeprefix(NONE)
-        if target.is_dir():
+        without = path.name.removeprefix(NONE)
+        target = folder / (without if without in OF_RESULTS else path.name)
+        if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
+        elif target.is_symlink() or path.name != target.name:
+            target.unlink(missing_ok=True)
         if path.name == target.name:
             path.replace(target)
         else:
-            target.unlink(missing_ok=True)
             path.unlink()
     new.rmdir()
 
