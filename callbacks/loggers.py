@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
+from zfscope import stops
 from zfscope.callbacks.wandb_runs import SteadyWandbLogger, finish_run, start_run
 from zfscope.console import console
 from zfscope.runs import code_version, run_id
@@ -126,14 +127,16 @@ def run_logger(options: Mapping[str, Any], folder: Path, **about: Any) -> Iterat
     """
     kind = options["name"]
     where = {name: options[name] for name in ("mode", "project", "entity", "log_model")}
-    logger = build_logger(kind, folder, run_id=run_id(folder), **where, **about)
-    code = 1
+    logger, code = None, 1
     try:
+        with stops.held():  # a stop within W&B's start would leave its run open, which then writes on
+            logger = build_logger(kind, folder, run_id=run_id(folder), **where, **about)
         yield logger
         code = 0
     finally:
         command = finish(logger, code)
-        if command:
+        nothing = stops.asked() and not (folder / "checkpoints").is_dir()  # then the folder is removed
+        if command and not nothing:
             console.print(command, soft_wrap=True, markup=False)
 
 

@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from tests.conftest import ROOT, quick_first, type_command
 from zfscope.networks.checkpoints import read_checkpoint
@@ -115,6 +116,18 @@ def test_a_stop_at_the_start_leaves_nothing(command, tiny, tmp_path, monkeypatch
     code, _, err = command("train", *more, *tiny, "logger=csv")
 
     assert (code, err.splitlines()[-1]) == (143, "train.py: stopped by SIGTERM; nothing had begun, nothing is left")
+    assert {path.name for path in tmp_path.iterdir()} <= {"images", "cache"}
+
+
+def test_a_stop_while_the_logger_starts_closes_it_and_leaves_nothing(command, tiny, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr("zfscope.callbacks.loggers.finish", lambda logger, code: closed.append((type(logger), code)))
+    interrupted(monkeypatch, "zfscope.callbacks.loggers.run_id", signal.SIGTERM, 1)
+
+    code, _, err = command("train", *tiny, "logger=csv")
+
+    assert (code, err.splitlines()[-1]) == (143, "train.py: stopped by SIGTERM; nothing had begun, nothing is left")
+    assert closed == [(CSVLogger, 1)]
     assert {path.name for path in tmp_path.iterdir()} <= {"images", "cache"}
 
 
