@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help train paper test test-all faults lint clean
+.PHONY: help train paper test test-all coverage mutants faults lint clean
 
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 6 minutes on 2 cores)"
@@ -11,6 +11,8 @@ help:
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
+	@echo "make coverage   all tests, and the lines that none of them runs (outputs/coverage)"
+	@echo "make mutants    small faults put into the science one at a time: does a test fail? (after make coverage; hours)"
 	@echo "make clean      remove .venv, caches and build products; outputs/ stays"
 
 # A second call installs nothing: the stamp is newer than what it depends on.
@@ -39,11 +41,22 @@ test-all: lint
 faults: .venv/installed-dev
 	$(BIN)/python tests/scripts/faults.py $(ROW)
 
+coverage: export COVERAGE_FILE = $(CURDIR)/outputs/coverage/data
+coverage: lint
+	rm -rf outputs/coverage
+	$(BIN)/python -m coverage run $(wordlist 2,99,$(PYTEST)) -m "" --junitxml=outputs/coverage/tests.xml
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
+# Goes on where it was stopped: its record is outputs/mutants/.
+mutants: .venv/installed-dev
+	$(BIN)/python tests/scripts/mutants.py run
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache data_cache build *.egg-info src/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis data_cache build *.egg-info src/*.egg-info
 
 include paper.mk

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from zfscope.console import console
-from zfscope.runs import check_writable
+from zfscope.files import check_writable
 
 # Seconds: for the server's answer, W&B's start, its end (W&B's own: 90, and for ever), and for checkpoints to go up.
 ASK_SECONDS, INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 5, 10, 10, 120

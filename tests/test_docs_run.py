@@ -71,6 +71,9 @@ NOT_RUN = {
     "make train": "about six minutes, and an environment of 6 GB; run by hand",
     "make test": "runs these tests; CI runs it",
     "make test-all": "runs these tests",
+    "make coverage": "runs these tests",
+    "make mutants": "runs these tests many times",
+    "python tests/scripts/mutants.py run --list program": "runs these tests many times",
     "make paper": f"half an hour; {COMPOSED}",
     "make paper scale=imagenet imagenet=DIR caltech101=DIR …": f"weeks of a GPU; {COMPOSED}",
     "make paper scale=imagenet imagenet=DIR caltech101=DIR caltech256=DIR voc2012=DIR faces=FILE.csv": (

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -182,6 +183,27 @@ def checksum(path: str | Path) -> str:
         while piece := file.read(2**20):
             value = zlib.crc32(piece, value)
     return f"{value:08x}"
+
+
+def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
+    """Refuse a folder that cannot be written or made, or whose disk has less than ``needed`` bytes left.
+
+    Nothing is left behind; ``key`` names the folder in the message.
+    """
+    place = Path(folder).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder") from None
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OSError(
+            f"{key}={folder} needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; free space or choose "
+            "another folder"
+        )
 
 
 def map_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

@@ -12,7 +12,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -279,27 +278,6 @@ def claim(
         raise
     finally:
         held.release()
-
-
-def check_writable(folder: str | Path, key: str, needed: int = 0) -> None:
-    """Refuse a folder that cannot be written or made, or whose disk has less than ``needed`` bytes left.
-
-    Nothing is left behind; ``key`` names the folder in the message.
-    """
-    place = Path(folder).expanduser().absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise OSError(f"{key}={folder} cannot be written ({error.strerror}); choose another folder") from None
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise OSError(
-            f"{key}={folder} needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; free space or choose "
-            "another folder"
-        )
 
 
 def _newest(folders: Sequence[Path], most: int = 6) -> str:

@@ -1,12 +1,14 @@
 """Small faults put into the code one at a time: does a test fail?
 
-    python tests/scripts/mutants.py draw  --tree OLD --count 60 --seed 0
-    python tests/scripts/mutants.py cover --tree TREE --python PYTHON --map COVER.json
-    python tests/scripts/mutants.py run   --tree TREE --python PYTHON --map COVER.json --out RESULTS.json
+    python tests/scripts/mutants.py draw --list science --count 60 --seed 0
+    make coverage
+    python tests/scripts/mutants.py run --list science
+    python tests/scripts/mutants.py run --list program --tree OLD --coverage OLD/outputs/coverage
 
-``draw`` takes the mutants from one commit and writes ``mutants.json`` beside this file. ``cover`` runs the tests once
-under ``coverage`` (PYTHON needs that package) and notes which tests run which lines. ``run`` puts each mutant into a
-copy of a tree and runs the tests that cover it, the quickest first, until one fails. A mutant is found again in a later
+``draw`` takes the mutants from one commit: of the whole ``program``, or of the ``science`` alone, and writes
+``mutants.json`` or ``mutants_science.json`` beside this file. ``make coverage`` notes which tests run which lines.
+``run`` puts each mutant into a copy of a tree and runs the tests that cover it, the quickest first, until one fails.
+Its record is ``outputs/mutants/LIST.json``, and it goes on where it was stopped. A mutant is found again in a later
 commit by its statement; where that was reworded, an entry of ``renamed.json`` beside this file says where it is now.
 """
 
@@ -15,17 +17,37 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
+LISTS = {"program": HERE / "mutants.json", "science": HERE / "mutants_science.json"}
+# Mutants that change nothing, with the reason: no test can tell them from the program.
+EQUIVALENT = {
+    1008: "an epoch without random views is not read",
+}
+# What computes the numbers and pictures of the paper; the rest of the program serves it.
+SCIENCE = re.compile(
+    r"src/zfscope/(deconvnet|occlusion|protocols)/.*"
+    r"|src/zfscope/networks/(layers|geometry|fields|chain|hooked|preprocessing)\.py"
+    r"|src/zfscope/(activations|invariance|correspondence|evolution|diagnostics|evaluation|images)\.py"
+    r"|src/zfscope/data/(order|splits|statistics|transforms)\.py"
+    r"|src/zfscope/training/classifier\.py|callbacks/filter_renorm\.py"
+)
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -107,10 +129,12 @@ def head(statement: ast.stmt) -> list[ast.AST]:
     return nodes
 
 
-def draw(tree: Path, count: int, seed: int) -> list[dict]:
-    """Mutants spread over rooms: each room gets at least one, the larger ones more."""
+def draw(tree: Path, count: int, seed: int, science: bool = False) -> list[dict]:
+    """Mutants spread over rooms: each room gets at least one, the larger ones more; ``science`` counts from 1000."""
     by_room = defaultdict(list)
     for path in files(tree):
+        if science and not SCIENCE.fullmatch(path.relative_to(tree).as_posix()):
+            continue
         text = path.read_text(encoding="utf-8")
         for function, statement in statements(ast.parse(text)):
             for node in head(statement):
@@ -134,7 +158,7 @@ def draw(tree: Path, count: int, seed: int) -> list[dict]:
         drawn += dice.sample(candidates, min(share, len(candidates)))
     drawn = dice.sample(drawn, count) if len(drawn) > count else drawn
     drawn.sort(key=lambda mutant: (mutant["file"], mutant["line"]))
-    return [{"number": number, **mutant} for number, mutant in enumerate(drawn)]
+    return [{"number": number, **mutant} for number, mutant in enumerate(drawn, 1000 * science)]
 
 
 def room(path: Path, tree: Path) -> str:
@@ -149,20 +173,32 @@ def source(statement: ast.stmt) -> str:
 
 def locate(tree: Path, mutant: dict) -> tuple[Path, ast.AST, str] | None:
     """The file, the expression and its replacement in a tree; None if the statement is no longer there."""
-    renamed = json.loads((HERE / "renamed.json").read_text()) if (HERE / "renamed.json").is_file() else {}
-    return _locate(tree, mutant) or _locate(tree, {**mutant, **renamed.get(str(mutant["number"]), {})})
+    return _locate(tree, mutant) or _locate(tree, {**mutant, **renamed().get(str(mutant["number"]), {})})
+
+
+@cache
+def renamed() -> dict[str, dict[str, str]]:
+    """By the number of a mutant, where its statement is now; ``gone`` says why there is none any more."""
+    return json.loads((HERE / "renamed.json").read_text())
+
+
+@cache
+def _all_statements(tree: Path) -> dict[str, list[tuple[Path, str, ast.stmt]]]:
+    """By their text, all statements of a tree's files, with file and function."""
+    found = defaultdict(list)
+    for path in files(tree):
+        for function, statement in statements(ast.parse(path.read_text(encoding="utf-8"))):
+            found[source(statement)].append((path, function, statement))
+    return found
 
 
 def _locate(tree: Path, mutant: dict) -> tuple[Path, ast.AST, str] | None:
     matches = []
-    for path in files(tree):
-        for function, statement in statements(ast.parse(path.read_text(encoding="utf-8"))):
-            if source(statement) != mutant["statement"]:
-                continue
-            for node in head(statement):
-                if hasattr(node, "lineno") and ast.unparse(node) == mutant["expression"]:
-                    same = (path.stem == Path(mutant["file"]).stem) + (function == mutant["function"])
-                    matches.append((same, function.split(".")[-1] == mutant["function"].split(".")[-1], path, node))
+    for path, function, statement in _all_statements(tree).get(mutant["statement"], ()):
+        for node in head(statement):
+            if hasattr(node, "lineno") and ast.unparse(node) == mutant["expression"]:
+                same = (path.stem == Path(mutant["file"]).stem) + (function == mutant["function"])
+                matches.append((same, function.split(".")[-1] == mutant["function"].split(".")[-1], path, node))
     if not matches:
         return None
     *_, path, node = max(matches, key=lambda match: match[:2])
@@ -178,43 +214,33 @@ def mutated(path: Path, node: ast.AST, replacement: str) -> str:
     return (content[:start] + f"({replacement})".encode() + content[end:]).decode()
 
 
-def cover(tree: Path, python: str) -> dict:
-    """Which tests run which lines, and how long each takes, by one run of the tests under ``coverage``."""
-    link_callbacks(tree)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder, "rc")
-        settings.write_text("[run]\ndynamic_context = test_function\nsource = src\n    callbacks\n")
-        command = [python, "-m", "coverage", "run", f"--rcfile={settings}", f"--data-file={folder}/data"]
-        command += ["-m", "pytest", "-q", "--durations=0", "--durations-min=0.001", "-p", "no:cacheprovider"]
-        answer = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
-        print(answer.stdout[-300:])
-        durations: dict[str, float] = defaultdict(float)
-        for seconds, test in re.findall(r"^([\d.]+)s (?:call|setup)\s+(\S+?)(?:\[.*)?$", answer.stdout, re.M):
-            durations[test] += float(seconds)
-        program = (
-            "import coverage, json, sys; data = coverage.CoverageData(sys.argv[1]); data.read();"
-            "print(json.dumps({f: data.contexts_by_lineno(f) for f in data.measured_files()}))"
-        )
-        answer = subprocess.run([python, "-c", program, f"{folder}/data"], capture_output=True, text=True, check=True)
-    modules = {test_module(path, tree): path for path in (tree / "tests").rglob("test_*.py")}
-    lines: dict[str, dict[str, list[str]]] = {}
-    for file, contexts in json.loads(answer.stdout).items():
-        name = os.path.relpath(file, tree)
-        lines[name] = {}
-        for line, names in contexts.items():
-            tests = set()
-            for name_of_test in filter(None, names):
-                module, _, function = name_of_test.rpartition(".")
-                path = modules.get(module) or modules.get(module.removeprefix("tests."))
-                if path is not None:
-                    tests.add(f"{path.relative_to(tree).as_posix()}::{function}")
-            lines[name][line] = sorted(tests)
-    return {"lines": lines, "durations": durations}
+def covering(tree: Path, folder: Path) -> dict:
+    """Which tests run which lines, and how long each takes, from what ``make coverage`` left in a folder."""
+    import coverage
+
+    durations: dict[str, float] = defaultdict(float)
+    for case in ElementTree.parse(folder / "tests.xml").iter("testcase"):
+        durations[f"{case.get('classname')}.{case.get('name').partition('[')[0]}"] += float(case.get("time"))
+    data = coverage.CoverageData(str(folder / "data"))
+    data.read()
+    modules = {
+        test_module(path, tree): path.relative_to(tree).as_posix() for path in (tree / "tests").rglob("test_*.py")
+    }
+
+    def test_of(context: str) -> str | None:
+        module, _, function = context.partition("|")[0].rpartition(".")
+        return f"{modules[module]}::{function}" if module in modules else None
+
+    lines: dict[str, dict[int, set[str]]] = {}
+    for file in data.measured_files():
+        contexts = data.contexts_by_lineno(file)
+        lines[os.path.relpath(file, tree)] = {line: {*map(test_of, names)} - {None} for line, names in contexts.items()}
+    return {"lines": lines, "durations": {test_of(name): seconds for name, seconds in durations.items()}}
 
 
 def test_module(path: Path, tree: Path) -> str:
     """The name under which pytest imports a test file."""
-    parts = path.relative_to(tree / "tests").with_suffix("").parts
+    parts = path.relative_to(tree).with_suffix("").parts
     return ".".join(parts)
 
 
@@ -225,12 +251,7 @@ def link_callbacks(tree: Path) -> None:
         link.symlink_to("../../callbacks")
 
 
-def environment(tree: Path) -> dict[str, str]:
-    """The variables of a run: the tree's own source first."""
-    return {**os.environ, "PYTHONPATH": f"{tree}/src:{tree}", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def run(tree: Path, python: str, mutants: list[dict], covering: dict, out: Path, timeout: int) -> None:
+def run(tree: Path, mutants: list[dict], covering: dict, out: Path, timeout: int) -> None:
     """Run the covering tests against each mutant; goes on where an earlier call stopped."""
     results = json.loads(out.read_text()) if out.is_file() else {}
     for mutant in mutants:
@@ -244,10 +265,10 @@ def run(tree: Path, python: str, mutants: list[dict], covering: dict, out: Path,
             path, node, replacement = place
             name = path.relative_to(tree).as_posix()
             lines = range(node.lineno, node.end_lineno + 1)
-            tests = {test for line in lines for test in covering["lines"].get(name, {}).get(str(line), [])}
+            tests = {test for line in lines for test in covering["lines"].get(name, {}).get(line, [])}
             ordered = sorted(tests, key=lambda test: covering["durations"].get(test, 0))
             results[key] = {"file": name, "line": node.lineno, "tests": len(ordered)}
-            results[key] |= try_mutant(tree, python, path, mutated(path, node, replacement), ordered, timeout)
+            results[key] |= try_mutant(tree, path, mutated(path, node, replacement), ordered, timeout)
         out.write_text(json.dumps(results, indent=1) + "\n")
         print(key, mutant["file"], mutant["line"], mutant["expression"], "->", mutant["replacement"], results[key])
     counts: dict[str, int] = defaultdict(int)
@@ -256,55 +277,78 @@ def run(tree: Path, python: str, mutants: list[dict], covering: dict, out: Path,
     print(dict(counts))
 
 
-def try_mutant(tree: Path, python: str, path: Path, text: str, tests: list[str], timeout: int) -> dict:
+def try_mutant(tree: Path, path: Path, text: str, tests: list[str], timeout: int) -> dict:
     """Killed, survived or timed out, in a copy of the tree that holds the mutant."""
     if not tests:
         return {"result": "not covered"}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "tree")
-        shutil.copytree(
-            tree,
-            copy,
-            symlinks=True,
-            ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "data_cache", "*.egg-info"),
-        )
+        left_out = (".git", ".venv", ".hypothesis", "outputs", "data_cache", "*.egg-info")
+        shutil.copytree(tree, copy, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
         (copy / path.relative_to(tree)).write_text(text, encoding="utf-8")
         link_callbacks(copy)
-        command = [python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        try:
-            answer = subprocess.run(
-                command, cwd=copy, env=environment(copy), capture_output=True, text=True, timeout=timeout
-            )
-        except subprocess.TimeoutExpired:
+        printed = Path(folder, "printed.txt")
+        # Forked: torch and Lightning, which this process has loaded, take longer than most tests.
+        child = multiprocessing.get_context("fork").Process(target=run_tests, args=(copy, tests, printed))
+        child.start()
+        child.join(timeout)
+        if child.is_alive():
+            os.killpg(child.pid, signal.SIGKILL)
+            child.join()
             return {"result": "killed", "by": "timeout"}
-        if answer.returncode == 0:
+        if child.exitcode == 0:
             return {"result": "survived"}
-        by = re.search(r"^(?:FAILED|ERROR) (\S+)", answer.stdout, re.M)
-        return {"result": "killed", "by": by[1] if by else answer.stdout[-200:]}
+        told = printed.read_text(encoding="utf-8")
+        by = re.search(r"^(?:FAILED|ERROR) (\S+)", told, re.M)
+        return {"result": "killed", "by": by[1] if by else told[-200:]}
+
+
+def run_tests(tree: Path, tests: list[str], printed: Path) -> None:
+    """Run tests of a tree on its own source, in a process that has imported nothing of another one."""
+    os.setsid()
+    os.chdir(tree)
+    with open(printed, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= {"PYTHONPATH": f"{tree}/src:{tree}", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.path[:0] = [f"{tree}/src", str(tree)]
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["draw", "cover", "run"])
-    parser.add_argument("--tree", type=Path, required=True)
-    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("action", choices=["draw", "run"])
+    parser.add_argument("--list", choices=LISTS, default="science")
+    parser.add_argument("--tree", type=Path, default=HERE.parents[1])
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--map", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--timeout", type=int, default=400)
+    parser.add_argument("--coverage", type=Path, default=Path("outputs/coverage"))
+    parser.add_argument("--timeout", type=int, default=600)
     options = parser.parse_args()
-    tree = options.tree.resolve()
+    tree, path = options.tree.resolve(), LISTS[options.list]
     if options.action == "draw":
-        mutants = draw(tree, options.count, options.seed)
-        (HERE / "mutants.json").write_text(json.dumps(mutants, indent=1) + "\n")
+        mutants = draw(tree, options.count, options.seed, options.list == "science")
+        path.write_text(json.dumps(mutants, indent=1) + "\n")
         print(len(mutants), "mutants")
-    elif options.action == "cover":
-        options.map.write_text(json.dumps(cover(tree, options.python)))
     else:
-        mutants = json.loads((HERE / "mutants.json").read_text())
-        run(tree, options.python, mutants, json.loads(options.map.read_text()), options.out, options.timeout)
+        out = Path("outputs/mutants", f"{options.list}.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for package in (
+            "torch",
+            "torchvision",
+            "lightning",
+            "timm",
+            "hydra",
+            "hypothesis",
+            "matplotlib.pyplot",
+            "wandb",
+        ):
+            with suppress(ImportError):
+                import_module(package)
+        run(tree, json.loads(path.read_text()), covering(tree, options.coverage), out, options.timeout)
 
 
 if __name__ == "__main__":

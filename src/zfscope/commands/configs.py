@@ -28,8 +28,9 @@ from zfscope.commands.guard import check_composed, check_place
 from zfscope.commands.overrides import CONF, PATHS, groups_of, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption
 from zfscope.commands.slurm import with_resumption
+from zfscope.files import check_writable
 from zfscope.networks.spec import ModelConfig
-from zfscope.runs import check_writable, is_below
+from zfscope.runs import is_below
 from zfscope.schema import check, flatten, nearest
 from zfscope.training.spec import TRAINER_KEYWORDS, TrainConfig
 

@@ -21,10 +21,9 @@ from zfscope.console import progress
 from zfscope.data.contents import contents_digest
 from zfscope.data.datamodule import ImageData
 from zfscope.data.imageset import ImageSet
-from zfscope.files import checksum, replacing, write_text
+from zfscope.files import check_writable, checksum, replacing, write_text
 from zfscope.networks.network import Network, evaluating
 from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
-from zfscope.runs import check_writable
 from zfscope.schema import listed, printable
 
 BLOCK = 4096  # columns of a block

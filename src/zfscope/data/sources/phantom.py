@@ -29,8 +29,7 @@ from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, SPLITS, check_seed, draw
 from zfscope.data.splits import Splits
-from zfscope.files import checksum, replacing, write_text
-from zfscope.runs import check_writable
+from zfscope.files import check_writable, checksum, replacing, write_text
 from zfscope.schema import printable
 from zfscope.stops import MachineFault
 
