@@ -253,6 +253,15 @@ def test_the_subset_of_all_has_exactly_the_error_of_the_ensemble():
     assert errors["top5_error"][0] == top_error(whole.probabilities["centre"], labels, 5)
 
 
+def test_an_ensemble_of_one_predicts_what_its_member_does():
+    member = Predictions({"centre": torch.rand(5, 3)}, torch.arange(5) % 3)
+
+    whole = average([member])
+
+    assert torch.equal(whole.probabilities["centre"], member.probabilities["centre"])
+    assert torch.equal(whole.labels, member.labels)
+
+
 def test_few_classes_have_no_top5_error():
     members, labels = random_members(classes=5)
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import tiny_images
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import ArrayImages
+from zfscope.data.order import TrainBatches
 from zfscope.data.spec import AugmentConfig
 from zfscope.data.splits import Splits
 from zfscope.data.transforms import TrainTransform
@@ -118,11 +119,13 @@ def test_an_image_with_several_labels_shares_its_target_among_them():
     assert shared_targets(torch.tensor([2, 0])).tolist() == [2, 0]
 
 
+MODEL = {"name": "n", "conv1": {"maps": 8, "kernel_size": 3, "pool": {}}, "fc6": {"units": 16}, "fc8": {}}
+
+
 def scratch(steps, seed=0, filter_rms=None, optim=None):
     few, preprocessing = images(24), Preprocessing(24, 20, torch.full((3, 1, 1), 110.0), torch.full((3, 1, 1), 0.02))
-    model = {"name": "n", "conv1": {"maps": 8, "kernel_size": 3, "pool": {}}, "fc6": {"units": 16}, "fc8": {}}
     torch.manual_seed(seed)
-    network = build_network(model, 3, 20)
+    network = build_network(MODEL, 3, 20)
     network.preprocessing = preprocessing
     views = Examples(few, TrainTransform(preprocessing, AugmentConfig(), seed), 24)
     train_from_scratch(
@@ -147,6 +150,38 @@ def test_a_network_from_scratch_learns_what_can_be_learned():
     assert (found.argmax(1) == labels).double().mean() > 0.9
     assert not network.training
     torch.testing.assert_close(found.sum(1), torch.ones(30))
+
+
+class Seen(Dataset):
+    """Six grey images; notes in which order they are read."""
+
+    def __init__(self):
+        self.keys = []
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, key):
+        self.keys.append(key)
+        return torch.zeros(3, 20, 20), key[1] % 3, key[1]
+
+
+def test_training_from_scratch_begins_with_the_first_batch_and_sees_every_image_once_an_epoch():
+    images = Seen()
+
+    train_from_scratch(
+        build_network(MODEL, 3, 20),
+        lambda batches: DataLoader(images, batch_sampler=batches),
+        len(images),
+        OptimConfig(),
+        batch_size=2,
+        steps=6,
+        seed=3,
+    )
+
+    epochs = [[key for batch in TrainBatches(6, 2, 3, lambda start=start: start) for key in batch] for start in (0, 3)]
+    assert images.keys == [*epochs[0], *epochs[1]]
+    assert [sorted(epoch) for epoch in epochs] == [[(number, index) for index in range(6)] for number in range(2)]
 
 
 def test_training_from_scratch_makes_that_many_steps_and_can_be_repeated():

@@ -39,6 +39,7 @@ LISTS = {"program": HERE / "mutants.json", "science": HERE / "mutants_science.js
 # Mutants that change nothing, with the reason: no test can tell them from the program.
 EQUIVALENT = {
     1008: "an epoch without random views is not read",
+    1030: "one image is moved and thrown away, instead of none, to see whether an amount is refused",
 }
 # What computes the numbers and pictures of the paper; the rest of the program serves it.
 SCIENCE = re.compile(
