@@ -19,6 +19,7 @@ from tests.data.bad_images import (
     SIDE,
     break_some,
     checked,
+    module_of,
     opened,
 )
 from zfscope.data import reading
