@@ -1,6 +1,5 @@
 """Where a picture goes: a file of the run folder always, and each logger that takes images."""
 
-
 import pytest
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
