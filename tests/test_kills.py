@@ -116,6 +116,18 @@ def test_results_that_a_kill_interrupts_are_all_the_earlier_or_all_the_later_one
     assert states[-1] == 0 and len(states) > 10 and set(states[:-1]) == {-signal.SIGKILL}
 
 
+def test_results_are_replaced_while_their_arrays_still_lie_in_a_folder_of_the_run(tmp_path):
+    """As the projections of an analysis, which are copied from there when it saves."""
+    (tmp_path / ".projections.0.tmp").mkdir()
+    (tmp_path / ".projections.0.tmp/0.npy").write_bytes(b"arrays")
+
+    with replacing_results(tmp_path) as new:
+        write_results(new, {}, {"name": "projections"})
+
+        assert (tmp_path / ".projections.0.tmp/0.npy").read_bytes() == b"arrays"
+    assert (tmp_path / ".projections.0.tmp/0.npy").read_bytes() == b"arrays"
+
+
 def kill_at(number):
     """Kill this process before its n-th operation on a file."""
     calls = []

@@ -88,7 +88,7 @@ def replacing_results(folder: str | Path) -> Iterator[Path]:
     the content moves leaves the rest to the next that takes the folder.
     """
     folder = Path(folder)
-    tidy(folder)
+    _mend_results(folder)
     new = folder / UNFINISHED_RESULTS
     new.mkdir()
     try:
@@ -112,6 +112,10 @@ def tidy(folder: Path) -> None:
         if not (folder / part).is_symlink():
             for place, _, _ in os.walk(folder / part):
                 remove_unfinished(Path(place), held=True)
+    _mend_results(folder)
+
+
+def _mend_results(folder: Path) -> None:
     shutil.rmtree(folder / UNFINISHED_RESULTS, ignore_errors=True)
     _take_results(folder)
 

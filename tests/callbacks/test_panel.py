@@ -1,7 +1,5 @@
 """Where a picture goes: a file of the run folder always, and each logger that takes images."""
 
-from pathlib import Path
-
 import pytest
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
@@ -103,8 +101,8 @@ def test_a_picture_that_cannot_be_written_warns(tmp_path):
 
 
 def test_what_could_not_be_written_is_not_sent_from_an_older_file(tmp_path, monkeypatch, images_of_wandb):
-    def half_written(self, path, *_, **__):
-        Path(path).write_bytes(b"half a picture")
+    def half_written(self, file, *_, **__):
+        file.write(b"half a picture")
         raise OSError("disk full")
 
     logger = Recording()
