@@ -99,7 +99,11 @@ def test_a_folder_that_is_no_training_is_told_for_what_it_is(command, tiny, run_
         ("--trainer.max_epochs", "--trainer.max_epochs: there is no such flag; did you mean trainer.max_epochs=…?"),
         ("--multirum", "--multirum: there is no such flag; did you mean --multirun?"),
         ("-seed=3", "-seed=3: there is no such flag; did you mean seed=3?"),
-        ("--config-dir", "--config-dir/-cd: expected one argument"),
+        (
+            "--config-dir",
+            "--config-dir/-cd: expected one argument; a value is typed as key=value, and python train.py --hydra-help "
+            "lists the flags",
+        ),
     ],
 )
 def test_a_flag_that_is_none_is_told_in_one_line(command, tmp_path, typed, message):
