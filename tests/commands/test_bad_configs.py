@@ -28,15 +28,15 @@ def check_refused(command, folder, message, *overrides):
         ("data.crop=", r"data\.crop='': .*valid integer"),
         ("+trainer.profiler={a: 1}", r"trainer\.profiler=.*valid string"),
         ("device=gpu", r"^train\.py: device='gpu': the devices are auto, cpu, mps, cuda and cuda:NUMBER"),
-        ("trainer.precision=fp16", r"^train\.py: trainer\.precision: Precision 'fp16' is invalid"),
-        ("data.classes=[cat,doog]", r"^train\.py: data\.classes: there is no class 'doog' .*; did you mean dog\?"),
+        ("trainer.precision=fp16", r"^train\.py: trainer\.precision=fp16: Precision 'fp16' is invalid"),
+        ("data.classes=[cat,doog]", r"^train\.py: data\.classes=\[cat,doog\]: there is no class 'doog' .*; did you mean dog\?"),
         ("+callbacks.x={_target_: zfscope.callbacks.FilterImages, when: 0}", r"callbacks\.x: .*when=0 must be a whole"),
         (
             "+callbacks.x={_target_: zfscope.callbacks.Projections, top: 0}",
             r"callbacks\.x: Projections: maps=",
         ),
         ("=3", r"^train\.py: =3: the key before = is missing"),
-        ("+trainer.benchmark=x", r"lightning\.Trainer does not take these values: .*bool.*str; look at trainer"),
+        ("+trainer.benchmark=x", r"^train\.py: trainer\.benchmark=x: .*bool.*str"),
     ],
 )
 def test_a_value_out_of_range_is_refused(command, tiny, tmp_path, override, message):
