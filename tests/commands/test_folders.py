@@ -259,10 +259,8 @@ def test_a_job_that_fails_leaves_the_earlier_result_of_its_analysis_and_is_told(
 
     assert (code, again) == (1, 1)
     assert results(tmp_path / "both/val") == before
-    assert (
-        shown.rpartition("2 jobs")[2].count("failed: checkpoint=nowhere: no checkpoint at nowhere") == 2
-        and "failed" in out
-    )
+    told = "failed: checkpoint=nowhere: no checkpoint at nowhere"
+    assert shown.rpartition("2 jobs")[2].count(told) == 2 and "failed" in out
 
 
 # --- other processes ---

@@ -96,7 +96,7 @@ def test_a_missing_package_is_told_with_the_way_to_install_it(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 7, 301])
 def test_an_impossible_size_is_refused(size):
-    with pytest.raises(ValueError, match=f"data.resize of elpv must be 8 to 300 px, but is {size}"):
+    with pytest.raises(ValueError, match=f"data.resize={size}: the solar cells have 300 px; give 8 to 300"):
         open_elpv(resize=size)
 
 
