@@ -23,7 +23,7 @@ from zfscope.files import check_writable
 
 # Seconds: for the server's answer, W&B's start, its end (W&B's own: 90, and for ever), and for checkpoints to go up.
 ASK_SECONDS, INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 5, 10, 10, 120
-TEARDOWN_SECONDS = 2
+TEARDOWN_SECONDS = 2  # for W&B's process to hear that this one ends
 FOLDERS = {"WANDB_CACHE_DIR": ".cache", "WANDB_CONFIG_DIR": ".config", "WANDB_DATA_DIR": ".local/share"}
 
 
@@ -107,8 +107,8 @@ def finish_run(logger: SteadyWandbLogger, exit_code: int) -> None:
         # It must hide neither the result of the run nor the exception that ended it.
         told = "" if run.offline else f"; `wandb sync {run.settings.sync_dir}` sends what is missing"
         rank_zero_warn(f"W&B did not close the run ({cause_of(error)}){told}")
-    if logger.failed or not isinstance(error, TimeoutError):  # its process is gone: at the exit it would be asked again
-        within(TEARDOWN_SECONDS, wandb.teardown)
+    # Its process is gone, or waits for the server: at the exit it would be waited for again. It ends by itself.
+    within(TEARDOWN_SECONDS, wandb.teardown)
 
 
 def out_of_reach() -> str | None:
