@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ def start_run(folder: Path, mode: str, about: Mapping[str, Any], uploads: bool) 
     """
     import wandb
 
+    with suppress(ImportError):  # its statistics of itself, for which it would wait once more at the exit
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
     folder.mkdir(parents=True, exist_ok=True)
     _find_folders(folder)
     logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
@@ -100,6 +104,7 @@ def finish_run(logger: SteadyWandbLogger, exit_code: int) -> None:
     import wandb
 
     run, error = logger.experiment, None
+    wandb.termsetup(wandb.Settings(silent=True), None)  # what it would warn of is told in one line
     if not logger.failed:
         error = within(run.settings.finish_timeout + 3, lambda: run.finish(exit_code=exit_code))
         if error is None:
