@@ -40,7 +40,7 @@ LINES = {
     for text in TEXTS.values()
     for name, *arguments in commands_of(text)
 }
-TOOLS = r"(?:[A-Z_]+=\S+ )*(?:make|pip|wandb|source|python (?:benchmarks|tests)/[\w/]+\.py)\b"
+TOOLS = r"(?:[A-Z_]+=\S+ )*(?:make|pip|pytest|wandb|source|python (?:benchmarks|tests)/[\w/]+\.py)\b"
 # Printed commands of other programs, without what explains them.
 OTHERS = {
     re.split(r"\s{2,}|;", line)[0].strip()
@@ -72,6 +72,8 @@ NOT_RUN = {
     "make test": "runs these tests; CI runs it",
     "make test-all": "runs these tests",
     "make coverage": "runs these tests",
+    'pytest tests/fuzz -m "" --hypothesis-profile=other': "minutes, and other cases each time",
+    "make faults ROW=kills": "minutes; it writes into docs/reliability.md",
     "make mutants": "runs these tests many times",
     "python tests/scripts/mutants.py run --list program": "runs these tests many times",
     "make paper": f"half an hour; {COMPOSED}",

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from zfscope.files import check_writable
 from zfscope.runs import (
     RunFolderLocked,
-    check_writable,
     claim,
     code_version,
     environment,

@@ -175,7 +175,7 @@ def own(tiny):
 
 def spoilt(monkeypatch, part, act, after):
     """Once ``after`` images of a part were read by its processes, the next of them does something else."""
-    original, count = readers._Noted.__getitem__, multiprocessing.get_context("fork").Value("i", 0)
+    original, count = readers._Noted._read, multiprocessing.get_context("fork").Value("i", 0)
 
     def read(self, key):
         if isinstance(key, tuple) == (part == "train"):
@@ -186,7 +186,7 @@ def spoilt(monkeypatch, part, act, after):
                 self.images.transform = lambda *_: act()
         return original(self, key)
 
-    monkeypatch.setattr(readers._Noted, "__getitem__", read)
+    monkeypatch.setattr(readers._Noted, "_read", read)
 
 
 # By part the image, of all that its processes read, at which one of them is spoilt: in the second epoch, in the first.

@@ -36,7 +36,7 @@ def requeue() -> str:
     """Put this job back into the queue; returns what came of it, as part of a line."""
     job = job_id()
     try:
-        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", timeout=60)
         cause = "" if answer.returncode == 0 else " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         cause = str(error)
