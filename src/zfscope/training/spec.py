@@ -119,6 +119,8 @@ class TrainerConfig(BaseModel):
         units = {"weeks", "days", "hours", "minutes", "seconds"}
         by_unit = isinstance(time, dict) and time and time.keys() <= units
         if time is None or by_unit or (isinstance(time, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time)):
+            if time is not None and not re.search("[1-9]", str(time)):
+                raise ValueError(f"max_time={time}: that leaves no time for a step; give more, or null for no limit")
             return time
         raise ValueError(
             f"max_time={time}: give days:hours:minutes:seconds, such as 00:12:00:00, or {{hours: 12, minutes: 30}}"
