@@ -183,6 +183,7 @@ def test_pictures_that_do_not_fit_are_warnings_and_logs_one_line(command, tiny, 
 
     code, _, err = command("train", *own, f"hydra.run.dir={disk}/run")
 
+    assert len(err.splitlines()) == 1, err
     (line,) = err.splitlines()
     assert code == 2 and line.startswith("train.py: "), err
     assert "No space left on device" in line and line.endswith(f"go on with python train.py resume={disk}/run")

@@ -28,7 +28,7 @@ OF_LIGHTNING_AND_TIMM = {
     "trainer.devices=abc": r"trainer\.devices=abc: .* should be an int > 0",
     "trainer.profiler=x": r"trainer\.profiler=x: .*'simple'",
     "trainer.max_time=12": r"trainer\.max_time=12: give days:hours:minutes:seconds, such as 00:12:00:00",
-    "trainer.max_time=00:00:00:00": r"trainer\.max_time=00:00:00:00: that leaves no time for a step; give more, or null",
+    "trainer.max_time=00:00:00:00": r"trainer\.max_time=00:00:00:00: that leaves no time for a step; give more",
     "+trainer.max_time=00:12": r"trainer\.max_time=00:12: give days:hours:minutes:seconds",
     "trainer.max_time={hour:1}": r"trainer\.max_time=\{'hour': 1\}: give days:hours:minutes:seconds",
     "model=timm model.name=resnet19": r"model\.name=resnet19: timm has no .*; did you mean resnet18\?",

@@ -7,6 +7,7 @@ that fails, is a line of the table at its end, and the exit code is 1.
 import atexit
 import gc
 import io
+import logging
 import multiprocessing
 import os
 import sys
@@ -61,6 +62,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     earlier = warnings.formatwarning
     warnings.formatwarning = warning_line if not shows_all else lambda *told, **more: masked(earlier(*told, **more))
     earlier_hook, threading.excepthook = threading.excepthook, thread_line
+    logging.raiseExceptions = shows_all  # else a library whose log file meets a full disk prints pages
     plan, folder, stopped = None, None, None
     try:
         arguments = read_flags(name)
