@@ -205,7 +205,7 @@ def typed(*arguments, **more):
 
 
 @pytest.mark.parametrize("to_all", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pause", quick_first([0.06, 0.0, 0.1, 0.2], 1))
+@pytest.mark.parametrize("pause", quick_first([0.06, 0.0, 0.1, 0.2], 0))
 def test_a_signal_stops_two_ranks_after_the_same_step_and_they_go_on(tiny, tmp_path, monkeypatch, to_all, pause):
     """Whether it comes to the first one alone or, as from a scheduler or a terminal, to both."""
     monkeypatch.chdir(tmp_path)

@@ -134,6 +134,7 @@ def test_a_set_without_a_quarantine_refuses_the_image_in_one_line(home):
             list(module_of(Splits(images, images), num_workers).centre_crops(images, 8))
 
 
+@pytest.mark.slow  # files settle for two seconds before each start
 def test_a_run_does_not_go_on_where_other_images_can_be_read(home):
     (bad,) = break_some(home, 1, QUARANTINED["dangling link"][0])
     with pytest.warns(UserWarning, match="left out"):
