@@ -49,7 +49,7 @@ def with_resumption(overrides: Sequence[str]) -> list[str]:
     That run is found in the folder that was typed, or among ``outputs/*``.
     """
     parsed, job = parse(overrides), job_id()
-    came_back = int(os.environ.get("SLURM_RESTART_COUNT") or "0") > 0
+    came_back = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     if job is None or not came_back or any(override.key_or_group == "resume" for override in parsed):
         return list(overrides)
     typed = [override.input_line for override in parsed if not override.is_hydra_override()]
