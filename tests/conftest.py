@@ -4,22 +4,26 @@ import gc
 import importlib
 import io
 import os
+import pickle
 import shutil
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hypothesis import HealthCheck, configuration, settings
 from omegaconf import OmegaConf
 from PIL import Image
@@ -56,20 +60,40 @@ def seeds(count: int, quick: int = 5) -> list:
     return quick_first(range(count), quick)
 
 
-_load, _loaded = ConfigRepository.load_config, {}
+# Hydra reads, lists and joins the files of conf/ once a test run, not once for each of two thousand compositions.
+_made: dict[str, bytes] = {}
+_list, _join = defaults_list._create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+_load = ConfigRepository.load_config
 
 
-def _load_once(repository: ConfigRepository, config_path: str):
-    """Hydra reads and parses a file of conf/ once a test run, not once for each of several hundred compositions."""
-    places = tuple(source.path for source in repository.sources)
+def _once(repo: IConfigRepository, make: Callable[[], Any], *about: Any) -> Any:
+    places = [source.path for source in repo.get_sources()]
     if any(place.startswith("/") and not place.startswith(str(ROOT / "conf")) for place in places):
-        return _load(repository, config_path)
-    if (places, config_path) not in _loaded:
-        _loaded[places, config_path] = _load(repository, config_path)
-    return deepcopy(_loaded[places, config_path])
+        return make()  # what lies in other folders may change within a test run
+    key = repr((places, about))
+    if key not in _made:
+        _made[key] = pickle.dumps(make())
+    return pickle.loads(_made[key])
 
 
-ConfigRepository.load_config = _load_once
+def _list_once(repo: IConfigRepository, config_name: str, overrides: Any, **flags: bool) -> tuple:
+    own = overrides.config_overrides
+
+    def make() -> tuple:
+        answer = _list(repo, config_name, overrides, **flags)
+        return answer, vars(overrides) | {"config_overrides": None}
+
+    about = overrides.override_choices, overrides.append_group_defaults, overrides.deletions
+    answer, state = _once(repo, make, config_name, *map(repr, about), flags)
+    vars(overrides).update(state | {"config_overrides": own})
+    return answer
+
+
+defaults_list._create_defaults_list = _list_once
+ConfigLoaderImpl._compose_config_from_defaults_list = lambda loader, defaults, repo: _once(
+    repo, lambda: _join(loader, defaults, repo), [vars(default) for default in defaults]
+)
+ConfigRepository.load_config = lambda repo, config_path: _once(repo, lambda: _load(repo, config_path), config_path)
 
 
 @cache

@@ -236,3 +236,13 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_replaces(command, run_copy
 
     assert code == 0, err
     assert json.loads((run_copy / "results.json").read_text())["conditions"]["epochs"] == 3
+
+
+def test_control_a_file_that_is_written_in_place_is_lost_on_a_full_disk(disk):
+    (disk / "last.ckpt").write_bytes(b"old")
+    fill(disk, 4096)
+
+    with pytest.raises((OSError, RuntimeError)):
+        torch.save({"weights": torch.randn(250_000)}, disk / "last.ckpt")
+
+    assert (disk / "last.ckpt").read_bytes() != b"old"

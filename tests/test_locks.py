@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import ROOT, quick_first
+from zfscope import runs
 from zfscope.runs import RunFolderLocked, claim, lock, write_record, write_results
 
 HELD, REFUSED, KILLED, TURNED_AWAY = 0, 2, -signal.SIGKILL, 3
@@ -82,6 +84,14 @@ def test_of_starts_side_by_side_in_one_folder_each_holds_it_alone_or_is_refused(
     number, record = owner(tmp_path / "outputs/run")
     assert codes[number] == HELD and record == f"seed: {number}"
     record_property("cases", count)
+
+
+def test_control_without_the_lock_starts_side_by_side_mix_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_acquired", lambda folder, key: SimpleNamespace(release=lambda: None))
+
+    codes = start_all(tmp_path / "outputs/run", 30, [HELD] * 30, 0.0)
+
+    assert 1 in codes  # some found another's number in the folder that they held
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -314,3 +314,14 @@ def test_a_logger_that_fails_once_is_asked_no_more(tmp_path):
         logger.log_metrics({"loss": 1.0}, step=1)
 
     assert len(calls) == len(told) == 1
+
+
+@pytest.mark.slow
+def test_control_a_start_that_does_not_ask_first_waits_longer_for_a_server_that_never_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb_runs, "out_of_reach", lambda: None)
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 90)  # W&B's own
+
+    with serving(None) as server:
+        facts, _, _ = trained(tmp_path, WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}")
+
+    assert float(facts["start"]) > START_SECONDS

@@ -109,6 +109,17 @@ def test_an_experiment_runs_nothing_and_writes_nothing_outside(command, tiny, tm
     assert not (tmp_path.parent / "made").exists()
 
 
+def test_control_without_the_guard_what_a_stranger_wrote_is_called(command, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("zfscope.commands.configs.check_composed", lambda *_: None)
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    lines, _ = EXPERIMENTS["a callback of Hydra"]
+    (tmp_path / "mine/experiment/evil.yaml").write_text(f"# @package _global_\n{lines}\n")
+
+    command("train", "--config-dir=mine", *tiny, "experiment=evil", "hydra.run.dir=run")
+
+    assert (tmp_path / "made").is_dir()
+
+
 STORED = {
     "a part for Hydra": (f"hydra: {{callbacks: {{x: {MADE}}}}}\n", "has a part 'hydra', which no run"),
     "defaults": ("defaults: [/hydra/launcher: evil]\n", "has a part 'defaults', which no run"),

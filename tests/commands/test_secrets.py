@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from tests.commands.refusals import refused
 from tests.conftest import ROOT, quick_first
@@ -82,6 +83,17 @@ def test_values_from_the_environment_stand_nowhere_but_in_the_program(
     assert results["conditions"]["overrides"][-6] == "group=${name}"
     assert results["conditions"]["identity"]["facts"]["optim.lr"] == "${oc.env:RATE}"
     record_property("cases", 8)
+
+
+def test_control_without_interpolations_in_the_records_the_value_stands_in_files(command, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "read", lambda values: (OmegaConf.to_container(values, resolve=True), {}))
+    monkeypatch.setattr("zfscope.commands.environment._State.open", re.compile(".*"))
+    monkeypatch.setattr("zfscope.commands.environment.hide", lambda *_: None)
+
+    code, _, err = command("train", *tiny, f"tags=['{TEXT}']", "hydra.run.dir=run")
+
+    assert code == 0, err
+    assert tmp_path / "run/checkpoints/last.ckpt" in holders(tmp_path)
 
 
 def test_the_digest_of_a_training_is_of_the_values_and_its_facts_are_of_the_texts(command, tiny, tmp_path, monkeypatch):

@@ -70,3 +70,15 @@ def test_another_training_of_a_job_that_came_back_starts_anew(command, tiny, tmp
 
     assert (tmp_path / "other/checkpoints/last.ckpt").is_file()
     assert code == 2 and "one holds a run; go on with resume=one" in err
+
+
+def test_control_a_command_that_does_not_look_for_its_run_finds_its_folder_taken(command, tiny, monkeypatch, job):
+    with monkeypatch.context() as patch:
+        interrupted(patch, PLACES["a step"][0], signal.SIGUSR1, 5)
+        command("train", *tiny, *QUICK, "hydra.run.dir=own")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr("zfscope.commands.configs.with_resumption", lambda overrides: overrides)
+
+    code, _, err = command("train", *tiny, *QUICK, "hydra.run.dir=own")
+
+    assert code == 2 and "own holds a run" in err

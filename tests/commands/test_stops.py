@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pkgutil import resolve_name
 
 import pytest
@@ -270,6 +271,20 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_also_after_a_valid
     told = "train.py: stopped by SIGTERM; go on with python train.py resume=run"
     assert (process.returncode, err.splitlines()[-1]) == (143, told), err
     assert "Traceback" not in err and "killed by signal" not in err
+
+
+def test_control_without_a_stop_of_our_own_a_signal_ends_a_training_with_another_code(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zfscope.stops.listening", lambda *_, **__: nullcontext())
+    interrupted(monkeypatch, PLACES["a step"][0], signal.SIGTERM, PLACES["a step"][1])
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(type_command(monkeypatch, "train", *tiny, "hydra.run.dir=run"))
+        finally:
+            os._exit(1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 128 + signal.SIGTERM
 
 
 def test_an_early_stop_that_waits_for_min_epochs_is_not_forgotten_and_told(command, tiny, tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_an_image_that_the_check_left_out_stays_out_though_its_file_is_mended(ho
     assert len(indices) == 199
 
 
-def test_a_set_without_a_quarantine_refuses_the_image_in_one_line(home):
+def test_control_a_set_without_a_quarantine_refuses_the_image_in_one_line(home):
     (bad,) = break_some(home, 1)
     images = opened(home).train.readable()
 

@@ -1,10 +1,12 @@
 """Processes that read images: their end and their standstill are told in one line, with the image."""
 
+import gc
 import multiprocessing
 import os
 import re
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -95,6 +97,24 @@ def test_a_process_that_hangs_is_told_with_the_image_that_it_reads(short_waits, 
     assert time.monotonic() - since < 8
 
 
+def test_control_without_the_watch_a_process_that_hangs_is_waited_for(monkeypatch):
+    monkeypatch.setattr(readers, "SECONDS_WITHOUT_IMAGE", float("inf"))
+    monkeypatch.setattr(readers, "POLL", 0.25)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with suppress(BaseException):
+            read_all(Images(20, {5}, sleep_for_ever), num_workers=2)
+        os._exit(0)
+    time.sleep(4)
+
+    ended, _ = os.waitpid(child, os.WNOHANG)
+
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ended == 0
+
+
 def test_all_images_at_which_processes_hang_are_told(short_waits):
     with pytest.raises(LoaderEnded, match="hang at tiny/0, tiny/2;"):
         read_all(Images(20, {0, 2}, sleep_for_ever), num_workers=2)
@@ -107,11 +127,11 @@ def test_an_image_of_a_subset_is_told_by_its_own_name(short_waits):
 
 def test_a_slow_loader_goes_on_where_each_image_comes_in_time(short_waits):
     """A batch takes twice as long as a standstill may last."""
-    images = Images(16, range(16), rest)
+    images = Images(8, range(8), rest)
 
     batches = [batch.tolist() for batch in Loader(images, batch_size=8, num_workers=1)]
 
-    assert batches == [list(range(8)), list(range(8, 16))]
+    assert batches == [list(range(8))]
 
 
 def test_a_run_that_does_not_want_a_batch_for_long_has_not_waited_for_it(short_waits):
@@ -129,6 +149,52 @@ def test_an_error_of_an_image_stays_as_it_is(short_waits):
 
     with pytest.raises(ValueError, match="tiny/7 is cut off"):
         read_all(Images(20, {7}, broken), num_workers=2)
+
+
+def test_batches_that_are_left_in_a_cycle_are_collected_without_waiting_for_their_processes():
+    batches = iter(Loader(Images(40), batch_size=2, num_workers=2))
+    next(batches)
+    cycle = [batches]
+    cycle.append(cycle)
+    del batches, cycle
+    since = time.monotonic()
+
+    gc.collect()
+
+    assert time.monotonic() - since < 4  # torch: 5 s for each
+
+
+def test_a_copy_of_batches_in_a_forked_process_ends_nothing():
+    batches = iter(Loader(Images(40), batch_size=2, num_workers=2))
+    next(batches)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with suppress(BaseException):
+            batches.__del__()
+            code = 0
+        os._exit(code)
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(list(batches)) == 19
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_error_of_an_image_ends_the_processes_at_once_and_the_loader_can_be_read_again(persistent):
+    def broken_once():
+        if not broken.is_set():
+            broken.set()
+            raise ValueError
+
+    broken, before = multiprocessing.Event(), set(multiprocessing.active_children())
+    loader = Loader(Images(20, {7}, broken_once), batch_size=2, num_workers=2, persistent_workers=persistent)
+    batches = iter(loader)
+
+    with pytest.raises(ValueError):
+        list(batches)
+
+    assert set(multiprocessing.active_children()) <= before
+    assert torch.cat(list(loader)).tolist() == list(range(20))
 
 
 def test_a_process_that_is_killed_while_the_run_computes_does_not_end_its_step(short_waits):

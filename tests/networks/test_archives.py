@@ -117,6 +117,15 @@ def test_a_file_of_a_stranger_runs_nothing_and_asks_for_no_memory(tmp_path, monk
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
+def test_control_the_calls_in_such_a_file_are_made_where_it_is_read_as_torch_would(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content, _ = HOSTILE["a foreign function"]
+
+    torch.load(archive(tmp_path / "model.ckpt", content), weights_only=False)
+
+    assert (tmp_path / "made").is_dir()
+
+
 WEIGHTS = {"a": tensor(Stored(4))}
 
 

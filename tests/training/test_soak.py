@@ -35,26 +35,45 @@ runpy.run_path(%r, run_name="__main__")
 """
 
 
+def samples(folder, overrides, epochs, watched=WATCHED):
+    """What a training in a process of its own holds after each of its epochs."""
+    own = [override for override in overrides if not override.startswith(("trainer.max_epochs", "logger"))]
+    own += [f"trainer.max_epochs={epochs}", "callbacks=default", "checkpoints.epochs=[]", "hydra.run.dir=run"]
+    (folder / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(folder / "temporary"), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    words = [sys.executable, "-c", watched % str(ROOT / "train.py"), *own]
+    ended = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("HOLDS ")]
+    assert len(lines) == epochs
+    return [json.loads(line.removeprefix("HOLDS ")) for line in lines]
+
+
+def growth(held, warm_up):
+    """By how much of itself each count has grown, medians of some epochs after the warm-up and at the end."""
+    shares = {}
+    for name in held[0]:
+        values = np.array([sample[name] for sample in held])
+        few = warm_up // 2
+        early, late = np.median(values[warm_up : warm_up + few]), np.median(values[-few:])
+        shares[name] = late / max(early, 1) - 1
+        print(f"{name}: {early:,.0f} after {warm_up} epochs, {late:,.0f} at the end, {shares[name]:+.2%}")
+    return shares
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_handles_threads_and_temporary_files_do_not_grow_over_200_epochs(tiny, tmp_path, workers):
-    own = [
-        override for override in tiny if not override.startswith(("data.num_workers", "trainer.max_epochs", "logger"))
-    ]
-    own += [f"data.num_workers={workers}", f"trainer.max_epochs={EPOCHS}", "callbacks=default", "checkpoints.epochs=[]"]
-    (tmp_path / "temporary").mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    words = [sys.executable, "-c", WATCHED % str(ROOT / "train.py"), *own, "hydra.run.dir=run"]
+    held = samples(tmp_path, [override.replace("num_workers=0", f"num_workers={workers}") for override in tiny], EPOCHS)
 
-    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert all(share <= 0.01 for share in growth(held, WARM_UP).values())
 
-    assert ended.returncode == 0, ended.stderr
-    samples = [
-        json.loads(line.removeprefix("HOLDS ")) for line in ended.stdout.splitlines() if line.startswith("HOLDS ")
-    ]
-    assert len(samples) == EPOCHS
-    for name in samples[0]:
-        values = np.array([sample[name] for sample in samples])
-        early, late = np.median(values[WARM_UP : WARM_UP + 20]), np.median(values[-20:])
-        print(f"{name}: {early:,.0f} after {WARM_UP} epochs, {late:,.0f} at the end, {late / max(early, 1) - 1:+.2%}")
-        assert late <= 1.01 * early, (name, early, late)
+
+@pytest.mark.slow
+def test_control_a_training_that_keeps_a_megabyte_and_a_file_each_epoch_is_noticed(tiny, tmp_path):
+    keeps = "    kept.append((bytearray(os.urandom(2**20)), tempfile.NamedTemporaryFile()))\n"
+    watched = WATCHED.replace("    gc.collect()\n", f"    gc.collect()\n{keeps}").replace("\ndef", "\nkept = []\ndef")
+
+    shares = growth(samples(tmp_path, tiny, 60, watched), 20)
+
+    assert {name for name, share in shares.items() if share > 0.01} == {"memory", "file handles", "temporary files"}

@@ -113,6 +113,15 @@ def test_what_is_not_finite_stops_a_training_and_is_not_saved(fit, tmp_path, cas
     load_network(tmp_path / "last")
 
 
+def test_control_without_the_looks_at_gradients_and_checkpoints_nan_is_saved(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr("zfscope.training.watch.Watch.finds", lambda *_: False)
+    monkeypatch.setattr("zfscope.training.classifier.broken_state", lambda _: None)
+
+    fit(tmp_path, epochs=4, callbacks=[At(gradient("fc8.linear.bias"), "backward", LAST)])
+
+    assert broken_state(read_checkpoint(tmp_path / "checkpoints/last.ckpt")) is not None
+
+
 def test_what_is_finite_trains_as_without_a_watch(fit, tmp_path, monkeypatch):
     watched, own = fit(tmp_path / "watched", epochs=2)
     monkeypatch.setattr("zfscope.training.watch.Watch.finds", lambda *_: False)

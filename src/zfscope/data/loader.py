@@ -62,6 +62,8 @@ class Loader(DataLoader):
         super().__init__(dataset, *arguments, **{**own, **options})
 
     def __iter__(self) -> Any:
+        if self._iterator is not None and self._iterator._shutdown:  # persistent processes that an error has ended
+            self._iterator = None
         with held():
             return super().__iter__()
 

@@ -4,6 +4,7 @@ Each of them notes in memory that it shares with the run which image it is readi
 """
 
 import copy
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,6 +78,16 @@ class WatchedBatches(_MultiProcessingDataLoaderIter):
     _begun: Sequence[int] = ()
     _waited = 0.0
 
+    def __del__(self) -> None:
+        workers = getattr(self, "_workers", ())
+        if any(process._parent_pid != os.getpid() for process in workers):
+            return  # a copy in a process that was forked: the original goes on
+        if workers and not (self._shutdown or self._pin_memory):
+            # A garbage collection ends the queues first: torch would wait 5 s for each process, which hears nothing.
+            for process in workers:
+                process.terminate()
+        super().__del__()
+
     def _reset(self, *arguments: Any, **more: Any) -> None:
         with self._watched():
             super()._reset(*arguments, **more)
@@ -94,7 +105,10 @@ class WatchedBatches(_MultiProcessingDataLoaderIter):
             raise
         except Exception:  # also what half of a batch does to the thread that pins memory
             ended = [number for number, process in enumerate(self._workers) if not process.is_alive()]
-            if not ended or self._shutdown:
+            if self._shutdown:
+                raise
+            if not ended:
+                self._shutdown_workers()  # a garbage collection, later, would wait 5 s for each process
                 raise
             raise self._ended(self._of_killed(ended)) from None
 
