@@ -269,13 +269,28 @@ def test_flags_of_hydra_that_go_past_the_checks_are_refused(command, tmp_path, f
         (["optim.lr=-1", "-m", "seed=0"], r"the only job: optim\.lr=-1: "),  # overrides on both sides of a flag
         (["a\x1b\u2028b\n"], r"a\\x1b\\u2028b\\n: a value is typed as key=value"),
         (["seed=" + "x" * 5000], r"^train\.py: seed='x{100,} … x{100,}'.*valid integer"),
+        (["--help", "name=" + "[" * 5000], r"name=\[.* nests brackets deeper than 30 levels; write it shorter"),
+        (["--cfg=job", "name=" + "{a:" * 5000], r"name=.* nests brackets deeper than 30 levels; write it shorter"),
         (["name=" + "[" * 500], r"name=\[.* nests brackets deeper than 30 levels; write it shorter"),
         (["-m", "seed=range(0,3,0)"], r"seed=range\(0,3,0\): a range has finite ends, and a step that is not 0"),
         (["-m", "optim.lr=range(nan,3)"], r"optim\.lr=range\(nan,3\): a range has finite ends"),
         (["-m", "seed=range(0,1e9)"], r"this sweep has 1,000,000,000 jobs; at most 2,000 are composed in one"),
         (["-m", "seed=shuffle(range(50))", "name=range(50)"], r"this sweep has 2,500 jobs"),
     ],
-    ids=["flag", "its value", "both sides", "control", "long", "deep", "step", "nan", "endless", "product"],
+    ids=[
+        "flag",
+        "its value",
+        "both sides",
+        "control",
+        "long",
+        "deep help",
+        "deep config",
+        "deep",
+        "step",
+        "nan",
+        "endless",
+        "product",
+    ],
 )
 def test_a_command_line_that_cannot_be_read_is_refused_in_one_short_line(command, tmp_path, words, message):
     check_refused(command, tmp_path, message, *words)

@@ -147,7 +147,7 @@ def test_a_checkpoint_that_says_anything_of_itself_is_taken_or_refused_in_one_li
             refusal(start_from, deepcopy(network), str(path))
 
     cases = st.one_of(changed(content), changed(content), changed({"zfscope": content["zfscope"]}).map(content.__or__))
-    try_cases(record_property, count, cases, check_case)
+    try_cases(record_property, count, cases.filter(lambda case: isinstance(case, dict)), check_case)
 
 
 WHOLE = results()

@@ -49,6 +49,18 @@ def test_every_result_below_the_folders_is_read_once_and_what_is_no_result_is_li
     assert "conditions of another form" in causes["8"]
 
 
+@pytest.mark.parametrize("conditions", [{"data": []}, {"data": {"name": "x"}}, {"data": 3}, {"run": {"data": ["x"]}}])
+def test_conditions_that_are_no_texts_leave_the_result_out_with_its_cause(tmp_path, conditions):
+    write_results(made(tmp_path, "1"), metrics_of(ERRORS), {"name": "probes", "run": None} | conditions)
+    write_results(made(tmp_path, "2"), metrics_of(ERRORS), {"name": "probes", "run": None, "data": "caltech101"})
+
+    read, causes = read_runs([str(tmp_path)])
+
+    assert len(read) == 1
+    (cause,) = causes.values()
+    assert "data is a " in cause and cause.endswith("not a text; run again")
+
+
 def test_a_folder_that_is_not_there_is_refused_with_the_one_that_was_meant(tmp_path):
     (tmp_path / "paper").mkdir()
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from zfscope.commands.configs import SCHEMAS
-from zfscope.commands.nesting import check_yaml
+from zfscope.commands.nesting import check_brackets, check_yaml
 from zfscope.commands.overrides import CONF
 from zfscope.schema import nearest
 
@@ -55,6 +55,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     for folder in (CONF, *([arguments.config_dir] if arguments.config_dir else [])):
         for path in sorted(Path(folder).rglob("*.yaml")):
             check_yaml(path)
+    for override in arguments.overrides:  # also of --help and --cfg, which Hydra answers without ``prepare``
+        check_brackets(override, override)
     if is_other_rank():  # started by the first one, with the folder of the run's config
         return
     if arguments.experimental_rerun:

@@ -163,8 +163,13 @@ def _run(folder: str, content: Mapping[str, Any]) -> Run:
     kind = conditions.get("name", TRAINING if "overrides" in conditions else None)
     if not isinstance(kind, str):
         raise ValueError(f"{RESULTS} comes neither from train.py nor from an analysis")
-    if not isinstance(conditions.get("run") or {}, Mapping) or not isinstance(conditions.get("overrides") or [], list):
+    trained = conditions.get("run") or {}
+    if not isinstance(trained, Mapping) or not isinstance(conditions.get("overrides") or [], list):
         raise ValueError(f"{RESULTS} has conditions of another form; run again")
+    # By these results are told apart.
+    for name, value in {"data": conditions.get("data"), "run.data": trained.get("data")}.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f"{RESULTS}: its {name} is a {type(value).__name__}, not a text; run again")
     return Run(folder, printable(kind), content["metrics"], conditions)
 
 
