@@ -74,7 +74,7 @@ def members(resize: int, crop: int, alike: bool) -> list[Network]:
 
 
 def together(networks: list[Network], images: FileImages, crops: bool, workers: int) -> None:
-    canvases = Canvases(images, [network.preprocessing.resize for network in networks])
+    canvases = Canvases(images, [network.preprocessing.canvas_kind for network in networks])
     predict_members(networks, DataLoader(canvases, BATCH, num_workers=workers), crops=crops)
 
 

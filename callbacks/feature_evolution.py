@@ -16,7 +16,7 @@ from zfscope.callbacks.omissions import layers_drawn, left_out, network_for
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, epoch_number
 from zfscope.data.reading import UnreadableImage
-from zfscope.deconvnet.rules import Rule, check_rule
+from zfscope.deconvnet.choice import Choice, check_choice, told
 from zfscope.deconvnet.winners import layers_to_watch, random_subset
 from zfscope.evolution import Evolution, join, observe
 from zfscope.figures import evolution_sheet
@@ -60,7 +60,7 @@ class FeatureEvolution(Callback):
         images: int = 256,
         seed: int = 0,
         batch_size: int = 32,
-        rule: Rule | None = None,
+        rule: Choice | None = None,
         image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if min(maps, images, batch_size) < 1:
@@ -68,7 +68,7 @@ class FeatureEvolution(Callback):
                 f"FeatureEvolution: maps={maps}, images={images} and batch_size={batch_size} must be 1 or more"
             )
         if rule is not None:
-            check_rule(rule)
+            check_choice(rule)
         self.layers, self.maps, self.epochs, self.images = layers, maps, When(epochs), images
         self.seed, self.batch_size, self.rule = seed, batch_size, rule
         self.part: Part = image_of
@@ -159,7 +159,7 @@ class FeatureEvolution(Callback):
         for layer, moment in observe(self._network, epoch, read, indices, layers, *ways).items():
             earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
             strip = self.strips[layer] = join([*earlier, moment])
-            title = f"{layer}, epoch {epoch}" + ("" if rule == "deconvnet" else f", rule {rule}")
+            title = f"{layer}, epoch {epoch}" + told(self._network, layer, inputs[:1], rule)
             sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
             show(trainer, f"feature_evolution/{layer}", sheet)
 

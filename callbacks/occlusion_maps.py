@@ -15,7 +15,7 @@ from zfscope.callbacks.batches import Part, classes_of, image_of, label_of, read
 from zfscope.callbacks.omissions import left_out, network_for, told_once, with_way_out
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, in_training, moment
-from zfscope.deconvnet.rules import Rule, check_rule
+from zfscope.deconvnet.choice import Choice, check_choice, told
 from zfscope.deconvnet.winners import NoFeatureMaps, as_pictures, layers_to_watch, random_order
 from zfscope.figures import occlusion_panel
 from zfscope.networks.hooked import as_network
@@ -65,14 +65,14 @@ class OcclusionMaps(Callback):
         layer: str | None = None,
         when: int | Sequence[int] = 1,
         seed: int = 0,
-        rule: Rule | None = None,
+        rule: Choice | None = None,
         image_of: str | int | Callable[[Any], Tensor] | None = None,
         label_of: str | int | Callable[[Any], Any] | None = None,
     ) -> None:
         if any(number is not None and number < 1 for number in (images, size, stride)):
             raise ValueError(f"OcclusionMaps: images={images}, size={size} and stride={stride} must be 1 or more")
         if rule is not None:
-            check_rule(rule)
+            check_choice(rule)
         self.images, self.layer, self.when, self.seed, self.rule = images, layer, When(when), seed, rule
         self.parts: tuple[Part, Part] = image_of, label_of
         self.square = {"size": size, "stride": stride, "fill": fill}
@@ -198,8 +198,8 @@ class OcclusionMaps(Callback):
         named = classes is not None and label is not None and label < len(classes)
         true = "" if label is None else f", {classes[label] if named else f'class {label}'}"
         title = f"validation image {index}{true}, {moment(trainer)}"
-        if tile is not None and rule != "deconvnet":
-            title += f", rule {rule}"
+        if tile is not None:
+            title += told(network, maps.layer, image[None], rule)
         picture = as_pictures(network, image[None])[0]
         panel = occlusion_panel(picture, maps, classes=classes, projection=tile, title=title, with_map=self._has_maps)
         show(trainer, f"occlusion/{index}", panel)

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zfscope.deconvnet.chain import Unpooling
-from zfscope.deconvnet.rules import WAY_OUT, Rule
+from zfscope.deconvnet.choice import Choice
+from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import NoFeatureMaps, check_projectable, projectable_layers
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network
@@ -61,13 +62,13 @@ def layers_drawn(
     network: Network,
     image: Tensor,
     layers: Sequence[str] | None,
-    rule: Rule | None,
+    rule: Choice | None,
     unpooling: Unpooling = "sum",
 ) -> tuple[str, ...]:
     """The layers that can be projected; the others are left out with a warning, or refused if options were typed.
 
-    ``image`` is a network input ``(C, H, W)``; ``key`` the callback's in ``conf/callbacks``. ``rule`` None is the
-    deconvnet, wherever it is defined.
+    ``image`` is a network input ``(C, H, W)``; ``key`` the callback's in ``conf/callbacks``. ``rule`` None is
+    ``deconvnet``, wherever it is defined.
 
     Raises:
         ValueError: If layers, a rule or an unpooling were named that cannot be.

@@ -24,7 +24,7 @@ from zfscope.callbacks.batches import (
 from zfscope.callbacks.omissions import layers_drawn, left_out, network_for
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, moment
-from zfscope.deconvnet.rules import Rule, check_rule
+from zfscope.deconvnet.choice import Choice, check_choice, told
 from zfscope.deconvnet.winners import (
     OUTSIDE,
     TopActivationsHook,
@@ -73,7 +73,7 @@ class Projections(Callback):
         when: int | Sequence[int] = 1,
         seed: int = 0,
         unpooling: Literal["sum", "overwrite"] = "sum",
-        rule: Rule | None = None,
+        rule: Choice | None = None,
         image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if maps < 1 or top < 1:
@@ -81,12 +81,13 @@ class Projections(Callback):
         if unpooling not in ("sum", "overwrite"):
             raise ValueError(f"Projections: unpooling={unpooling!r} must be sum or overwrite")
         if rule is not None:
-            check_rule(rule)
+            check_choice(rule)
         self.layers, self.maps, self.top, self.when, self.seed = layers, maps, top, When(when), seed
         self.unpooling, self.rule = unpooling, rule
         self.part: Part = image_of
         self._network: Network | None = None
         self._layers: tuple[str, ...] | None = None  # None: not known yet; empty: nothing can be shown
+        self._told: dict[str, str] = {}  # what the titles say of each layer's rule
         self._order: list[list[int]] | None = None
         self._kept: KeptImages | None = None
         self._hook: TopActivationsHook | None = None
@@ -199,6 +200,8 @@ class Projections(Callback):
             return
         with left_out("Projections", typed=self._typed):
             self._layers = self._drawn(self._network, image)
+            rule = self.rule or "deconvnet"
+            self._told = {layer: told(self._network, layer, image[None], rule) for layer in self._layers}
 
     @property
     def _typed(self) -> bool:
@@ -259,10 +262,9 @@ class Projections(Callback):
             shape = *tables[winners.layer].values.shape, *winners.patches.shape[1:]
             panel = panels.setdefault(winners.layer, torch.full((2, *shape), OUTSIDE, dtype=torch.uint8))
             panel[:, winners.rows, winners.ranks] = torch.stack([winners.patches, winners.tiles()[0]])
-        rule = "" if self.rule in (None, "deconvnet") else f", rule {self.rule}"
         for layer, table in tables.items():
             blank = torch.full((2, *table.values.shape, 3, 8, 8), OUTSIDE, dtype=torch.uint8)
             patches, projections = panels.get(layer, blank)
-            title = f"{layer}, {moment(trainer)}{rule}"
+            title = f"{layer}, {moment(trainer)}{self._told[layer]}"
             sheet = projection_sheet(maps[layer], patches, projections, table.values, title=title)
             show(trainer, f"projections/{layer}", sheet)

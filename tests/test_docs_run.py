@@ -88,6 +88,7 @@ NOT_RUN = {
     "python benchmarks/projections.py": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/linear_classifiers.py --c 0.1": MINUTES,
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
+    "pip install -e '.[imagenet]'": "downloads; a test here looks for the extra",
     "pip install -e '.[zoo]'": "downloads; a test here looks for the extra",
     "source .venv/bin/activate": "a shell's own",
     "wandb sync …": "sends a run to W&B: needs an account",
@@ -354,7 +355,7 @@ def test_the_extras_that_are_printed_are_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     printed = {name for line in OTHERS for name in re.findall(r"^pip install -e '\.\[(\w+)\]'", line)}
-    assert printed == {"elpv", "zoo"} and printed <= extras.keys()
+    assert printed == {"elpv", "imagenet", "zoo"} and printed <= extras.keys()
 
 
 def test_what_is_installed_is_every_package_of_the_tree():

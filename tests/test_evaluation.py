@@ -52,7 +52,7 @@ def alone(member, examples, **options):
 
 
 def together(members, examples, **options):
-    loader = DataLoader(Canvases(examples, [member.preprocessing.resize for member in members]), 4)
+    loader = DataLoader(Canvases(examples, [member.preprocessing.canvas_kind for member in members]), 4)
     return predict_members(members, loader, **options)
 
 
@@ -194,7 +194,7 @@ def test_of_a_small_jpeg_each_member_sees_its_own_pixels_and_of_a_large_one_near
     examples = FileImages([tmp_path / "small.jpg", tmp_path / "large.jpg"], np.array([0, 1]), ("a", "b"))
     preprocessing = network().preprocessing
 
-    shared = [Canvases(examples, [20, 36])[index][0][20] for index in range(2)]
+    shared = [Canvases(examples, [(20, "bilinear"), (36, "bilinear")])[index][0][20, "bilinear"] for index in range(2)]
 
     own = [preprocessing.canvas(examples.read(index, short_side=20)).permute(1, 2, 0) for index in range(2)]
     assert torch.equal(shared[0], own[0])

@@ -20,6 +20,7 @@ from zfscope.console import progress
 from zfscope.data.imageset import ImageSet
 from zfscope.data.loader import ImageItems
 from zfscope.networks.finite import check_finite, check_result
+from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import centre_crop, square, ten_crops
 from zfscope.schema import listed
@@ -36,19 +37,21 @@ class Predictions:
 
 
 class Canvases(ImageItems):
-    """Images on the canvases of several networks, each read once: ``({side: (side, side, 3) uint8}, label, index)``.
+    """Images on the canvases of several networks, each read once: ``({kind: (side, side, 3) uint8}, label, index)``.
+
+    A ``kind`` is the side of a canvas in pixels and how it is resized, as ``Preprocessing.canvas_kind`` has it.
 
     A JPEG is decoded for the largest side. A network with a smaller one can so see slightly other pixels than in its
     own evaluation, where the decoder halves a file of twice its side or more; of smaller files it sees the same.
     """
 
-    def __init__(self, images: ImageSet, sides: Iterable[int]) -> None:
-        self.images, self.sides = images, sorted(set(sides))
+    def __init__(self, images: ImageSet, kinds: Iterable[tuple[int, str]]) -> None:
+        self.images, self.kinds = images, sorted(set(kinds))
         self.labels = torch.from_numpy(images.labels)
 
     def __getitem__(self, index: int) -> tuple[dict[int, Tensor], Tensor, int]:
-        image = self.images.read(index, short_side=self.sides[-1])
-        canvases = {side: torch.from_numpy(np.array(square(image, side))) for side in self.sides}
+        image = self.images.read(index, short_side=self.kinds[-1][0])
+        canvases = {kind: torch.from_numpy(np.array(square(image, *kind))) for kind in self.kinds}
         return canvases, self.labels[index], index
 
 
@@ -69,15 +72,15 @@ def predict(
 
 def predict_members(
     networks: Sequence[Network],
-    batches: Iterable[tuple[Mapping[int, Tensor], Tensor, Tensor]],
+    batches: Iterable[tuple[Mapping[tuple[int, str], Tensor], Tensor, Tensor]],
     *,
     crops: bool = True,
     device: torch.device | str = "cpu",
 ) -> list[Predictions]:
     """What ``predict`` gives for each of several networks, in one pass over images that are read once.
 
-    As there; ``batches`` are those of ``Canvases`` whose sides are the networks' ``resize``. Networks of the same
-    preprocessing share their crops. ``device`` holds all networks.
+    As there; ``batches`` are those of ``Canvases`` of the networks' kinds. Networks of the same preprocessing
+    share their crops. ``device`` holds all networks.
     """
     groups: list[list[int]] = []
     for number, network in enumerate(networks):
@@ -87,10 +90,10 @@ def predict_members(
         else:
             group.append(number)
 
-    def prepared(canvases: Mapping[int, Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
+    def prepared(canvases: Mapping[tuple[int, str], Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
         for group in groups:
             preprocessing = networks[group[0]].preprocessing
-            yield preprocessing.normalise(canvases[preprocessing.resize].to(device).permute(0, 3, 1, 2)), group
+            yield preprocessing.normalise(canvases[preprocessing.canvas_kind].to(device).permute(0, 3, 1, 2)), group
 
     return _predict(networks, batches, prepared, crops, device)
 
@@ -163,7 +166,7 @@ def check_classes(network: Network, classes: tuple[str, ...]) -> None:
             f"the network tells {network.num_classes} classes apart, the data set has {len(classes)}; "
             "give the data set that it was trained on"
         )
-    if network.classes is None or network.classes == classes:
+    if network.classes is None or same_classes(network.classes, classes):
         return
     if set(network.classes) == set(classes):
         first = next(i for i, (own, other) in enumerate(zip(network.classes, classes, strict=True)) if own != other)
@@ -263,7 +266,7 @@ def _mean(probabilities: Sequence[Tensor]) -> Tensor:
 
 def _same_inputs(one: Network, other: Network) -> bool:
     """Whether two networks make the same crops of an image."""
-    if one.image_size != other.image_size or one.preprocessing.resize != other.preprocessing.resize:
-        return False
     states = one.preprocessing, other.preprocessing
+    if one.image_size != other.image_size or states[0].canvas_kind != states[1].canvas_kind:
+        return False
     return all(torch.equal(*(getattr(state, name) for state in states)) for name in ("mean", "scale"))

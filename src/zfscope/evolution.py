@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zfscope.activations import TopActivations
-from zfscope.deconvnet.rules import Rule
+from zfscope.deconvnet.choice import Choice
 from zfscope.deconvnet.winners import OUTSIDE, project_winners, random_subset
 from zfscope.networks.network import Network, evaluating
 
@@ -65,7 +65,7 @@ def observe(
     maps: int,
     seed: int,
     batch_size: int = 32,
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
 ) -> dict[str, Evolution]:
     """Strongest activations of some feature maps over some images at one epoch, projected: one ``Evolution`` a layer.
 

@@ -132,7 +132,9 @@ def test_an_atlas_holds_all_maps_of_all_layers_as_brute_force_finds_them(tmp_pat
             value = metrics[f"{layer}/{control}_correlation"]["value"]
             assert value is None or -1 <= value < 1
     assert found["conv1/patches"].shape[-1] == 7 and found["conv5/patches"].shape[-1] == 28
-    assert sum(name.endswith("_correlation") for name in metrics) == 4 * 5
+    controls = [name for name in metrics if name.endswith("_correlation") and "between_images" not in name]
+    assert len(controls) == 4 * 5
+    assert metrics["conv1/between_images_correlation"]["value"] == pytest.approx(1)  # the filter itself
     assert metrics["conv1/random_weights_correlation"]["value"] is not None
 
 

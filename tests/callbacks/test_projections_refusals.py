@@ -16,7 +16,7 @@ from zfscope.callbacks import Projections
         ({"top": 0}, "Projections: maps=6 and top=0 must be 1 or more"),
         ({"unpooling": "overwrit"}, "Projections: unpooling='overwrit' must be sum or overwrite"),
         ({"when": 0}, "0 must be a whole number n"),
-        ({"rule": "gradent"}, "no rule 'gradent'; the rules are deconvnet, guided, gradient"),
+        ({"rule": "gradent"}, "no rule 'gradent'; the rules are auto, deconvnet, guided, gradient"),
     ],
 )
 def test_numbers_and_words_that_cannot_be_are_refused_at_once(options, message):

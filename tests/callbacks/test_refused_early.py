@@ -12,7 +12,7 @@ import pytest
         ("callbacks.occlusion_maps.size=900", "size=900 is larger than the image of 28x28 pixels"),
         ("callbacks.filter_images.layer=conv9", "no conv layer 'conv9'; the conv layers are conv1"),
         ("callbacks.diagnostics.layers=[conv9]", "no layer 'conv9'; the layers are conv1"),
-        ("callbacks.projections.rule=gradent", "no rule 'gradent'; the rules are deconvnet, guided, gradient"),
+        ("callbacks.projections.rule=gradent", "no rule 'gradent'; the rules are auto, deconvnet, guided, gradient"),
     ],
 )
 def test_a_refused_picture_leaves_no_run_behind(command, tmp_path, tiny, typed, message):

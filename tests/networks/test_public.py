@@ -10,11 +10,13 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from tests.conftest import composed
+from tests.conftest import composed, quick_first
 from zfscope import load_network
-from zfscope.networks.build import build_network
+from zfscope.evaluation import check_classes
+from zfscope.networks.build import CHAINS, build_network
 from zfscope.networks.checkpoints import save_network
 from zfscope.networks.hooked import HookedNetwork
+from zfscope.networks.imagenet import class_names, wnids
 from zfscope.networks.public import (
     ZOO,
     check_fits,
@@ -22,6 +24,7 @@ from zfscope.networks.public import (
     imagenet_preprocessing,
     is_zoo_name,
     open_zoo,
+    preprocessing_of,
     rename_weights,
     zoo_config,
 )
@@ -114,20 +117,25 @@ def test_converted_network_comes_back_from_a_checkpoint_with_logits_preprocessin
     assert loaded.classes == network.classes
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+CHAINS_OF_ZOO = [name for name, model in ZOO.items() if "conv1" in model or model["name"] in CHAINS]
+CHAINS_FIRST = quick_first(sorted(ZOO, key=lambda name: (ZOO[name]["source"] != "convnet", "lite" in name, name)), 4)
+
+
+@pytest.mark.parametrize("name", CHAINS_FIRST)
 def test_each_config_is_valid_and_builds_the_package_s_number_of_parameters(name):
     published = {
         "zoo/zfnet": 62_357_608,
         "zoo/zfnetb": 107_627_624,
-        "torchvision/alexnet": 61_100_840,
-        "torchvision/vgg11": 132_863_336,
-        "torchvision/vgg13": 133_047_848,
-        "torchvision/vgg16": 138_357_544,
-        "torchvision/vgg19": 143_667_240,
+        "zoo/squeezenet1_1": 1_235_496,
+        **{f"zoo/efficientnet_lite{n}": count for n, count in enumerate((4_652_008, 5_416_680, 6_092_072))},
     }
+    if name.startswith("torchvision/"):
+        entry = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
+        published[name] = getattr(entry, "IMAGENET1K_V1", entry.DEFAULT).meta["num_params"]
+    crop = preprocessing_of(name).crop
 
     with torch.device("meta"):
-        network = build_network(check(ModelConfig, zoo_config(name)), 1000, 224)
+        network = build_network(check(ModelConfig, zoo_config(name)), 1000, crop)
 
     assert sum(parameter.numel() for parameter in network.parameters()) == published[name]
 
@@ -194,10 +202,12 @@ def test_foreign_names_become_ours_by_order_and_our_own_stay():
     assert renamed["fc6.linear.bias"] is weights["classifier.1.bias"]
     assert list(rename_weights(renamed, network)) == list(renamed)
     assert list(rename_weights({"features.0.weight": 0}, network)) == ["features.0.weight"]
-    assert list(rename_weights(weights, HookedNetwork(model))) == list(weights)
+    assert list(rename_weights(weights, HookedNetwork(model))) == [f"body.{name}" for name in weights]
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize(
+    "name", [name for name, model in ZOO.items() if "vgg" in name and "bn" not in name or "zfnet" in name]
+)
 def test_a_network_that_would_compute_something_else_is_told_the_overrides_that_fit(name):
     def built(*overrides):
         with torch.device("meta"):
@@ -207,6 +217,17 @@ def test_a_network_that_would_compute_something_else_is_told_the_overrides_that_
         check_fits(built("model=zfnet"), name)
 
     check_fits(built(*str(refusal.value).partition("; use ")[2].split()), name)
+
+
+def test_weights_of_a_network_that_is_no_chain_fit_that_network_alone():
+    with torch.device("meta"):
+        own = build_network(composed("model=torchvision", "model.name=squeezenet1_1")["model"], 5, 227)
+        other = build_network(composed("model=zfnet")["model"], 5, 224)
+
+    check_fits(own, "zoo/squeezenet1_1")
+    told = "weights=zoo/squeezenet1_1 belong to another network; use model=torchvision model.name=squeezenet1_1"
+    with pytest.raises(ValueError, match=told):
+        check_fits(other, "zoo/squeezenet1_1")
 
 
 def test_public_weights_do_not_fit_a_network_that_is_no_chain():
@@ -287,11 +308,11 @@ def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monke
     file.unlink()  # 0.2 GB
 
     assert not network.training
-    assert network.classes is None
+    assert network.classes == class_names()
     assert all(map(torch.equal, network.state_dict().values(), model.state_dict().values()))
 
 
-def test_torchvision_s_weights_have_no_names_of_their_own_so_that_imagenets_folders_fit(monkeypatch):
+def test_classes_of_torchvision_s_weights_are_in_words_and_imagenets_folders_fit(monkeypatch):
     def weights(_entry, **options):
         assert options["weights_only"] and options["check_hash"]
         with torch.device("meta"):
@@ -301,7 +322,8 @@ def test_torchvision_s_weights_have_no_names_of_their_own_so_that_imagenets_fold
 
     network = open_zoo("torchvision/alexnet")
 
-    assert network.classes is None
+    assert network.classes == class_names()
+    check_classes(network, wnids())
     assert network.num_classes == 1000
     assert network.layers[-1] == "fc8"
 

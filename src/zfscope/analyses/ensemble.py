@@ -70,7 +70,7 @@ def analyse(question: Question) -> Result:
             raise ValueError(f"{member.path}: {error}") from None
     networks = [member.network for member in members]
     batches = Loader(
-        Canvases(images, [network.preprocessing.resize for network in networks]),
+        Canvases(images, [network.preprocessing.canvas_kind for network in networks]),
         options.batch_size,
         num_workers=question.data.num_workers,
         pin_memory=torch.cuda.is_available(),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zfscope.analyses.question import Question, Result, at_most, percent, some_inputs
 from zfscope.console import progress
+from zfscope.deconvnet.choice import told
 from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import layers_to_watch
 from zfscope.evolution import Evolution, agreement, feature_maps, join, jumps, observe, settled_epoch
@@ -54,7 +55,7 @@ def analyse(question: Question) -> Result:
             for name, part in vars(strip).items()
         }
         title = f"{layer}, strongest of {len(indices):,} images"
-        title += "" if options.rule == "deconvnet" else f", rule {options.rule}"
+        title += told(question.network, layer, inputs[:1], options.rule)
         sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
         figures[f"evolution/{layer}"] = sheet
         jumped = jumps(strip.indices, strip.alive)[:, 1:]

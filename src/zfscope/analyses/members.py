@@ -10,6 +10,7 @@ from typing import Any
 
 from zfscope.console import progress
 from zfscope.networks.checkpoints import find_checkpoint, load_network, network_from_checkpoint, read_checkpoint
+from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
 from zfscope.networks.public import is_zoo_name, zoo_config
 from zfscope.networks.spec import ModelConfig
@@ -138,7 +139,7 @@ def _check_alike(first: Member, member: Member) -> None:
     if counts[0] != counts[1]:
         raise ValueError(f"{member.path} tells {counts[1]} classes apart, {first.path} tells {counts[0]}; {ALIKE}")
     theirs, own = first.network.classes, member.network.classes
-    if theirs is None or own is None or theirs == own:
+    if theirs is None or own is None or same_classes(theirs, own):
         return
     if set(theirs) == set(own):
         number = next(number for number, (one, other) in enumerate(zip(theirs, own, strict=True)) if one != other)

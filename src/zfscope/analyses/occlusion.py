@@ -15,11 +15,13 @@ from torch import Tensor
 
 from zfscope.activations import TopTable
 from zfscope.analyses.question import Metric, Question, Result, at_most, reader, some_inputs
+from zfscope.analyses.strongest import most_probable, strongest_maps
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import FileImages, ImageSet
 from zfscope.data.sources.phantom import Phantom
-from zfscope.deconvnet.rules import WAY_OUT, Rule
+from zfscope.deconvnet.choice import Choice, told
+from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, top_images
 from zfscope.evaluation import check_classes
 from zfscope.figures import occlusion_panel
@@ -38,8 +40,8 @@ def analyse(question: Question) -> Result:
     ``unoccluded_label`` and ``unoccluded_activation (N,)``.
 
     Metrics are the mean and largest drop of the target's probability, in percentage points, and how often another class
-    is the most probable one; on the phantom those of ``drop_places`` too. Where only the user's own image is looked at,
-    without data, the panel has no projections from other images.
+    is the most probable one; on the phantom those of ``drop_places`` too. Of the user's own image the most probable
+    classes are told, and its strongest maps are projected; without data the panel has no projections from other images.
     """
     options, network, own = question.options, question.network, question.image
     target = None if options.target is None else class_number(network, options.target)
@@ -89,14 +91,21 @@ def analyse(question: Question) -> Result:
         true = f", {printable(images.classes[int(label)])}" if images is pool and label.ndim == 0 else ""
         picture = as_pictures(network, inputs[None])[0]
         title = images.key(index) + true if images is pool else printable(Path(own).name)
-        title += "" if options.rule == "deconvnet" else f", rule {options.rule}"
+        if tile is not None:
+            title += told(network, image.layer, inputs[None], options.rule)
         figures[f"occlusion/{name}"] = occlusion_panel(
             picture, image, classes=network.classes, projection=tile, others=other, title=title
         )
     metrics = _drops(maps)
     if images is pool and isinstance(images, Phantom) and target is None:
         metrics |= _places(images, indices, maps, network.preprocessing)
-    return Result(metrics, _arrays(maps, indices if images is pool else None), figures)
+    notes = []
+    if own is not None:
+        inputs, shown_name = examples[0][0], printable(Path(own).name)
+        notes.append(f"{shown_name}: {most_probable(network, inputs)}")
+        sheets = strongest_maps(network, inputs, shown_name, options.rule)
+        figures |= {f"strongest/{layer}": sheet for layer, sheet in sheets.items()}
+    return Result(metrics, _arrays(maps, indices if images is pool else None), figures, notes=notes)
 
 
 def class_number(network: Network, target: str) -> int:
@@ -173,7 +182,7 @@ def projections_from_others(
     itself: Sequence[int],
     read: Callable[[Sequence[int]], Tensor],
     top: int,
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
 ) -> list[tuple[Tensor, Tensor]]:
     """Projections and patches of each map's strongest activations, without those in the image looked at."""
     ranks = [(table.indices[row] != index).nonzero()[:top, 0] for row, index in zip(maps, itself, strict=True)]

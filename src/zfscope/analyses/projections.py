@@ -18,8 +18,10 @@ from zfscope.activations import TopTable
 from zfscope.analyses.question import Metric, Question, Result, at_most, readable_inputs, reader
 from zfscope.analyses.spec import ProjectionsAnalysis
 from zfscope.console import counting, progress
+from zfscope.deconvnet.choice import rule_for, told
 from zfscope.deconvnet.controls import control_correlations
 from zfscope.deconvnet.rules import WAY_OUT
+from zfscope.deconvnet.sameness import sameness, told_same
 from zfscope.deconvnet.winners import (
     OUTSIDE,
     Winners,
@@ -45,7 +47,7 @@ PARTS = {
 
 
 def analyse(question: Question) -> Result:
-    """A sheet for each layer, the number of dead maps, and the controls.
+    """A sheet for each layer, the number of dead maps, how much projections depend on the image, and the controls.
 
     ``arrays.npz`` holds for each layer ``<layer>/maps (M,)``, ``values``, ``indices (M, k)``, ``positions (M, k, 2)``,
     ``boxes (M, k, 4)``, ``patches`` and ``projections (M, k, 3, h, w)`` as uint8, and ``scales (M, k)``: a projection
@@ -81,21 +83,31 @@ def analyse(question: Question) -> Result:
             for winners in project_winners(network, shown, maps, read, **ways):
                 arrays.put(winners)
                 count(len(winners.rows))
-        if network.has_switches and options.controls and options.rule == "deconvnet":
+        drawn = {rule_for(network, layer, image[None], options.rule) for layer in shown}
+        if network.has_switches and options.controls and drawn == {"deconvnet"}:
             correlations = controls(network, shown, maps, read, options)
             metrics |= {name: {"value": value, "unit": "r"} for name, value in correlations.items()}
+        alike = {}
+        for layer, table in shown.items():
+            parts = (torch.from_numpy(arrays.get(layer, name)) for name in ("projections", "boxes"))
+            alike[layer] = sameness(*parts, table.indices, image.shape[-2:], options.seed)
+            if alike[layer] is not None:
+                metrics[f"{layer}/between_images_correlation"] = {"value": alike[layer], "unit": "r"}
     except BaseException:
         arrays.close()
         raise
 
-    rule = "" if options.rule == "deconvnet" else f", rule {options.rule}"
+    def same(layer: str) -> str:
+        sizes = {max(conv.kernel_size) for conv in list(network.conv_modules.values())[:1]}
+        field = network.field_below_pool(layer, tuple(image.shape))
+        return told_same(alike[layer], is_filter=field.size in sizes)
 
     def sheet(layer: str) -> Image.Image:
         return projection_sheet(
             maps[layer],
             *(torch.from_numpy(arrays.get(layer, name)) for name in ("patches", "projections")),
             shown[layer].values,
-            title=f"{layer}, {len(images):,} images" + rule,
+            title=f"{layer}, {len(images):,} images" + told(network, layer, image[None], options.rule) + same(layer),
         )
 
     # Drawn when saved: two layers' tiles at a time would be half a gigabyte.

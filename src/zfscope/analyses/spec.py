@@ -11,7 +11,7 @@ from zfscope.training.spec import LoggerConfig
 
 Part = Literal["train", "val", "test"]
 Seed = Annotated[int, Field(ge=0)]
-Rule = Literal["deconvnet", "guided", "gradient"]  # as in deconvnet.rules, which loads torch
+Rule = Literal["auto", "deconvnet", "guided", "gradient"]  # as Choice in deconvnet.choice, which loads torch
 
 
 class AnalysisOptions(Strict):

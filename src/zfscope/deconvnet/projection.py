@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zfscope.deconvnet.autograd import AutogradDeconvnet, Rule
+from zfscope.deconvnet.autograd import AutogradDeconvnet
 from zfscope.deconvnet.chain import ChainDeconvnet, Unpooling
+from zfscope.deconvnet.choice import Choice, rule_for
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.hooked import as_network
@@ -24,7 +25,7 @@ def project(
     positions: Tensor | None = None,
     *,
     unpooling: Unpooling = "sum",
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
     crop: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Project one activation of each image down to pixels.
@@ -42,8 +43,9 @@ def project(
         positions: ``(row, column)`` in the feature map, ``(N, 2)``; default: its strongest activation.
         unpooling: Where windows of a pool share their maximum, ``sum`` adds their values (the adjoint of pooling);
             ``overwrite`` keeps that of the last window in row-major order, be it zero. The seed always arrives.
-        rule: ``guided`` (Springenberg et al., 2015) and ``gradient`` (Simonyan et al., 2014) are for comparison; they
-            take the norm's own gradient, and the seed is the activation too.
+        rule: ``deconvnet``, ``guided`` (Springenberg et al., 2015) or ``gradient`` (Simonyan et al., 2014); ``auto`` is
+            ``deconvnet`` where the layer's switches tell images apart, else ``guided`` (see ``choice.rule_for``). The
+            last two take the norm's own gradient, and the seed is the activation too.
         crop: Return only what an activation can reach, and where that is.
 
     Returns:
@@ -75,16 +77,17 @@ def deconvnet_of(
     top: str,
     *,
     unpooling: Unpooling = "sum",
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
     batch_size: int | None = None,
 ) -> ChainDeconvnet | AutogradDeconvnet:
     """What projects activations of some images; both kinds are called alike, ``.project(layer, maps, …)``.
 
-    ``top`` is the highest layer that will be projected, ``batch_size`` the number of projections that go down together
-    by autograd (default: all); the rest as for ``project``.
+    ``top`` is the highest layer that will be projected, and ``auto`` is its rule; ``batch_size`` is the number of
+    projections that go down together by autograd (default: all); the rest as for ``project``.
     """
     if unpooling not in ("sum", "overwrite"):
         raise ValueError(f"unpooling must be 'sum' or 'overwrite', but is {unpooling!r}")
+    rule = rule_for(network, top, images, rule)
     if isinstance(network, ConvNet) and rule == "deconvnet":
         with evaluating(network), torch.no_grad():
             return ChainDeconvnet(network, network.trace(images, top=top), unpooling)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from zfscope.activations import TopActivations, TopTable
 from zfscope.console import progress
 from zfscope.deconvnet.boxes import cut
+from zfscope.deconvnet.choice import Choice, rule_for
 from zfscope.deconvnet.projection import Unpooling, deconvnet_of, project
-from zfscope.deconvnet.rules import Rule
 from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.hooked import TimmNetwork
 from zfscope.networks.network import Network, evaluating, watching
@@ -67,7 +67,7 @@ def project_winners(
     *,
     batch_size: int = 32,
     unpooling: Unpooling = "sum",
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
 ) -> Iterator[Winners]:
     """Project all winners of all layers, going through the images that won in the order of their indices.
 
@@ -87,8 +87,11 @@ def project_winners(
         pictures = as_pictures(network, images)  # before a network in half precision rounds them
         inputs = network.as_input(images).contiguous(memory_format=torch.channels_last)
         height, width = inputs.shape[2:]
-        deconvnet = deconvnet_of(network, inputs, top, unpooling=unpooling, rule=rule, batch_size=batch_size)
+        rules = {layer: rule_for(network, layer, inputs, rule) for layer in tables}
+        ways = {"unpooling": unpooling, "batch_size": batch_size}
+        deconvnets = {rule: deconvnet_of(network, inputs, top, rule=rule, **ways) for rule in set(rules.values())}
         for layer, table in tables.items():
+            deconvnet = deconvnets[rules[layer]]
             indices = table.indices.cpu()
             rows, ranks = (projectable[layer] & torch.isin(indices, batch)).nonzero(as_tuple=True)
             if not len(rows):
@@ -194,7 +197,7 @@ def check_projectable(
     layers: Sequence[str] | None,
     image: Tensor,
     unpooling: Unpooling = "sum",
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
 ) -> tuple[str, ...]:
     """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
 
@@ -212,7 +215,7 @@ def projectable_layers(
     layers: Sequence[str] | None,
     image: Tensor,
     unpooling: Unpooling = "sum",
-    rule: Rule = "deconvnet",
+    rule: Choice = "deconvnet",
     errors: type[Exception] = Exception,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Which layers can be projected, and why each of the others cannot.

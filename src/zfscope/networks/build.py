@@ -8,10 +8,12 @@ import torchvision
 from torch import nn
 
 from zfscope.networks.chain import ConvNet
-from zfscope.networks.hooked import TimmNetwork
+from zfscope.networks.hooked import TimmNetwork, TorchvisionNetwork
 from zfscope.networks.network import Network
 from zfscope.networks.spec import ConvLayer, DenseLayer, ModelConfig, PoolConfig
 from zfscope.schema import check
+
+CHAINS = ("alexnet", "vgg11", "vgg13", "vgg16", "vgg19")  # torchvision's networks that are layers one after another
 
 
 def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, image_size: int) -> Network:
@@ -29,6 +31,8 @@ def build_network(config: ModelConfig | Mapping[str, Any], num_classes: int, ima
         config = check(ModelConfig, config)
     if config.source == "timm":
         return TimmNetwork(config.name, num_classes, image_size, config.layers)
+    if config.source == "torchvision" and config.name not in CHAINS:
+        return TorchvisionNetwork(config.name, num_classes, image_size, config.layers)
     chain = torchvision_chain(config.name) if config.source == "torchvision" else config.chain
     return ConvNet(chain, num_classes=num_classes, image_size=image_size, contrast=config.contrast, init=config.init)
 
@@ -39,10 +43,9 @@ def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
     VGG's layers are ``conv1_1``, ``conv1_2``, … by block. torchvision's adaptive average pool is the
     identity at 224 px and is left out; its dropout stands before a layer, ours after the one below.
     """
-    names = ["alexnet", "vgg11", "vgg13", "vgg16", "vgg19"]
-    if name not in names:
-        chains = ", ".join(names)
-        raise ValueError(f"model.name={name}: torchvision's {name!r} is no chain of conv, ReLU and pool; use {chains}")
+    if name not in CHAINS:
+        chains = ", ".join(CHAINS)
+        raise ValueError(f"torchvision's {name!r} is no chain of conv, ReLU and pool; use {chains}")
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None)
     chain: dict[str, ConvLayer | DenseLayer] = {}

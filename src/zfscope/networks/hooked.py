@@ -1,11 +1,13 @@
 """Any module, or a model of timm, as a network with named layers: traced by hooks."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from zfscope.networks.fields import probe_field
@@ -125,6 +127,38 @@ class TimmNetwork(HookedNetwork):
         return self._name
 
 
+class TorchvisionNetwork(HookedNetwork):
+    """One of torchvision's classifiers that is no chain of layers, such as ResNet or SqueezeNet, traced by hooks."""
+
+    def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
+        if name not in torchvision_names():
+            raise ValueError(
+                f"model.name={name}: torchvision has no classifier {name!r}; {nearest(name, torchvision_names())}"
+            )
+        sized = {"vit": {"image_size": image_size}, "maxvit": {"input_size": (image_size, image_size)}}
+        own = sized.get(name.partition("_")[0], {})
+        make = partial(torchvision.models.get_model, name, weights=None, num_classes=num_classes, **own)
+        self._name, body = name, _tried(make, name, image_size)
+        with about("model.layers", f"[{','.join(layers or ())}]"):
+            super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
+
+    @property
+    def classifier_prefix(self) -> str:
+        """Prefix of the parameter names of the last layer, which gives the classes."""
+        *_, path = (path for path, module in _paths(self.body).items() if isinstance(module, nn.Conv2d | nn.Linear))
+        return f"body.{path}."
+
+    def _title(self) -> str:
+        return self._name
+
+
+@cache
+def torchvision_names() -> list[str]:
+    """The classifiers of torchvision; GoogLeNet, Inception and RegNet are left to timm."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in names if not name.startswith(("googlenet", "inception", "regnet"))]
+
+
 def as_network(module: nn.Module, layers: Sequence[str] | None = None) -> Network:
     """A module as a Network: a Network itself, the ``network`` of a LightningModule, or any module wrapped as one.
 
@@ -164,20 +198,25 @@ def stages(body: nn.Module) -> list[str]:
 
 
 def _timm_model(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """A model of timm, tried with a blank image: which sizes it takes is known only to its code.
+    pretrained = timm.get_pretrained_cfg(name)
+    sized = pretrained is not None and pretrained.fixed_input_size
+    make = partial(timm.create_model, name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
+    return _tried(make, name, image_size, pretrained.input_size[-1] if pretrained is not None else None)
+
+
+def _tried(make: Callable[[], nn.Module], name: str, image_size: int, own_size: int | None = None) -> nn.Module:
+    """What ``make`` builds, tried with a blank image: which sizes a model takes is known only to its code.
 
     Raises:
         ValueError: If it takes no images of this size.
     """
-    pretrained = timm.get_pretrained_cfg(name)
-    sized = pretrained is not None and pretrained.fixed_input_size
     try:
-        body = timm.create_model(name, num_classes=num_classes, **({"img_size": image_size} if sized else {}))
+        body = make()
         with torch.no_grad():
             body.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:
-        own = pretrained.input_size[-1] if pretrained is not None else image_size
-        way_out = f"; its own size is data.crop={own}, with data.resize as large or larger" if own != image_size else ""
+        others = own_size not in (None, image_size)
+        way_out = f"; its own size is data.crop={own_size}, with data.resize as large or larger" if others else ""
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"{name} takes no images of {image_size}x{image_size} pixels ({cause}){way_out}") from error
     return body.train()

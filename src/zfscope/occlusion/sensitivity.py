@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zfscope.deconvnet.choice import Choice
 from zfscope.deconvnet.projection import project
-from zfscope.deconvnet.rules import Rule
 from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.hooked import as_network
 from zfscope.networks.network import evaluating
@@ -79,7 +79,7 @@ def look(
     return Sensitivity(occlusion, target, float(probabilities[target]), label, activation, layer, size, stride)
 
 
-def projected(network: nn.Module, image: Tensor, layer: str, number: int, rule: Rule = "deconvnet") -> Tensor:
+def projected(network: nn.Module, image: Tensor, layer: str, number: int, rule: Choice = "deconvnet") -> Tensor:
     """The strongest activation of a layer's map ``number``, projected: a uint8 tile ``(3, H, W)``, 0 mid grey."""
     network = as_network(network, [layer])
     canvas = as_rgb(project(network, network.as_input(image[None]), layer, [number], rule=rule))
