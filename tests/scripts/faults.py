@@ -20,9 +20,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 ROWS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 BEGIN = "<!-- faults -->\n"
 END = "<!-- end of faults -->\n"
-HEAD = (
-    "| fault | owed | `make faults ROW=` | as owed | controls | minutes | measured |\n|---|---|---|---|---|---|---|\n"
-)
+HEAD = "| fault | owed | ROW | as owed | controls | minutes | measured |\n|---|---|---|---|---|---|---|\n"
 
 
 class Recorder:
