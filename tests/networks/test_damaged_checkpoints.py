@@ -117,10 +117,22 @@ def test_other_content_is_refused(content, message, tmp_path):
         load_network(path)
 
 
+def test_a_name_of_any_characters_is_told_in_one_line(saved):
+    content = read_checkpoint(saved)
+    content["state_dict"]["network.a\x1b\n" + "b" * 5000] = torch.zeros(1)
+    write_checkpoint(content, saved)
+
+    with pytest.raises(ValueError, match=r"holds a\\x1b\\nb+ … b+, which this network has not") as told:
+        load_network(saved)
+
+    assert str(told.value).isprintable() and len(str(told.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("format", None),
+        ("format", {"mean": torch.zeros(99, 1), "a\nb": ["x"] * 999}),
         ("model", {"name": "x", "conv1": 3}),
         ("num_classes", "ten"),
         ("image_size", -4),

@@ -157,7 +157,8 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
         )
     version = state.get("format")
     if not isinstance(version, int) or version > FORMAT:
-        raise ValueError(f"{path} has format {version}, newer than {FORMAT}; update this project to read it")
+        told = shown(str(version), 40)
+        raise ValueError(f"{path} has format {told}, newer than {FORMAT}; update this project to read it")
     weights = _weights_of(checkpoint["state_dict"])
     try:
         with torch.device("meta"):  # without memory first: a damaged size must not ask for terabytes
@@ -263,7 +264,7 @@ def check_weights(network: Network, weights: Mapping[str, Tensor], path: str | P
             raise ValueError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint of that run")
     unknown = sorted(set(weights) - set(own))
     if unknown:
-        raise ValueError(f"{path} holds {unknown[0]}, which this network has not; it holds another network")
+        raise ValueError(f"{path} holds {shown(unknown[0], 100)}, which this network has not; it holds another network")
 
 
 def find_checkpoint(source: str | Path) -> Path:
