@@ -199,9 +199,9 @@ class Projections(Callback):
         if image is None:
             return
         with left_out("Projections", typed=self._typed):
-            self._layers = self._drawn(self._network, image)
-            rule = self.rule or "deconvnet"
-            self._told = {layer: told(self._network, layer, image[None], rule) for layer in self._layers}
+            layers, rule = self._drawn(self._network, image), self.rule or "deconvnet"
+            self._told = {layer: told(self._network, layer, image[None], rule) for layer in layers}
+            self._layers = layers
 
     @property
     def _typed(self) -> bool:

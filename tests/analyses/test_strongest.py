@@ -1,9 +1,11 @@
 """What a network makes of one image."""
 
+import pytest
 import torch
 
 from zfscope.analyses.strongest import CLASSES, MAPS, most_probable, strongest_maps
 from zfscope.networks.build import build_network
+from zfscope.networks.hooked import TimmNetwork
 
 
 def network_of_two_layers():
@@ -21,6 +23,14 @@ def test_the_most_probable_classes_are_told_by_name_with_their_shares():
     assert most_probable(network, inputs) == ", ".join(f"class {n} {100 * shares[n]:.1f} %" for n in numbers)
     network.classes = tuple("abcdefg")
     assert most_probable(network, inputs).startswith(f"{'abcdefg'[numbers[0]]} {100 * shares[numbers[0]]:.1f} %, ")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s32_224"])
+def test_a_network_without_feature_maps_has_no_sheets_but_its_classes_are_told(name):
+    network, inputs = TimmNetwork(name, 7, 224).eval(), torch.randn(3, 224, 224)
+
+    assert strongest_maps(network, inputs, "dog.png", "auto") == {}
+    assert most_probable(network, inputs).startswith("class ")
 
 
 def test_a_sheet_for_each_layer_shows_its_strongest_maps(monkeypatch):

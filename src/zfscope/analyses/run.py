@@ -144,9 +144,10 @@ def find_data(
         known = {}
     elif "augment" in typed:  # single values of it
         values = typed | {"augment": {**(known.get("augment") or {}), **typed["augment"]}}
-    if "name" not in {**known, **values} and own is not None and not typed:
+    named = "name" in {**known, **values}
+    if not named and own is not None and not typed:
         return None  # of public weights: there is no run whose data are known
-    if "name" not in {**known, **values} and own is None:
+    if not named and own is None:
         which = "analysis=overlap" if config.checkpoint is None else f"the checkpoint {config.checkpoint}"
         raise ValueError(f"{which} names no data set; name one, such as data=imagenet data.root=DIR")
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}

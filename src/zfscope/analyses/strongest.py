@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from zfscope.activations import TopTable
 from zfscope.deconvnet.choice import Choice, told
-from zfscope.deconvnet.winners import OUTSIDE, project_winners, projectable_layers, top_images
+from zfscope.deconvnet.winners import OUTSIDE, NoFeatureMaps, project_winners, projectable_layers, top_images
 from zfscope.figures import projection_sheet
 from zfscope.networks.network import Network, evaluating
 from zfscope.schema import printable
@@ -28,9 +28,12 @@ def most_probable(network: Network, inputs: Tensor) -> str:
 def strongest_maps(network: Network, inputs: Tensor, title: str, rule: Choice = "auto") -> dict[str, Image.Image]:
     """A sheet for each layer: of one network input ``(3, H, W)`` the strongest maps, what they saw and its projection.
 
-    Layers that cannot be projected are left out.
+    Layers that cannot be projected are left out; there may be none, as in a vision transformer.
     """
-    layers, _ = projectable_layers(network, None, inputs, rule=rule, errors=ValueError)
+    try:
+        layers, _ = projectable_layers(network, None, inputs, rule=rule, errors=ValueError)
+    except NoFeatureMaps:
+        layers = ()
     if not layers:
         return {}
     whole = top_images(network, [(inputs[None], torch.zeros(1), torch.zeros(1, dtype=torch.int64))], layers, 1)
