@@ -40,8 +40,8 @@ class FeatureEvolution(Callback):
         images: Training images among which the strongest activation is sought, a fixed random subset.
         seed: Of both subsets, and of the images' random views where the data set makes any.
         batch_size: Images that go forward together.
-        rule: ``deconvnet``, ``guided`` or ``gradient``, see ``zfscope.deconvnet.project``; ``gradient`` takes any
-            network. Default: the deconvnet, without the layers that it is not defined for.
+        rule: ``auto``, ``deconvnet``, ``guided`` or ``gradient``, see ``zfscope.deconvnet.project``; with ``auto``
+            layers that neither of its two rules is defined for are left out, ``gradient`` takes any network.
         image_of: Where the images of the data set's items are: a key, a place or a function; default: first in a
             tuple, under a usual name such as ``image`` in a dict.
 
@@ -60,15 +60,14 @@ class FeatureEvolution(Callback):
         images: int = 256,
         seed: int = 0,
         batch_size: int = 32,
-        rule: Choice | None = None,
+        rule: Choice = "auto",
         image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if min(maps, images, batch_size) < 1:
             raise ValueError(
                 f"FeatureEvolution: maps={maps}, images={images} and batch_size={batch_size} must be 1 or more"
             )
-        if rule is not None:
-            check_choice(rule)
+        check_choice(rule)
         self.layers, self.maps, self.epochs, self.images = layers, maps, When(epochs), images
         self.seed, self.batch_size, self.rule = seed, batch_size, rule
         self.part: Part = image_of
@@ -82,7 +81,7 @@ class FeatureEvolution(Callback):
     def state_key(self) -> str:
         """A strip drawn under other settings is another one."""
         layers = self.layers if self.layers is None else list(self.layers)
-        rule = {} if self.rule in (None, "deconvnet") else {"rule": self.rule}
+        rule = {} if self.rule == "auto" else {"rule": self.rule}
         return self._generate_state_key(layers=layers, maps=self.maps, images=self.images, seed=self.seed, **rule)
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,7 +95,7 @@ class FeatureEvolution(Callback):
 
     def refuse(self, pl_module: LightningModule, image: Tensor) -> None:
         """Refuse layers or a rule that were given and cannot be; ``image`` is an input ``(C, H, W)``."""
-        if self.layers is not None or self.rule is not None:
+        if self.layers is not None or self.rule != "auto":
             self._drawn(as_network(pl_module, self.layers), image)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,7 +125,7 @@ class FeatureEvolution(Callback):
             _, first = self._read(dataset, indices, 1)
         if first is None:
             return
-        with left_out("FeatureEvolution", typed=self.layers is not None or self.rule is not None):
+        with left_out("FeatureEvolution", typed=self.layers is not None or self.rule != "auto"):
             self._layers = self._drawn(self._network, first[0])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -154,12 +153,11 @@ class FeatureEvolution(Callback):
         def read(wanted: Sequence[int]) -> Tensor:
             return inputs[torch.searchsorted(indices, torch.tensor(wanted))]
 
-        rule = self.rule or "deconvnet"
-        ways = self.maps, self.seed, self.batch_size, rule
+        ways = self.maps, self.seed, self.batch_size, self.rule
         for layer, moment in observe(self._network, epoch, read, indices, layers, *ways).items():
             earlier = [self.strips[layer].before(epoch)] if layer in self.strips else []
             strip = self.strips[layer] = join([*earlier, moment])
-            title = f"{layer}, epoch {epoch}" + told(self._network, layer, inputs[:1], rule)
+            title = f"{layer}, epoch {epoch}" + told(self._network, layer, inputs[:1], self.rule)
             sheet = evolution_sheet(strip.maps, strip.epochs, strip.tiles, strip.values, strip.indices, title=title)
             show(trainer, f"feature_evolution/{layer}", sheet)
 

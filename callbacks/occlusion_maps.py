@@ -42,7 +42,7 @@ class OcclusionMaps(Callback):
         layer: Whose strongest map is shown; default: the last layer with maps.
         when: Every n-th epoch, or a list of epochs counted from 1.
         seed: Of the subset.
-        rule: Of the strongest map's projection: ``deconvnet`` (default), ``guided`` or ``gradient``, which takes any
+        rule: Of the strongest map's projection: ``auto``, ``deconvnet``, ``guided`` or ``gradient``, which takes any
             network; see ``zfscope.deconvnet.project``.
         image_of: Where the images of the data set's items are: a key, a place or a function; default: first in a
             tuple, under a usual name such as ``image`` in a dict.
@@ -65,14 +65,13 @@ class OcclusionMaps(Callback):
         layer: str | None = None,
         when: int | Sequence[int] = 1,
         seed: int = 0,
-        rule: Choice | None = None,
+        rule: Choice = "auto",
         image_of: str | int | Callable[[Any], Tensor] | None = None,
         label_of: str | int | Callable[[Any], Any] | None = None,
     ) -> None:
         if any(number is not None and number < 1 for number in (images, size, stride)):
             raise ValueError(f"OcclusionMaps: images={images}, size={size} and stride={stride} must be 1 or more")
-        if rule is not None:
-            check_choice(rule)
+        check_choice(rule)
         self.images, self.layer, self.when, self.seed, self.rule = images, layer, When(when), seed, rule
         self.parts: tuple[Part, Part] = image_of, label_of
         self.square = {"size": size, "stride": stride, "fill": fill}
@@ -125,7 +124,7 @@ class OcclusionMaps(Callback):
     @property
     def _typed(self) -> bool:
         """Whether an option was given that a network or an image may not allow."""
-        return self.layer is not None or self.rule is not None or any(self.square.values())
+        return self.layer is not None or self.rule != "auto" or any(self.square.values())
 
     def _prepare(self, trainer: Trainer) -> None:
         """Read the images; look at the first with the square at its corners, and see whether it can be projected."""
@@ -154,9 +153,9 @@ class OcclusionMaps(Callback):
         if not self._has_maps:
             return
         try:
-            projected(network, image.clone(), maps.layer, maps.occlusion.feature_map, self.rule or "deconvnet")
+            projected(network, image.clone(), maps.layer, maps.occlusion.feature_map, self.rule)
         except Exception as error:
-            if self.rule is not None:
+            if self.rule != "auto":
                 raise
             cause = with_way_out(str(error), "OcclusionMaps", "occlusion_maps")
             rank_zero_warn(f"OcclusionMaps: the panels come without projections: {cause}")
@@ -190,7 +189,7 @@ class OcclusionMaps(Callback):
         return label if label is not None and 0 <= label < self._number else None
 
     def _draw(self, trainer: Trainer, index: int, image: Tensor, label: int | None) -> None:
-        network, classes, rule, tile = self._network, self._classes, self.rule or "deconvnet", None
+        network, classes, rule, tile = self._network, self._classes, self.rule, None
         label = self._target(label)
         maps = look(network, image.clone(), label, layer=self._layer, **self.square)
         if self._projectable:

@@ -62,20 +62,20 @@ def layers_drawn(
     network: Network,
     image: Tensor,
     layers: Sequence[str] | None,
-    rule: Choice | None,
+    rule: Choice,
     unpooling: Unpooling = "sum",
 ) -> tuple[str, ...]:
     """The layers that can be projected; the others are left out with a warning, or refused if options were typed.
 
-    ``image`` is a network input ``(C, H, W)``; ``key`` the callback's in ``conf/callbacks``. ``rule`` None is
-    ``deconvnet``, wherever it is defined.
+    ``image`` is a network input ``(C, H, W)``; ``key`` the callback's in ``conf/callbacks``. The ``rule`` ``auto`` is
+    not typed.
 
     Raises:
         ValueError: If layers, a rule or an unpooling were named that cannot be.
     """
     try:
-        if layers is not None or rule is not None or unpooling != "sum":
-            return check_projectable(network, layers, image, unpooling, rule or "deconvnet")
+        if layers is not None or rule != "auto" or unpooling != "sum":
+            return check_projectable(network, layers, image, unpooling, rule)
         drawn, refused = projectable_layers(network, layers, image)
     except NoFeatureMaps as error:
         rank_zero_warn(f"{who}: no pictures: {told_once(network, error)}")

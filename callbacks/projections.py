@@ -25,6 +25,7 @@ from zfscope.callbacks.omissions import layers_drawn, left_out, network_for
 from zfscope.callbacks.panel import show
 from zfscope.callbacks.when import When, moment
 from zfscope.deconvnet.choice import Choice, check_choice, told
+from zfscope.deconvnet.sameness import sameness, told_same
 from zfscope.deconvnet.winners import (
     OUTSIDE,
     TopActivationsHook,
@@ -55,8 +56,8 @@ class Projections(Callback):
         when: Every n-th epoch, or a list of epochs counted from 1.
         seed: Of the subset.
         unpooling: ``sum`` or ``overwrite``, see ``zfscope.deconvnet.project``.
-        rule: ``deconvnet``, ``guided`` or ``gradient``, see there; ``gradient`` takes any network. Default: the
-            deconvnet, without the layers that it is not defined for.
+        rule: ``auto``, ``deconvnet``, ``guided`` or ``gradient``, see there; with ``auto`` layers that neither of its
+            two rules is defined for are left out, ``gradient`` takes any network.
         image_of: Where the images of batches and of the data set's items are: a key, a place or a function; default:
             first in a tuple, under a usual name such as ``image`` in a dict.
 
@@ -73,21 +74,21 @@ class Projections(Callback):
         when: int | Sequence[int] = 1,
         seed: int = 0,
         unpooling: Literal["sum", "overwrite"] = "sum",
-        rule: Choice | None = None,
+        rule: Choice = "auto",
         image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if maps < 1 or top < 1:
             raise ValueError(f"Projections: maps={maps} and top={top} must be 1 or more")
         if unpooling not in ("sum", "overwrite"):
             raise ValueError(f"Projections: unpooling={unpooling!r} must be sum or overwrite")
-        if rule is not None:
-            check_choice(rule)
+        check_choice(rule)
         self.layers, self.maps, self.top, self.when, self.seed = layers, maps, top, When(when), seed
         self.unpooling, self.rule = unpooling, rule
         self.part: Part = image_of
         self._network: Network | None = None
         self._layers: tuple[str, ...] | None = None  # None: not known yet; empty: nothing can be shown
         self._told: dict[str, str] = {}  # what the titles say of each layer's rule
+        self._shape: tuple[int, ...] = ()  # of an image, (C, H, W)
         self._order: list[list[int]] | None = None
         self._kept: KeptImages | None = None
         self._hook: TopActivationsHook | None = None
@@ -199,13 +200,13 @@ class Projections(Callback):
         if image is None:
             return
         with left_out("Projections", typed=self._typed):
-            layers, rule = self._drawn(self._network, image), self.rule or "deconvnet"
-            self._told = {layer: told(self._network, layer, image[None], rule) for layer in layers}
-            self._layers = layers
+            layers, ways = self._drawn(self._network, image), (self.rule, self.unpooling)
+            self._told = {layer: told(self._network, layer, image[None], *ways) for layer in layers}
+            self._layers, self._shape = layers, tuple(image.shape)
 
     @property
     def _typed(self) -> bool:
-        return self.layers is not None or self.rule is not None or self.unpooling != "sum"
+        return self.layers is not None or self.rule != "auto" or self.unpooling != "sum"
 
     def _drawn(self, network: Network, image: Tensor) -> tuple[str, ...]:
         return layers_drawn("Projections", "projections", network, image, self.layers, self.rule, self.unpooling)
@@ -257,14 +258,18 @@ class Projections(Callback):
                 "panels show something else"
             )
         panels: dict[str, Tensor] = {}  # patches and projections of each layer, (2, maps, top, 3, h, w)
-        ways = {"unpooling": self.unpooling, "rule": self.rule or "deconvnet"}
+        boxes = {layer: torch.zeros(*table.values.shape, 4, dtype=torch.int64) for layer, table in tables.items()}
+        ways = {"unpooling": self.unpooling, "rule": self.rule}
         for winners in project_winners(self._network, tables, maps, read, **ways):
             shape = *tables[winners.layer].values.shape, *winners.patches.shape[1:]
             panel = panels.setdefault(winners.layer, torch.full((2, *shape), OUTSIDE, dtype=torch.uint8))
             panel[:, winners.rows, winners.ranks] = torch.stack([winners.patches, winners.tiles()[0]])
+            boxes[winners.layer][winners.rows, winners.ranks] = winners.boxes.cpu()
         for layer, table in tables.items():
             blank = torch.full((2, *table.values.shape, 3, 8, 8), OUTSIDE, dtype=torch.uint8)
             patches, projections = panels.get(layer, blank)
+            alike = sameness(projections, boxes[layer], table.indices, self._shape[1:], self.seed)
             title = f"{layer}, {moment(trainer)}{self._told[layer]}"
+            title += told_same(self._network, layer, alike, self._shape)
             sheet = projection_sheet(maps[layer], patches, projections, table.values, title=title)
             show(trainer, f"projections/{layer}", sheet)

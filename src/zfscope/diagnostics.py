@@ -201,6 +201,7 @@ class Diagnosis:
         second: Name of the second layer, if its strongest activations were projected.
         maps: Which of its feature maps, ``(M,)``.
         tiles: Projection of the strongest activation of each, uint8 ``(M, 3, h, w)``, each on its own scale.
+        rule: What is said of the rule of the projections: nothing of the deconvnet.
         scored: How many of its maps ``grids`` is of: all that were projected, of which ``tiles`` are the first.
         grids: Score of the projections by period in pixels.
     """
@@ -214,6 +215,7 @@ class Diagnosis:
     second: str | None = None
     maps: Tensor | None = None
     tiles: Tensor | None = None
+    rule: str = ""
     scored: int = 0
     grids: dict[int, GridScore] = field(default_factory=dict)
     missing: str = ""

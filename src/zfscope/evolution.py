@@ -65,7 +65,7 @@ def observe(
     maps: int,
     seed: int,
     batch_size: int = 32,
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
 ) -> dict[str, Evolution]:
     """Strongest activations of some feature maps over some images at one epoch, projected: one ``Evolution`` a layer.
 

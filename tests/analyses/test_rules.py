@@ -40,7 +40,7 @@ def test_a_network_without_relus_is_refused_with_the_rule_that_takes_it(analyse,
     again, error = analyse("test_convnext", f"analysis={analysis}", "analysis.rule=gradient", "analysis.maps=2")
 
     assert code == 2 and len(err.splitlines()) == 1
-    assert "'deconvnet' is not defined for layer_norm; rule='gradient' takes any network: analysis.rule=gradient" in err
+    assert "'guided' is not defined for layer_norm; rule='gradient' takes any network: analysis.rule=gradient" in err
     assert again == 0, error
     assert len(list((tmp_path / "answer/figures" / analysis).iterdir())) == 4
 

@@ -60,11 +60,15 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "layer", "epochs"),
-    [(small_chain, "conv2", [1, 2]), (Body, "network.conv2", [1, 2]), (resnet, "layer4", [1])],
+    ("make", "layer", "epochs", "rule"),
+    [
+        (small_chain, "conv2", [1, 2], ""),
+        (Body, "network.conv2", [1, 2], ", rule guided"),
+        (resnet, "layer4", [1], ", rule guided"),
+    ],
     ids=["chain", "module", "resnet18"],
 )
-def test_each_epoch_shows_the_same_images_as_the_network_sees_them_then(tmp_path, drawn, make, layer, epochs):
+def test_each_epoch_shows_the_same_images_as_the_network_sees_them_then(tmp_path, drawn, make, layer, epochs, rule):
     module, chosen = Module(make(classes=3), Pictures(classes=3)), random_subset(11, 2, 5).tolist()
     oracle = Oracle(chosen, layer, size=8, stride=5, fill=0.3)
 
@@ -77,7 +81,7 @@ def test_each_epoch_shows_the_same_images_as_the_network_sees_them_then(tmp_path
         check_alike(maps, expected)
         assert torch.equal(image, shown)
         assert (options["projection"].int() - tile.int()).abs().max() <= 1
-        assert options["title"] == f"validation image {index}, class {index % 3}, epoch {epoch}"
+        assert options["title"] == f"validation image {index}, class {index % 3}, epoch {epoch}{rule}"
     assert epochs == [1] or drawn[0][1].probability != drawn[2][1].probability
 
 

@@ -44,13 +44,13 @@ def brute_force(module, images, layer, maps, k):
     return TopTable(values[:, :k], indices[:, :k], torch.stack([places // width, places % width], 2)[:, :k])
 
 
-def drawn_alone(network, images, layer, maps, table, title):
+def drawn_alone(network, images, layer, maps, table, title, rule):
     """The sheet of a table, each winner read and projected by itself."""
     shape, rows = table.values.shape, maps.repeat_interleave(table.values.shape[1])
     chosen, positions = images[table.indices.flatten()], table.positions.flatten(0, 1)
-    projections, boxes = project(network, chosen, layer, rows, positions, crop=True)
+    projections, boxes = project(network, chosen, layer, rows, positions, rule=rule, crop=True)
     if projections.shape[-1] >= images.shape[-1]:
-        projections = project(network, chosen, layer, rows, positions)
+        projections = project(network, chosen, layer, rows, positions, rule=rule)
         boxes = torch.tensor([0, 0, images.shape[-1], images.shape[-1]]).expand(len(rows), 4)
     tiles = to_tiles(projections, limit=contrast_limits(projections))
     patches = cut(as_pictures(network, chosen), boxes, 127)
@@ -63,8 +63,8 @@ def drawn_alone(network, images, layer, maps, table, title):
 class Oracle(lightning.Callback):
     """Draws by brute force, after each validation of the fit, what the panels should show."""
 
-    def __init__(self, images, maps, k):
-        self.images, self.maps, self.k, self.sheets = images, maps, k, {}
+    def __init__(self, images, maps, k, guided=()):
+        self.images, self.maps, self.k, self.guided, self.sheets = images, maps, k, guided, {}
 
     def on_train_epoch_end(self, trainer, pl_module):
         network, epoch = as_network(pl_module), trainer.current_epoch + 1
@@ -73,9 +73,10 @@ class Oracle(lightning.Callback):
                 continue
             maps = random_subset(feature_maps(pl_module, self.images[:1], layer).shape[1], self.maps, seed=0)
             table = brute_force(pl_module, self.images, layer, maps, self.k)
-            self.sheets[f"projections/{layer}/epoch_{epoch:03d}.png"] = drawn_alone(
-                network, self.images, layer, maps, table, f"{layer}, epoch {epoch}"
-            )
+            rule = "guided" if layer in self.guided else "deconvnet"
+            title = f"{layer}, epoch {epoch}" + (", rule guided" if rule == "guided" else "")
+            sheet = drawn_alone(network, self.images, layer, maps, table, title, rule)
+            self.sheets[f"projections/{layer}/epoch_{epoch:03d}.png"] = sheet
 
 
 def pixels(picture):
@@ -91,17 +92,19 @@ def check_panels(folder, sheets):
 
 
 @pytest.mark.parametrize(
-    ("make", "layers", "when"),
+    ("make", "layers", "when", "guided"),
     [
-        (Body, ["network.conv1", "network.conv2"], [1, 3]),
-        (small_chain, ["conv1", "conv2"], [1, 3]),
-        (resnet, ["act1", "layer1", "layer2", "layer3", "layer4"], [1]),
+        (Body, ["network.conv1", "network.conv2"], [1, 3], ["network.conv2"]),
+        (small_chain, ["conv1", "conv2"], [1, 3], []),
+        (resnet, ["act1", "layer1", "layer2", "layer3", "layer4"], [1], ["layer2", "layer3", "layer4"]),
     ],
     ids=["plain", "chain", "resnet"],
 )
-def test_each_epoch_shows_the_winners_of_a_pass_over_all_images_and_their_projections(tmp_path, make, layers, when):
+def test_each_epoch_shows_the_winners_of_a_pass_over_all_images_and_their_projections(
+    tmp_path, make, layers, when, guided
+):
     module = Module(make())
-    oracle = Oracle(module.validation.images, maps=2, k=3)
+    oracle = Oracle(module.validation.images, maps=2, k=3, guided=guided)
 
     fit(tmp_path, module, Projections(maps=2, top=3, when=when), oracle, max_epochs=max(when))
 

@@ -34,7 +34,7 @@ def gelu():
         (Module, {"layers": ["conv9"]}, ValueError, "Module has no submodule 'conv9'; there are network"),
         (lambda: Module(small_chain()), {"layers": ["conv9"]}, ValueError, "no layer 'conv9'; .* conv1, conv2, fc3"),
         (lambda: Module(small_chain()), {"layers": []}, ValueError, "layers names no layer; the layers are conv1"),
-        (gelu, {"layers": ["network.conv2"]}, ValueError, "the rule 'deconvnet' is not defined for gelu; rule='grad"),
+        (gelu, {"layers": ["network.conv2"]}, ValueError, "the rule 'guided' is not defined for gelu; rule='grad"),
         (gelu, {"rule": "guided"}, ValueError, "the rule 'guided' is not defined for gelu; rule='gradient' takes any"),
         (gelu, {"rule": "deconvnet"}, ValueError, "the rule 'deconvnet' is not defined for gelu"),
         (Module, {"unpooling": "overwrite"}, ValueError, "unpooling='overwrite' needs a chain"),

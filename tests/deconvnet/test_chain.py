@@ -17,7 +17,7 @@ def test_projections_equal_autograd_with_rectified_gradients(seed):
     for layer in network.layers:
         images, maps, positions = random_question(network, layer, seed)
 
-        found = project(network, images, layer, maps, positions)
+        found = project(network, images, layer, maps, positions, rule="deconvnet")
 
         expected = oracle(network, images, layer, maps, positions)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * max(1.0, float(expected.abs().max())))
@@ -120,7 +120,7 @@ def test_equal_to_captums_neuron_deconvolution_times_the_activation(seed):
     images, maps, positions = random_question(network, layer, seed)
     activations = network.features(images, layer)
 
-    found = project(network, images, layer, maps, positions)
+    found = project(network, images, layer, maps, positions, rule="deconvnet")
 
     module = network.map_module(layer)
     for number in range(len(images)):

@@ -46,6 +46,46 @@ def test_a_resnet_is_up_to_its_first_stage():
     assert rules(resnet, ["conv1", "layer1", "layer2", "layer3", "layer4"]) == ["deconvnet"] * 2 + ["guided"] * 3
 
 
+def test_a_layer_has_one_rule_whatever_layers_are_looked_at_beside_it():
+    resnet = torchvision.models.resnet18(weights=None).eval()
+    inputs = images()
+
+    assert rules(resnet, ["bn1", "layer3"]) == ["deconvnet", "guided"]
+    assert rules(resnet, ["bn1"]) == ["deconvnet"]
+    assert torch.equal(project(resnet, inputs, "bn1", [1, 2]), project(resnet, inputs, "bn1", [1, 2], rule="deconvnet"))
+
+
+def test_what_cannot_be_run_for_gradients_above_a_layer_does_not_hinder_it():
+    class Failing(nn.Module):
+        def forward(self, maps):
+            if maps.requires_grad:
+                raise RuntimeError("no gradient for you")
+            return maps
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Failing())
+
+    assert rules(network, ["1"]) == ["guided"]
+
+
+def test_overwriting_in_unpooling_is_the_deconvnets():
+    torch.manual_seed(0)
+    chain = build_network(composed("model=zfnet_mini")["model"], 10, 112).eval()
+    inputs = images(112)
+    for layer, pool in {"conv1": None, "conv2": None}.items():
+        assert chain.spec[layer].pool is not pool
+    without = composed("model=zfnet_mini")["model"]
+    for layer in ("conv1", "conv2", "conv5"):
+        without[layer] = without[layer] | {"pool": None}
+    bare = build_network(without, 10, 112).eval()
+
+    for network in (chain, bare):
+        drawn = project(network, inputs, "conv2", [1, 2], unpooling="overwrite")
+        assert torch.equal(drawn, project(network, inputs, "conv2", [1, 2], unpooling="overwrite", rule="deconvnet"))
+    assert rule_for(bare, "conv2", inputs) == "guided"
+    with pytest.raises(ValueError, match="unpooling='overwrite' needs a chain of named layers and rule='deconvnet'"):
+        project(chain, inputs, "conv2", [1, 2], unpooling="overwrite", rule="guided")
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv2_035"])
 def test_a_network_without_max_pools_is_not(name):
     network = TimmNetwork(name, 10, 64)

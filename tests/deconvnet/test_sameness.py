@@ -83,6 +83,12 @@ def test_without_pools_the_deconvnet_draws_the_same_for_every_image_and_guided_d
 
 
 def test_titles_say_so_above_nine_tenths():
-    assert told_same(0.91, is_filter=False) == ", the same for every image"
-    assert told_same(0.91, is_filter=True) == ", the filter itself"
-    assert told_same(0.9, is_filter=False) == told_same(None, is_filter=False) == ""
+    body = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    network = as_network(body, ["1", "2"])
+
+    def titles(*values):
+        return {told_same(network, layer, value, (3, 32, 32)) for layer in ("1", "2") for value in values}
+
+    assert told_same(network, "2", 0.91, (3, 32, 32)) == ", the same for every image"
+    assert told_same(network, "1", 0.91, (3, 32, 32)) == ", the filter itself"
+    assert titles(0.9, None, -0.95) == {""}

@@ -65,7 +65,7 @@ def with_gelu():
         (chain, {"image": torch.zeros(1, SIDE, SIDE)}, r"images must be \(N, 3, 21, 21\), but .* \(1, 1, 21, 21\)"),
         (hooked, {"image": torch.zeros(1, 3, SIDE, SIDE)}, r"an image \(C, H, W\), but it came as \(1, 3, 21, 21\)"),
         (hooked, {"unpooling": "overwrite"}, "unpooling='overwrite' needs a chain of named layers"),
-        (with_gelu, {"layers": ["act"]}, "'deconvnet' is not defined for gelu"),
+        (with_gelu, {"layers": ["act"]}, "'guided' is not defined for gelu"),
         (with_gelu, {"rule": "guided"}, "'guided' is not defined for gelu; rule='gradient' takes any network"),
         (lambda: HookedNetwork(hooked().body, ["act", "tokens"]), {"layers": ["tokens"]}, "'tokens' has no feature"),
         (lambda: HookedNetwork(hooked().body, ["tokens"]), {}, "none of tokens has feature maps .* name other layers"),

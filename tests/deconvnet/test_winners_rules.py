@@ -59,7 +59,7 @@ def test_of_a_network_with_gelu_the_layers_below_it_can_be_projected_and_all_by_
     projectable, refused = projectable_layers(network, None, image)
 
     assert projectable == ("norm",) and list(refused) == ["act", "pool"]
-    assert all("'deconvnet' is not defined for gelu; rule='gradient' takes any" in why for why in refused.values())
+    assert all("'guided' is not defined for gelu; rule='gradient' takes any" in why for why in refused.values())
     assert projectable_layers(network, None, image, rule="gradient") == (("norm", "act", "pool"), {})
     assert not hooks_of(network)
 

@@ -15,6 +15,7 @@ from zfscope.analyses.question import Metric, Question, Result, at_most, percent
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples
 from zfscope.data.loader import Loader
+from zfscope.deconvnet.choice import told
 from zfscope.deconvnet.winners import TopActivationsHook, check_projectable, project_winners, random_subset
 from zfscope.diagnostics import (
     Diagnosis,
@@ -79,6 +80,7 @@ def diagnose(network: Network, name: str, loader: DataLoader, maps: int, seed: i
         if len(network.layers_with_maps) > 1:
             _, image = next(readable_inputs(examples, loader.dataset.indices))
             second = list(check_projectable(network, network.layers_with_maps[1:2], image))
+            parts["rule"] = told(network, second[0], image[None])
     except ValueError as error:
         parts["missing"] = str(error)
     watch, top = MapWatch(network), TopActivationsHook(network, second, TOP)

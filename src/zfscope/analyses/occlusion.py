@@ -182,7 +182,7 @@ def projections_from_others(
     itself: Sequence[int],
     read: Callable[[Sequence[int]], Tensor],
     top: int,
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
 ) -> list[tuple[Tensor, Tensor]]:
     """Projections and patches of each map's strongest activations, without those in the image looked at."""
     ranks = [(table.indices[row] != index).nonzero()[:top, 0] for row, index in zip(maps, itself, strict=True)]

@@ -83,7 +83,7 @@ def analyse(question: Question) -> Result:
             for winners in project_winners(network, shown, maps, read, **ways):
                 arrays.put(winners)
                 count(len(winners.rows))
-        drawn = {rule_for(network, layer, image[None], options.rule) for layer in shown}
+        drawn = {rule_for(network, layer, image[None], options.rule, options.unpooling) for layer in shown}
         if network.has_switches and options.controls and drawn == {"deconvnet"}:
             correlations = controls(network, shown, maps, read, options)
             metrics |= {name: {"value": value, "unit": "r"} for name, value in correlations.items()}
@@ -97,17 +97,15 @@ def analyse(question: Question) -> Result:
         arrays.close()
         raise
 
-    def same(layer: str) -> str:
-        sizes = {max(conv.kernel_size) for conv in list(network.conv_modules.values())[:1]}
-        field = network.field_below_pool(layer, tuple(image.shape))
-        return told_same(alike[layer], is_filter=field.size in sizes)
-
     def sheet(layer: str) -> Image.Image:
+        title = f"{layer}, {len(images):,} images"
+        title += told(network, layer, image[None], options.rule, options.unpooling)
+        title += told_same(network, layer, alike[layer], tuple(image.shape))
         return projection_sheet(
             maps[layer],
             *(torch.from_numpy(arrays.get(layer, name)) for name in ("patches", "projections")),
             shown[layer].values,
-            title=f"{layer}, {len(images):,} images" + told(network, layer, image[None], options.rule) + same(layer),
+            title=title,
         )
 
     # Drawn when saved: two layers' tiles at a time would be half a gigabyte.

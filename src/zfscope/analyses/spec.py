@@ -48,7 +48,7 @@ class ProjectionsAnalysis(SampledOptions):
     maps: Count | None = None
     top: Count = 9
     unpooling: Literal["sum", "overwrite"] = "sum"
-    rule: Rule = "deconvnet"
+    rule: Rule = "auto"
     controls: Annotated[int, Field(ge=0)] = 64
     batch_size: Count = 16
 
@@ -60,7 +60,7 @@ class EvolutionAnalysis(SampledOptions):
     part: Part = "train"
     layers: tuple[str, ...] | None = None
     maps: Count = 6
-    rule: Rule = "deconvnet"
+    rule: Rule = "auto"
     images: Count = 1000
 
 
@@ -77,7 +77,7 @@ class OcclusionAnalysis(SampledOptions):
     stride: Count | None = None
     fill: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     layer: str | None = None
-    rule: Rule = "deconvnet"
+    rule: Rule = "auto"
     top: Annotated[int, Field(ge=0)] = 9
 
 

@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from zfscope.deconvnet.chain import Unpooling
 from zfscope.deconvnet.rules import Rule
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.network import Network, evaluating, run_to, uncompiled
@@ -29,26 +31,28 @@ _BELOW = "below"  # no max pool between the layer and the image
 _found: weakref.WeakKeyDictionary[Network, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
-def rule_for(network: Network, layer: str, images: Tensor, rule: Choice = "auto") -> Rule:
+def rule_for(network: Network, layer: str, images: Tensor, rule: Choice = "auto", unpooling: Unpooling = "sum") -> Rule:
     """The rule for a layer; ``auto`` is ``deconvnet`` or ``guided``, any other ``rule`` is itself.
 
     ``deconvnet`` if a max pool lies on the way down with no strided convolution and no average pool between it and the
-    layer, else ``guided``; layers below the first max pool take the rule of the next one above that is not. ``images``
-    are network inputs ``(N, C, H, W)``, of which one runs once for each layer.
+    layer, else ``guided``; layers below all max pools take the rule of those right above the first. ``images`` are
+    network inputs ``(N, C, H, W)``, of which one runs once for each layer. An ``unpooling`` of ``overwrite`` is one of
+    the deconvnet.
     """
     check_choice(rule)
     if rule != "auto":
         return rule
-    for name in network.layers[network.layers.index(layer) :] if layer in network.layers else (layer,):
-        found = _look(network, name, images)
-        if found != _BELOW:
-            return found
-    return "guided"
+    if unpooling != "sum":
+        return "deconvnet"
+    found = _look(network, layer, images)
+    if found == _BELOW:
+        return "deconvnet" if _has_max_pool(network, images) else "guided"
+    return found
 
 
-def told(network: Network, layer: str, images: Tensor, rule: Choice) -> str:
+def told(network: Network, layer: str, images: Tensor, rule: Choice = "auto", unpooling: Unpooling = "sum") -> str:
     """What a title says of the rule that a layer is drawn by: nothing of the deconvnet."""
-    own = rule_for(network, layer, images, rule)
+    own = rule_for(network, layer, images, rule, unpooling)
     return "" if own == "deconvnet" else f", rule {own}"
 
 
@@ -63,7 +67,7 @@ def _look(network: Network, layer: str, images: Tensor) -> str:
         return _of_chain(network, layer)
     known = _found.setdefault(network, {})
     if layer not in known:
-        known[layer] = _of_graph(_graph(network, layer, images[:1]))
+        known[layer] = _of_graph(*_graph(network, layer, images[:1]))
     return known[layer]
 
 
@@ -79,17 +83,30 @@ def _of_chain(network: ConvNet, layer: str) -> str:
     return _BELOW
 
 
-def _graph(network: Network, layer: str, images: Tensor) -> Any:
-    """The last operation that made a layer's output; None where it does not come from the image."""
+def _has_max_pool(network: Network, images: Tensor) -> bool:
+    """Whether there is a max pool anywhere between the image and what a network gives."""
+    if isinstance(network, ConvNet):
+        return any(isinstance(spec, ConvLayer) and spec.pool is not None for spec in network.spec.values())
+    known = _found.setdefault(network, {})
+    if "" not in known:
+        try:
+            known[""] = _of_graph(*_graph(network, None, images[:1]))
+        except Exception:  # foreign modules above the layer may raise anything where gradients are asked for
+            known[""] = _BELOW
+    return known[""] != _BELOW
+
+
+def _graph(network: Network, layer: str | None, images: Tensor) -> list[Any]:
+    """The last operations that made a layer's output, or the network's; without those that are not of the image."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network), uncompiled():
         leaf = network.as_input(images.clone() if images.is_inference() else images.detach()).requires_grad_()
-        output = run_to(network, leaf, layer)
-    return output.grad_fn if isinstance(output, Tensor) else None
+        output = network(leaf) if layer is None else run_to(network, leaf, layer)
+    return [part.grad_fn for part in tree_leaves(output) if isinstance(part, Tensor)]
 
 
-def _of_graph(node: Any) -> str:
+def _of_graph(*nodes: Any) -> str:
     """Walks down: first without passing what reduces maps but a max pool, then everywhere."""
-    waiting, seen, reducing = [node], set(), []
+    waiting, seen, reducing = list(nodes), set(), []
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

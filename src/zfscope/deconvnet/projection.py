@@ -25,7 +25,7 @@ def project(
     positions: Tensor | None = None,
     *,
     unpooling: Unpooling = "sum",
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
     crop: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Project one activation of each image down to pixels.
@@ -43,9 +43,10 @@ def project(
         positions: ``(row, column)`` in the feature map, ``(N, 2)``; default: its strongest activation.
         unpooling: Where windows of a pool share their maximum, ``sum`` adds their values (the adjoint of pooling);
             ``overwrite`` keeps that of the last window in row-major order, be it zero. The seed always arrives.
-        rule: ``deconvnet``, ``guided`` (Springenberg et al., 2015) or ``gradient`` (Simonyan et al., 2014); ``auto`` is
-            ``deconvnet`` where the layer's switches tell images apart, else ``guided`` (see ``choice.rule_for``). The
-            last two take the norm's own gradient, and the seed is the activation too.
+        rule: ``deconvnet``, ``guided`` (Springenberg et al., 2015) or ``gradient`` (Simonyan et al., 2014), which takes
+            any network. ``auto`` is ``deconvnet`` where the layer's switches tell images apart, else ``guided`` (see
+            ``choice.rule_for``); with ``unpooling='overwrite'`` it is ``deconvnet``. The last two of the three take the
+            norm's own gradient, and the seed is the activation too.
         crop: Return only what an activation can reach, and where that is.
 
     Returns:
@@ -77,7 +78,7 @@ def deconvnet_of(
     top: str,
     *,
     unpooling: Unpooling = "sum",
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
     batch_size: int | None = None,
 ) -> ChainDeconvnet | AutogradDeconvnet:
     """What projects activations of some images; both kinds are called alike, ``.project(layer, maps, …)``.
@@ -87,7 +88,7 @@ def deconvnet_of(
     """
     if unpooling not in ("sum", "overwrite"):
         raise ValueError(f"unpooling must be 'sum' or 'overwrite', but is {unpooling!r}")
-    rule = rule_for(network, top, images, rule)
+    rule = rule_for(network, top, images, rule, unpooling)
     if isinstance(network, ConvNet) and rule == "deconvnet":
         with evaluating(network), torch.no_grad():
             return ChainDeconvnet(network, network.trace(images, top=top), unpooling)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zfscope.deconvnet.winners import random_subset
+from zfscope.networks.network import Network
 
 SAME = 0.9  # above this mean correlation a layer's projections are called the same for every image
 PAIRS = 20  # of images, at the least
@@ -43,8 +44,13 @@ def sameness(projections: Tensor, boxes: Tensor, indices: Tensor, size: Sequence
     return float(pairs.mean()) if len(pairs) >= PAIRS else None
 
 
-def told_same(value: float | None, is_filter: bool) -> str:
-    """What a title says of a layer whose projections do not depend on the image."""
+def told_same(network: Network, layer: str, value: float | None, shape: tuple[int, ...]) -> str:
+    """What a title says of a layer whose projections of images of this ``shape (C, H, W)`` do not depend on them.
+
+    ``value`` is their ``sameness``. The projection of a unit that sees no more than a first filter is that filter.
+    """
     if value is None or value <= SAME:
         return ""
+    first = next(iter(network.conv_modules.values()), None)
+    is_filter = first is not None and network.field_below_pool(layer, shape).size == max(first.kernel_size)
     return ", the filter itself" if is_filter else ", the same for every image"

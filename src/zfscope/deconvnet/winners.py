@@ -67,7 +67,7 @@ def project_winners(
     *,
     batch_size: int = 32,
     unpooling: Unpooling = "sum",
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
 ) -> Iterator[Winners]:
     """Project all winners of all layers, going through the images that won in the order of their indices.
 
@@ -87,7 +87,7 @@ def project_winners(
         pictures = as_pictures(network, images)  # before a network in half precision rounds them
         inputs = network.as_input(images).contiguous(memory_format=torch.channels_last)
         height, width = inputs.shape[2:]
-        rules = {layer: rule_for(network, layer, inputs, rule) for layer in tables}
+        rules = {layer: rule_for(network, layer, inputs, rule, unpooling) for layer in tables}
         ways = {"unpooling": unpooling, "batch_size": batch_size}
         deconvnets = {rule: deconvnet_of(network, inputs, top, rule=rule, **ways) for rule in set(rules.values())}
         for layer, table in tables.items():
@@ -197,7 +197,7 @@ def check_projectable(
     layers: Sequence[str] | None,
     image: Tensor,
     unpooling: Unpooling = "sum",
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
 ) -> tuple[str, ...]:
     """The layers to watch, each projected once, so that what cannot be is refused before a long pass over the data.
 
@@ -215,7 +215,7 @@ def projectable_layers(
     layers: Sequence[str] | None,
     image: Tensor,
     unpooling: Unpooling = "sum",
-    rule: Choice = "deconvnet",
+    rule: Choice = "auto",
     errors: type[Exception] = Exception,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Which layers can be projected, and why each of the others cannot.

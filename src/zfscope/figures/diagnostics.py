@@ -66,7 +66,7 @@ def _parts(diagnosis: Diagnosis) -> list[tuple[str, Image.Image]]:
     if diagnosis.second is None:
         projected = (textwrap.shorten(diagnosis.missing, 100, placeholder=" …"), _blank())
     else:
-        text = f"{diagnosis.second}: {len(diagnosis.tiles)} of {diagnosis.scored} projected maps"
+        text = f"{diagnosis.second}: {len(diagnosis.tiles)} of {diagnosis.scored} projected maps{diagnosis.rule}"
         if diagnosis.grids:
             score = ", ".join(f"{at.score:.2f} at {period} px" for period, at in diagnosis.grids.items())
             chance = ", ".join(f"{at.chance:.2f}" for at in diagnosis.grids.values())

@@ -79,7 +79,7 @@ def look(
     return Sensitivity(occlusion, target, float(probabilities[target]), label, activation, layer, size, stride)
 
 
-def projected(network: nn.Module, image: Tensor, layer: str, number: int, rule: Choice = "deconvnet") -> Tensor:
+def projected(network: nn.Module, image: Tensor, layer: str, number: int, rule: Choice = "auto") -> Tensor:
     """The strongest activation of a layer's map ``number``, projected: a uint8 tile ``(3, H, W)``, 0 mid grey."""
     network = as_network(network, [layer])
     canvas = as_rgb(project(network, network.as_input(image[None]), layer, [number], rule=rule))
