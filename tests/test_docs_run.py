@@ -235,7 +235,7 @@ def workplace(home, tmp_path, monkeypatch):
     shutil.copy(home / "parts.csv", tmp_path)
     (tmp_path / "data_cache").symlink_to(home / "data_cache")
     (tmp_path / "docs").mkdir()
-    for name in DOGS:
+    for name in (*DOGS, "cat.jpg"):
         shutil.copy(ROOT / "docs/dog.png", tmp_path / "docs" / name)
     monkeypatch.chdir(tmp_path)
     yield tmp_path

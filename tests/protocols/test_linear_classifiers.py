@@ -216,3 +216,20 @@ def test_what_cannot_be_fitted_is_refused(kind, change, message):
 
     with pytest.raises(ValueError, match=message):
         kind(*given.values())
+
+
+def test_the_line_search_halves_its_bracket_where_newtons_method_leaves_it():
+    jump = 0.45  # of the derivative, from far below 0 to far above: no slope tells where it is
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    length = linear._length(
+        0 * one,
+        one,
+        0 * one,
+        one,
+        slope=lambda scores: 100 * (scores - jump).sign(),
+        curve=lambda scores, change: 0 * change,
+        dot=lambda first, second: (first * second).sum().view(1, 1),
+    )
+
+    assert abs(float(length) - jump) < 2**-9

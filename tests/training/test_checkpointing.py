@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tests.conftest import tiny_images
-from tests.training.conftest import CLASSES, StopAt
+from tests.training.conftest import CLASSES, StopAt, parts
 from zfscope.networks.checkpoints import load_network, read_checkpoint, run_progress
 from zfscope.training.checkpointing import BestCheckpoint, CheckpointFiles
 
@@ -217,3 +217,12 @@ def test_a_checkpoint_tells_how_many_whole_epochs_it_has_behind_it(fit, tmp_path
         "epoch_002": (2, 6, False),
     }
     assert run_progress(tmp_path)["steps"] == 3 * run_progress(tmp_path)["epoch"]
+
+
+def test_a_checkpoint_of_a_network_that_was_not_trained_tells_of_no_seconds(tmp_path):
+    trainer, classifier, data = parts(tmp_path)
+
+    trainer.validate(classifier, data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "untrained.ckpt")
+
+    assert read_checkpoint(tmp_path / "untrained.ckpt")["progress"]["seconds"] == 0
