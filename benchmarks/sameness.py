@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("networks", nargs="+", metavar="checkpoint")
+    parser.add_argument("--layers", nargs="*", help="default: all that have maps")
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
     parser.add_argument("--maps", type=int, default=24, help="of each layer, drawn at random")
     parser.add_argument("--top", type=int, default=6, help="strongest activations of each map")
@@ -39,7 +40,7 @@ def main() -> None:
     for name in options.networks:
         network = load_network(name)
         inputs = torch.stack([_input(network, photograph, options.side) for photograph in photographs])
-        for layer in network.layers_with_maps:
+        for layer in options.layers or network.layers_with_maps:
             field = network.field_below_pool(layer, tuple(inputs.shape[1:])).size
             found = {rule: _alike(network, layer, inputs, rule, options) for rule in RULES}
             pairs = found[RULES[0]][1]

@@ -59,6 +59,37 @@ def test_of_50_kills_within_saves_of_100_mb_none_costs_the_checkpoint_or_leaves_
     record_property("cases", len(outcomes))
 
 
+def test_control_a_checkpoint_that_is_written_in_place_is_lost_to_a_kill(tmp_path):
+    content, path = {"weight": torch.randn(2_000_000)}, tmp_path / "last.ckpt"
+    write_checkpoint(content, path)
+    size, child = path.stat().st_size, os.fork()
+    if child == 0:
+        with path.open("wb") as file:
+            torch.save(content, Half(file, size // 2))
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    with pytest.raises(ValueError, match="last.ckpt"):
+        read_checkpoint(path)
+
+
+class Half:
+    """A file whose process is killed when so many bytes are written."""
+
+    def __init__(self, file, size):
+        self.file, self.size = file, size
+
+    def write(self, data):
+        written = self.file.write(data)
+        if self.file.tell() > self.size:
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    def flush(self):
+        self.file.flush()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.05, 0.4, 1.1])
 def test_a_training_that_is_killed_goes_on_and_nothing_is_left(tiny, tmp_path, monkeypatch, pause):

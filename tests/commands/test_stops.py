@@ -219,7 +219,7 @@ def test_a_signal_stops_two_ranks_after_the_same_step_and_they_go_on(tiny, tmp_p
 
     (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
 
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=10)  # where a step and a save take less than 5 s
     *warned, told = err.splitlines()
     assert (process.returncode, told) == (143, "train.py: stopped by SIGTERM; go on with python train.py resume=run")
     assert all(line.startswith("warning: ") for line in warned), err
@@ -267,7 +267,7 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_also_after_a_valid
 
     os.killpg(process.pid, signal.SIGTERM)
 
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=10)  # where a step and a save take less than 5 s
     told = "train.py: stopped by SIGTERM; go on with python train.py resume=run"
     assert (process.returncode, err.splitlines()[-1]) == (143, told), err
     assert "Traceback" not in err and "killed by signal" not in err
