@@ -30,7 +30,7 @@ from zfscope.schema import about, check, leaves, printable
 from zfscope.secrets import is_from_environment, masked
 
 # What makes a data set another one than its name says.
-SUBSET_KEYS = ("classes", "cells", "exclude", "clutter")
+SUBSET_KEYS = ("dataset", "target", "classes", "cells", "exclude", "clutter")
 
 
 def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
@@ -238,7 +238,7 @@ def digest_of(path: str) -> str | None:
 
 
 def subset_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a data set another one than its name says: classes, cells, left-out images, a background class."""
+    """What makes a data set another one than its name says: which of torchvision's, target, classes, images."""
     return {key: data[key] for key in SUBSET_KEYS if data.get(key)}
 
 

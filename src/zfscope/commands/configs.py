@@ -95,6 +95,9 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
             main = None if run else _main_config(hydra, name, overrides, arguments.multirun)
             in_sweep = arguments.multirun or (run is None and main.hydra.mode == RunMode.MULTIRUN)
             if in_sweep:
+                if replaced := _replaced(main, overrides):
+                    overrides = [*overrides, *replaced]
+                    main = _main_config(hydra, name, overrides, arguments.multirun)
                 folder, jobs, kinds, own = _jobs(name, main, overrides)
             else:
                 run = run or compose(name, overrides, return_hydra_config=True)
@@ -181,6 +184,14 @@ def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) 
                 key, _, value = overrides[number].partition("=")
                 value = value or "''"
                 overrides[number] = f"{key}=choice({value})"
+
+
+def _replaced(main: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What takes out of a config's sweep (``hydra.sweeper.params``) the keys that are typed: these have the say."""
+    typed = {override.key_or_group for override in parse(overrides)}
+    # Hydra's grammar has no spelling to remove a key with a dot in it; such a one is refused as typed twice.
+    own = [key for key in main.hydra.sweeper.get("params") or {} if key in typed and "." not in key]
+    return [f"~hydra.sweeper.params.{key}" for key in own]
 
 
 def _run_config(name: str, overrides: list[str]) -> DictConfig | None:

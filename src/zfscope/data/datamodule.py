@@ -24,8 +24,9 @@ from zfscope.data.sources.fashion_mnist import open_fashion_mnist
 from zfscope.data.sources.folders import open_caltech, open_folder
 from zfscope.data.sources.imagenet import open_imagenet
 from zfscope.data.sources.phantom import open_phantom
+from zfscope.data.sources.torchvision import open_torchvision
 from zfscope.data.sources.voc import open_voc
-from zfscope.data.spec import DataConfig
+from zfscope.data.spec import TORCHVISION, DataConfig
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
 from zfscope.data.transforms import Examples, TrainTransform
@@ -41,6 +42,7 @@ OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
     "caltech256": open_caltech,
     "voc2012": lambda config: open_voc(config.root, config.download),
     "fashion_mnist": open_fashion_mnist,
+    "torchvision": open_torchvision,
 }
 
 
@@ -51,6 +53,8 @@ def open_data(config: DataConfig, key: str = "data") -> Splits:
     each part a few images may be left out that cannot be read (see ``zfscope.data.quarantine``).
     ``key`` says in messages where the config stands.
     """
+    if config.name == "torchvision" and config.dataset is None:
+        raise ValueError(f"data=torchvision needs {key}.dataset=, one of {', '.join(TORCHVISION)}")
     if config.root is None and config.name not in ("phantom", "elpv"):
         raise ValueError(f"data={config.name} needs {key}.root=DIR, the folder that holds it")
     with about(key, config.name) if config.root is None else about(f"{key}.root", config.root):

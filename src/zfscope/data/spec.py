@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text
 
+# What data=torchvision reads, by torchvision's names; how is said in zfscope.data.sources.torchvision.
+TORCHVISION = ("MNIST", "SVHN", "CelebA", "CIFAR10", "CIFAR100", "Flowers102", "OxfordIIITPet", "Food101")
+
 
 class AugmentConfig(Strict):
     """What is done to a training image: ``standard`` (crop, flips, jitter) or timm's recipe."""
@@ -39,7 +42,21 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """Where the images are and how they become a batch."""
 
-    name: Literal["phantom", "elpv", "folder", "imagenet", "caltech101", "caltech256", "voc2012", "fashion_mnist"]
+    name: Literal[
+        *(
+            "phantom",
+            "elpv",
+            "folder",
+            "imagenet",
+            "caltech101",
+            "caltech256",
+            "voc2012",
+            "fashion_mnist",
+            "torchvision",
+        )
+    ]
+    dataset: Literal[TORCHVISION] | None = None
+    target: Text | None = None
     root: PathText | None = None
     cache: PathText = "data_cache"
     resize: Count = 256
@@ -66,6 +83,10 @@ class DataConfig(Strict):
             )
         if self.cells is not None and self.name != "elpv":
             raise ValueError(f"cells={self.cells} belongs to name=elpv; classes=[…] chooses classes of any data set")
+        if self.dataset is not None and self.name != "torchvision":
+            raise ValueError(f"dataset={self.dataset} belongs to name=torchvision, and the data set is {self.name}")
+        if self.target is not None and self.dataset != "CelebA":
+            raise ValueError(f"target={self.target} belongs to dataset=CelebA; other data sets have one target")
         if self.classes is not None and len(set(self.classes)) < 2:
             raise ValueError("classes names the classes to keep, two or more different ones")
         return self

@@ -283,11 +283,12 @@ def _data_text(name: Any, conditions: Mapping[str, Any]) -> str:
 
 
 def _narrowed(conditions: Mapping[str, Any]) -> list[str]:
-    """What makes a data set another one than its name says: classes, cells, Caltech's background class."""
+    """What makes a data set another one than its name says: which of torchvision's, classes, cells, background."""
+    own = [str(conditions[key]) for key in ("dataset", "target") if conditions.get(key)]
     classes, cells = conditions.get("classes"), conditions.get("cells")
     listed = ", ".join(map(str, classes)) if isinstance(classes, list | tuple) else str(classes)
     background = ["with background"] * bool(conditions.get("clutter"))
-    return [listed] * bool(classes) + [str(cells)] * bool(cells) + background
+    return own + [listed] * bool(classes) + [str(cells)] * bool(cells) + background
 
 
 def _unfinished(run: Run) -> bool:

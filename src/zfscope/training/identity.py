@@ -74,6 +74,8 @@ def training_identity(
     """
     config = plain(config)
     data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}
+    # Keys that earlier trainings did not have: where they say nothing, the identity is as it was.
+    data = {key: value for key, value in data.items() if value is not None or key not in ("dataset", "target")}
     data |= {"images": image_fingerprint, "exclude": _content_of(data.get("exclude"))}
     if val_fingerprint is not None:
         data["val_images"] = val_fingerprint

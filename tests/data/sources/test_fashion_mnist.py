@@ -1,6 +1,7 @@
 """Fashion-MNIST: files plain and packed, and what is missing or damaged."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,4 +125,6 @@ def test_it_is_downloaded_by_torchvision_only_when_asked_and_not_there(tmp_path,
 
     assert len(open_fashion_mnist(tmp_path, download=True).test) == 20
     open_fashion_mnist(tmp_path, download=True)
-    assert calls == [(str(tmp_path), True)]
+    ((root, download),) = calls
+    assert download and Path(root).parent == tmp_path  # a folder of its own, which is gone
+    assert list(tmp_path.iterdir()) == [tmp_path / "FashionMNIST"]

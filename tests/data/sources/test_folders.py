@@ -358,7 +358,9 @@ def test_caltech_is_downloaded_by_torchvision_only_when_asked_and_not_there(
 
     assert open_caltech(tmp_path, name, download=True).train.classes == ("ant", "bee")
     open_caltech(tmp_path, name, download=True)
-    assert calls == [(str(tmp_path), True)]
+    ((root, download),) = calls
+    assert download and Path(root).parent == tmp_path  # a folder of its own, which is gone
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
 def test_find_folder_fetches_only_what_is_not_there_and_says_where_it_looked(tmp_path):

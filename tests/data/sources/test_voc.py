@@ -1,5 +1,7 @@
 """PASCAL VOC: labels from its lists, and what is missing or damaged."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,4 +92,6 @@ def test_it_is_downloaded_by_torchvision_only_when_asked_and_not_there(tmp_path,
 
     assert len(open_voc(tmp_path, download=True).train) == 3
     open_voc(tmp_path, download=True)
-    assert calls == [(str(tmp_path), "2012", "trainval", {"download": True})]
+    assert [options for _, options in calls] == [{"year": "2012", "image_set": "trainval", "download": True}]
+    assert Path(calls[0][0]).parent == tmp_path  # a folder of its own, which is gone
+    assert list(tmp_path.iterdir()) == [tmp_path / "VOCdevkit"]

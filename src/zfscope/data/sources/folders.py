@@ -12,7 +12,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torchvision import datasets
 
 from zfscope.data.imageset import FileImages, utf8
 from zfscope.data.reading import EXTENSIONS
+from zfscope.data.sources.downloads import download_whole, told_in_one_line
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits, stratified_split
 from zfscope.schema import listed, printable
@@ -28,8 +29,8 @@ _JUNK = frozenset({"__macosx", "__pycache__", "@eadir", "lost+found", "thumbs.db
 _VAL_NAMES = ("val", "valid", "validation")
 
 _CALTECH = {
-    "caltech101": ("101_ObjectCategories", "BACKGROUND_Google", "Caltech101"),
-    "caltech256": ("256_ObjectCategories", "257.clutter", "Caltech256"),
+    "caltech101": ("101_ObjectCategories", "BACKGROUND_Google", "caltech101/caltech-101.zip", "Caltech101"),
+    "caltech256": ("256_ObjectCategories", "257.clutter", "caltech256/256_ObjectCategories.tar", "Caltech256"),
 }
 
 
@@ -77,13 +78,16 @@ def open_caltech(config: DataConfig) -> Splits:
     ``Faces`` and ``Faces_easy`` are both among the 101. There is no official split: one is carved out per class.
     """
     name, root = config.name, Path(config.root).expanduser()
-    inner, background, reader = _CALTECH[name]
+    inner, background, archive, reader = _CALTECH[name]
+    fetch = partial(
+        download_whole, root, name, lambda folder: getattr(datasets, reader)(folder, download=True), [archive]
+    )
     folder = find_folder(
         [root / name / inner, root / f"caltech-{name[-3:]}" / inner, root / inner]
         + ([root] if root.name == inner else []),
         what=inner,
         how=f"get {name} from data.caltech.edu and unpack it there, or set data.download=true",
-        fetch=(lambda: getattr(datasets, reader)(str(root), download=True)) if config.download else None,
+        fetch=fetch if config.download else None,
     )
     # Not recursive: 056.dog holds a stray folder, and the official counts are of the files directly in a class.
     images = read_class_folders(folder, leave_out=() if config.clutter else (background,), recursive=False)
@@ -104,15 +108,8 @@ def find_folder(
     """
     for attempt in (None, fetch):
         if attempt:
-            above = {place for candidate in candidates for place in candidate.parents if not place.exists()}
-            try:
+            with told_in_one_line(what, how.partition(", or set ")[0], [folder.parent for folder in candidates]):
                 attempt()
-            except (RuntimeError, OSError) as error:  # URLError is an OSError, torchvision raises RuntimeError too
-                for folder in sorted(above, reverse=True):
-                    with suppress(OSError):  # what torchvision has made and not filled
-                        folder.rmdir()
-                way = how.partition(", or set ")[0]
-                raise OSError(f"could not download {what}: {printable(str(error))}; {way}") from error
         for folder in candidates:
             if holds(folder):
                 return folder

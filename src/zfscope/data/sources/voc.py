@@ -12,6 +12,7 @@ import numpy as np
 from torchvision import datasets
 
 from zfscope.data.imageset import FileImages
+from zfscope.data.sources.downloads import download_whole
 from zfscope.data.sources.folders import find_folder
 from zfscope.data.splits import Splits
 from zfscope.schema import printable
@@ -32,12 +33,13 @@ def open_voc(root: str | Path, download: bool = False) -> Splits:
     ``root`` holds ``VOCdevkit/VOC2012`` or ``VOC2012``, or is this folder itself; torchvision may ``download`` it.
     """
     root, name = Path(root).expanduser(), "VOC2012"
+    fetch = partial(datasets.VOCDetection, year="2012", image_set="trainval", download=True)
     folder = find_folder(
         [root / "VOCdevkit" / name, root / "TrainVal" / "VOCdevkit" / name, root / name]
         + ([root] if root.name == name else []),
         what="PASCAL VOC 2012",
         how="get VOCtrainval 2012 from host.robots.ox.ac.uk/pascal/VOC and unpack it there, or set data.download=true",
-        fetch=partial(datasets.VOCDetection, str(root), "2012", "trainval", download=True) if download else None,
+        fetch=partial(download_whole, root, name, fetch, ["VOCtrainval_11-May-2012.tar"]) if download else None,
     )
     return Splits(train=_part(folder, "train"), val=_part(folder, "val"))
 
