@@ -23,6 +23,7 @@ from tests.conftest import ROOT, composed, type_command, write_folders
 from tests.data.sources.test_fashion_mnist import lay_out as lay_out_clothes
 from tests.data.sources.test_imagenet import devkit, flat_val, put
 from tests.data.sources.test_voc import lay_out as lay_out_voc
+from tests.data.sources.torchvision_layouts import celeba, mnist
 from tests.scripts.same_commands import commands_of
 from tests.test_docs import PAGES, REFUSED
 from zfscope import load_network
@@ -122,6 +123,7 @@ FEW = {
     "overlap": [],
     "probes": ["folds=2", "test_images=4"],
     "projections": ["maps=2", "controls=2"],
+    "frozen,probes": ["folds=2", "test_images=4"],
     "transfer": ["images_per_class=[6]", "folds=2", "test_images=4", "scratch_steps=1", "scratch_folds=1"],
 }
 
@@ -182,7 +184,9 @@ def data(tmp_path_factory):
     write_folders(root / "caltech256", {"256_ObjectCategories": 65}, ("001.ak47", "002.american-flag", "003.backpack"))
     lay_out_voc(root / "voc2012/VOCdevkit/VOC2012")
     lay_out_clothes(root / "fashion_mnist/FashionMNIST/raw")
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        mnist(root / "torchvision", patch), celeba(root / "torchvision", patch)
+        yield root
 
 
 @pytest.fixture(scope="session")
@@ -251,7 +255,7 @@ def results_in(folder):
 @pytest.mark.parametrize("line", TO_RUN, ids=list(TO_RUN))
 def test_a_printed_command_runs(line, workplace, data, monkeypatch, capsys, request):
     name, *words = TO_RUN[line]
-    if "zoo" in line or "_pretrained" in line:
+    if "efficientnet_lite0" not in line and ("zoo" in line or "_pretrained" in line):
         file = request.getfixturevalue("zoo")
         monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(file))
     if "elpv" in line:

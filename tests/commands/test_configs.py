@@ -38,6 +38,25 @@ def test_a_sweep_is_composed_by_a_process_that_composed_nothing_before(monkeypat
     assert plan.overrides == [["seed=0", "logger=none"], ["seed=1", "logger=none"]]
 
 
+@pytest.mark.parametrize(
+    ("typed", "kinds"),
+    [
+        ([], ["transfer", "probes"]),
+        (["analysis=transfer", "analysis.scratch=false"], ["transfer"]),
+        (["-m", "analysis=frozen,probes", "analysis.folds=2"], ["transfer", "probes"]),
+    ],
+)
+def test_a_typed_value_replaces_what_an_experiment_sweeps(tmp_path, monkeypatch, typed, kinds):
+    monkeypatch.chdir(tmp_path)
+    words = [*typed, "experiment=caltech101_pretrained", "checkpoint=zoo/efficientnet_lite0"]
+    monkeypatch.setattr(sys, "argv", ["analyze.py", *words])
+
+    plan = prepare("analyze", get_args_parser().parse_args(words))
+
+    assert plan.kinds == kinds and plan.in_sweep
+    assert [path.name for path in plan.jobs] == kinds
+
+
 JOBLIB = "defaults: [{override /hydra/launcher: joblib}]"
 OF_HYDRA = {
     "plain": "seed: 3",

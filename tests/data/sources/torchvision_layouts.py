@@ -53,7 +53,9 @@ def svhn(root, patch):
     for split, count in (("train", 40), ("test", 20)):
         path = root / f"{split}_32x32.mat"
         labels = np.arange(count) % 10 + 1  # 1 … 10, of which 10 is the digit 0
-        scipy.io.savemat(path, {"X": pixels(count, 32, seed=count).transpose(1, 2, 3, 0), "y": labels.astype(np.uint8)[:, None]})
+        scipy.io.savemat(
+            path, {"X": pixels(count, 32, seed=count).transpose(1, 2, 3, 0), "y": labels.astype(np.uint8)[:, None]}
+        )
         own[split] = [own[split][0], path.name, md5(path)]
     patch.setattr(datasets.SVHN, "split_list", own)
 

@@ -40,7 +40,7 @@ class Source:
     fetch: Sequence[dict[str, object]]  # keywords of torchvision's class, one by one, for a download
     archives: tuple[str, ...]  # where torchvision puts what it unpacks
     target: str
-    licence: str  # as its authors state it
+    licence: str  # as far as its authors state one
 
 
 def open_torchvision(config: DataConfig) -> Splits:
@@ -220,7 +220,7 @@ def _unchecked(*paths: str) -> Callable[[], Files]:
     return lambda: [(path, None) for path in paths]
 
 
-# What each is, in the order of the documentation. Checked licences only: "not stated" where the authors state none.
+# What each is. A licence is what the authors' own pages say; "not stated" where they say nothing.
 SOURCES: dict[str, Source] = {
     "MNIST": Source(
         _open_mnist,
