@@ -43,6 +43,7 @@ def test_a_sweep_is_composed_by_a_process_that_composed_nothing_before(monkeypat
     [
         ([], ["transfer", "probes"]),
         (["analysis=transfer", "analysis.scratch=false"], ["transfer"]),
+        (["analysis.folds=2", "analysis.test_images=4"], ["transfer", "probes"]),  # which the default analysis has not
         (["-m", "analysis=frozen,probes", "analysis.folds=2"], ["transfer", "probes"]),
     ],
 )
@@ -54,7 +55,15 @@ def test_a_typed_value_replaces_what_an_experiment_sweeps(tmp_path, monkeypatch,
     plan = prepare("analyze", get_args_parser().parse_args(words))
 
     assert plan.kinds == kinds and plan.in_sweep
+    options = {word for word in typed if word.startswith("analysis.")}
+    assert all(options <= {word.lower() for word in job} for job in plan.overrides)
     assert [path.name for path in plan.jobs] == kinds
+
+
+def test_a_key_that_some_jobs_of_a_sweep_have_not_is_told_with_the_job(command):
+    code, _, err = command("analyze", "experiment=caltech101_pretrained", "analysis.scratch=false")
+
+    assert code == 2 and err.startswith("analyze.py: analysis.scratch: the job analysis=probes has no such key")
 
 
 JOBLIB = "defaults: [{override /hydra/launcher: joblib}]"

@@ -50,7 +50,7 @@ def analyse(question: Question) -> Result:
                     scores[name][row, column] = mean_class_accuracy(classifier(test).argmax(1), truth, len(classes))
                     count()
     chance = 100 / len(classes)
-    title = f"{question.title} to {data.config.name}, {size} images of each of {len(classes)} classes"
+    title = f"{question.title} to {data.config.title}, {size} images of each of {len(classes)} classes"
     figure = probes_figure(layers, scores, chance=chance, title=title)
     paper = TABLE_7.get((data.config.name, size), {})
     metrics = {

@@ -84,7 +84,7 @@ def analyse(question: Question) -> Result:
         accuracy[way] = np.reshape(scores, (len(sizes), -1))
 
     chance = 100 / len(target.images.classes)
-    title = f"{question.title} to {data_name}, {len(target.images.classes)} classes"
+    title = f"{question.title} to {question.data.config.title}, {len(target.images.classes)} classes"
     figure = transfer_figure(sizes, accuracy, chance=chance, title=title)
     paper = {"caltech101": TABLE_4, "caltech256": TABLE_5}.get(data_name, {})
     metrics = {

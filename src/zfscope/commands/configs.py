@@ -178,12 +178,23 @@ def _main_config(hydra: Hydra, name: str, overrides: list[str], in_sweep: bool) 
                 for number, override in enumerate(parse(overrides))
                 if unknown and override.key_or_group == unknown[1] and not override.is_sweep_override()
             ]
-            if not in_sweep or not numbers or unknown[1].startswith("hydra."):
+            if not numbers or unknown[1].startswith("hydra."):
+                raise
+            others = [override for number, override in enumerate(overrides) if number not in numbers]
+            if not in_sweep and not _sweeps_by_itself(hydra, name, others):
                 raise
             for number in numbers:
                 key, _, value = overrides[number].partition("=")
                 value = value or "''"
                 overrides[number] = f"{key}=choice({value})"
+
+
+def _sweeps_by_itself(hydra: Hydra, name: str, overrides: Sequence[str]) -> bool:
+    """Whether a config is a sweep without ``--multirun``, also where overrides are of its jobs alone."""
+    try:
+        return _main_config(hydra, name, list(overrides), False).hydra.mode == RunMode.MULTIRUN
+    except HydraException:
+        return False
 
 
 def _replaced(main: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -250,7 +261,7 @@ def _jobs(
     kinds: list[str] = []
     refused: list[ValueError] = []
     for number, job in enumerate(jobs):
-        config = compose(name, [*common, *job], return_hydra_config=True)
+        config = _job_config(name, [*common, *job], [word for word in job if word not in jobs[0]])
         OmegaConf.copy_cache(main, config)
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
@@ -275,6 +286,20 @@ def _jobs(
     if twice is not None:
         raise ValueError(f"two jobs of the sweep would have the folder {twice}; tell them apart in hydra.sweep.subdir")
     return sweep, folders, kinds, [list(job) for job in jobs]
+
+
+def _job_config(name: str, overrides: Sequence[str], own: Sequence[str]) -> DictConfig:
+    """The config of a job; ``own`` are the overrides that tell it from the first one, which has composed."""
+    try:
+        return compose(name, overrides, return_hydra_config=True)
+    except HydraException as error:
+        unknown = UNKNOWN.search(str(error))
+        if unknown is None or not own or not unknown[1].startswith("analysis."):
+            raise
+        job = " ".join(own)
+        raise ValueError(
+            f"{unknown[1]}: the job {job} has no such key, others of the sweep have; type them alone"
+        ) from error
 
 
 def _values_in(override: Override) -> float:

@@ -75,6 +75,11 @@ class DataConfig(Strict):
     check: bool = True
     augment: AugmentConfig = AugmentConfig()
 
+    @property
+    def title(self) -> str:
+        """What a figure calls it: of torchvision's data sets their own name, with the target that was chosen."""
+        return " ".join(filter(None, [self.dataset or self.name, self.target]))
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop > self.resize:
