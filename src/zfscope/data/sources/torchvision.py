@@ -1,7 +1,8 @@
 """Data sets that torchvision downloads and reads, by its names: an allow-list, and one way to open them.
 
 torchvision finds the files and reads its lists (but CelebA's); images in files are decoded by our own policy, one at a
-time. What it has a checksum for is compared first. CIFAR's files are pickles, which nothing reads unless their checksums hold.
+time. What it has a checksum for is compared first. CIFAR's files are pickles: they are read only if their checksums
+hold.
 
 Source: each entry's is its data set's own; holding out validation images where there are none is our choice.
 """
