@@ -211,7 +211,8 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], width: int | None = None) -> 
 
     def table(headings: Sequence[str]) -> Table:
         cells = [(str(number), *(row[heading] for heading in headings)) for number, row in enumerate(rows)]
-        return _table(f"{len(jobs)} jobs", cells, "job", **{heading: sides[heading] for heading in headings})
+        title = f"{len(jobs)} job{'s' * (len(jobs) > 1)}"
+        return _table(title, cells, "job", **{heading: sides[heading] for heading in headings})
 
     width = width or console.width
     filled = [heading for heading in sides if any(row[heading] for row in rows)]
