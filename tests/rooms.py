@@ -17,7 +17,7 @@ FLOORS = (
     ("evaluation", "callbacks"),
     ("figures",),
     ("report", "occlusion", "correspondence", "evolution"),
-    ("data", "deconvnet", "invariance", "diagnostics"),
+    ("data", "deconvnet", "invariance", "diagnostics", "embedding"),
     ("networks",),
     ("schema", "console", "runs", "activations", "images"),
     ("files",),

@@ -114,6 +114,7 @@ ONE_STEP = (
 FEW = {
     "correspondence": ["masks=2"],
     "diagnostics": ["images=16", "maps=2"],
+    "embedding": ["images=16", "neighbours=3", "draws=2"],
     "ensemble": ["part=val", "ten_crops=false"],
     "evaluate": ["part=val", "ten_crops=false"],
     "evolution": ["images=16", "maps=1"],

@@ -156,6 +156,7 @@ def test_every_analysis_leaves_a_bad_image_out_and_lists_it(command, run_copy, t
         "invariance": ["analysis.images=12"],
         "diagnostics": [],
         "ensemble": [],
+        "embedding": ["analysis.images=11", "analysis.neighbours=3"],
         "transfer": ["analysis.images_per_class=[2]", "analysis.folds=2", "analysis.scratch_steps=3"],
         "probes": ["analysis.images_per_class=2", "analysis.folds=2"],
         "overlap": ["data@analysis.other=folder", f"analysis.other.root={images}", "analysis.parts=[val]"],

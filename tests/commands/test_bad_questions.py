@@ -29,6 +29,8 @@ def asked(trained_run):
         ["analysis=evolution", "analysis.layers=[conv9]"],
         ["analysis=transfer", "analysis.layer=conv9"],
         ["analysis=probes", "analysis.layers=[conv9]"],
+        ["analysis=embedding", "analysis.layer=conv9"],
+        ["analysis=embedding", "analysis.layers=[conv9]"],
     ],
     ids=lambda overrides: overrides[0],
 )

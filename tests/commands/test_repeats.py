@@ -24,6 +24,7 @@ ANALYSES = {
     "diagnostics": (),
     "evolution": ("analysis.maps=2",),
     "ensemble": (),
+    "embedding": ("analysis.images=12", "analysis.neighbours=3"),
     "correspondence": ("analysis.boxes=boxes.csv", "analysis.masks=8"),
     "overlap": ("data=folder", "data.root=images", "data@analysis.other=folder", "analysis.other.root=images"),
     "probes": ("analysis.images_per_class=4", "analysis.folds=2", "analysis.layers=[conv5]"),

@@ -135,6 +135,7 @@ def test_what_the_phantom_cannot_be_asked_is_refused_before_it_is_drawn(
         "analysis=evolution analysis.layers=[conv9]": layer,
         "analysis=probes analysis.layers=[conv9]": layer,
         "analysis=transfer analysis.layer=conv9": layer,
+        "analysis=embedding analysis.layer=conv9": layer,
         "analysis=transfer analysis.images_per_class=[9000]": r"9000",
         "analysis=diagnostics analysis.other=nope": r"analysis\.other=nope",
     }

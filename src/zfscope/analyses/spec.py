@@ -119,6 +119,26 @@ class DiagnosticsAnalysis(SampledOptions):
     maps: Count = 64
 
 
+class EmbeddingAnalysis(SampledOptions):
+    """``analysis=embedding``: a map of images by t-SNE; whose nearest neighbours share their class, by layer."""
+
+    name: Literal["embedding"] = "embedding"
+    part: Part | None = None
+    images: Annotated[int, Field(ge=2, le=10_000)] = 2500
+    layer: str | None = None
+    layers: tuple[str, ...] | None = None
+    neighbours: Count = 10
+    draws: Count = 5
+    batch_size: Count = 64
+
+    @field_validator("layers")
+    @classmethod
+    def _of_some_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if layers == ():
+            raise ValueError("name one layer or more, such as [conv5,fc7]")
+        return layers
+
+
 class EnsembleAnalysis(AnalysisOptions):
     """``analysis=ensemble``: softmax averaged over several networks and ten crops (Table 2)."""
 
@@ -208,6 +228,7 @@ Analysis = Annotated[
     | InvarianceAnalysis
     | CorrespondenceAnalysis
     | DiagnosticsAnalysis
+    | EmbeddingAnalysis
     | EnsembleAnalysis
     | TransferAnalysis
     | ProbesAnalysis

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from zfscope.protocols.linear_classifiers import gram_features, standardise, sta
 from zfscope.schema import listed, printable
 
 BLOCK = 4096  # columns of a block
+PIXELS = "pixels"  # in place of a layer: the network's inputs themselves
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class FeatureTable:
         """The features of some images, ``(len(indices), D)``."""
         indices = torch.as_tensor(indices).numpy()
         features = np.empty((len(indices), self.width), dtype=np.float32)
-        for first, block in self._mapped():
+        for first, block in self.blocks():
             features[:, first : first + block.shape[1]] = block[indices]
         return torch.from_numpy(features)
 
@@ -50,14 +52,15 @@ class FeatureTable:
         most = max(1, int(memory / 4 / max(self.count, 1)))  # columns, or rows of the result, that fit
         columns, rows = max(1, most // 2), max(1, most // 2)
         products = torch.zeros(self.count, self.count)
-        for _, block in progress(self._mapped(), "Inner products", -(-self.width // BLOCK)):
+        for _, block in progress(self.blocks(), "Inner products", -(-self.width // BLOCK)):
             for start in range(0, block.shape[1], columns):
                 part = torch.from_numpy(block[:, start : start + columns].copy())
                 for top in range(0, self.count, rows):
                     products[top : top + rows].addmm_(part[top : top + rows], part.T)
         return products
 
-    def _mapped(self) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The features of all images in blocks of columns ``(N, width)``, each with the number of its first column."""
         for first in range(0, self.width, BLOCK):
             shape = (self.count, min(BLOCK, self.width - first))
             yield first, np.memmap(self.path, np.float32, "r", 4 * self.count * first, shape)
@@ -150,18 +153,23 @@ def write_tables(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     targets: Mapping[str, Path],
     device: torch.device,
+    key: str = "data.cache",
 ) -> dict[str, FeatureTable]:
-    """Compute and write beside the targets, then rename; the number of images and features stands beside each."""
+    """Compute and write beside the targets, then rename; the number of images and features stands beside each.
+
+    Targets are files by layer, or by ``PIXELS``, all in the folder that ``key`` names in messages.
+    """
     count, seen = len(batches.dataset), 0  # a DataLoader's
     files, widths = {}, {}
     with ExitStack() as written, evaluating(network):
         for inputs, _, positions in progress(batches, f"Features of {listed(targets)}"):
             seen += len(positions)
-            maps = network.trace(inputs.to(device, memory_format=torch.channels_last)).maps
-            values = {layer: maps[layer].flatten(1).float().cpu().numpy() for layer in targets}
+            trace = network.trace(inputs.to(device, memory_format=torch.channels_last))
+            maps = {PIXELS: trace.images, **trace.maps}
+            values = {layer: _rows(layer, maps.get(layer), len(inputs)) for layer in targets}
             if not files:
                 widths = {layer: part.shape[1] for layer, part in values.items()}
-                _check_room(next(iter(targets.values())).parent, 4 * count * sum(widths.values()))
+                _check_room(next(iter(targets.values())).parent, 4 * count * sum(widths.values()), key)
                 files = {layer: written.enter_context(replacing(path)) for layer, path in targets.items()}
                 for layer, file in files.items():
                     file.reserve(4 * count * widths[layer])
@@ -177,12 +185,19 @@ def write_tables(
     return {layer: FeatureTable(path, count, widths[layer]) for layer, path in targets.items()}
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    check_writable(folder, "data.cache")
+def _rows(layer: str, maps: Any, count: int) -> np.ndarray:
+    """A layer's features, a row for each image, ``(N, D)`` float32."""
+    if not isinstance(maps, Tensor) or len(maps) != count:
+        raise ValueError(f"layer {layer!r} gives no tensor with a row for each image; choose other layers")
+    return maps.flatten(1).float().cpu().numpy()
+
+
+def _check_room(folder: Path, needed: int, key: str) -> None:
+    check_writable(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB left; give data.cache=DIR, "
+            f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB left; give {key}=DIR, "
             "fewer layers or fewer images"
         )
