@@ -25,7 +25,7 @@ from zfscope.evaluation import (
     top_error,
 )
 from zfscope.networks.build import build_network
-from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.preprocessing import CanvasKind, Preprocessing
 
 CLASSES = tuple("abcdefgh")
 
@@ -194,7 +194,8 @@ def test_of_a_small_jpeg_each_member_sees_its_own_pixels_and_of_a_large_one_near
     examples = FileImages([tmp_path / "small.jpg", tmp_path / "large.jpg"], np.array([0, 1]), ("a", "b"))
     preprocessing = network().preprocessing
 
-    shared = [Canvases(examples, [(20, "bilinear"), (36, "bilinear")])[index][0][20, "bilinear"] for index in range(2)]
+    kinds = [CanvasKind(20), CanvasKind(36)]
+    shared = [Canvases(examples, kinds)[index][0][kinds[0]] for index in range(2)]
 
     own = [preprocessing.canvas(examples.read(index, short_side=20)).permute(1, 2, 0) for index in range(2)]
     assert torch.equal(shared[0], own[0])

@@ -22,7 +22,7 @@ from zfscope.data.loader import ImageItems
 from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
-from zfscope.networks.preprocessing import centre_crop, square, ten_crops
+from zfscope.networks.preprocessing import CanvasKind, centre_crop, ten_crops
 from zfscope.schema import listed
 
 VALUES = 2**24  # averages of subsets are held at a time: 128 MB
@@ -39,19 +39,19 @@ class Predictions:
 class Canvases(ImageItems):
     """Images on the canvases of several networks, each read once: ``({kind: (side, side, 3) uint8}, label, index)``.
 
-    A ``kind`` is the side of a canvas in pixels and how it is resized, as ``Preprocessing.canvas_kind`` has it.
+    A ``kind`` says how an image comes onto its canvas, as ``Preprocessing.canvas_kind`` has it.
 
     A JPEG is decoded for the largest side. A network with a smaller one can so see slightly other pixels than in its
     own evaluation, where the decoder halves a file of twice its side or more; of smaller files it sees the same.
     """
 
-    def __init__(self, images: ImageSet, kinds: Iterable[tuple[int, str]]) -> None:
+    def __init__(self, images: ImageSet, kinds: Iterable[CanvasKind]) -> None:
         self.images, self.kinds = images, sorted(set(kinds))
         self.labels = torch.from_numpy(images.labels)
 
-    def __getitem__(self, index: int) -> tuple[dict[int, Tensor], Tensor, int]:
-        image = self.images.read(index, short_side=self.kinds[-1][0])
-        canvases = {kind: torch.from_numpy(np.array(square(image, *kind))) for kind in self.kinds}
+    def __getitem__(self, index: int) -> tuple[dict[CanvasKind, Tensor], Tensor, int]:
+        image = self.images.read(index, short_side=self.kinds[-1].side)
+        canvases = {kind: torch.from_numpy(np.array(kind.draw(image))) for kind in self.kinds}
         return canvases, self.labels[index], index
 
 
@@ -72,7 +72,7 @@ def predict(
 
 def predict_members(
     networks: Sequence[Network],
-    batches: Iterable[tuple[Mapping[tuple[int, str], Tensor], Tensor, Tensor]],
+    batches: Iterable[tuple[Mapping[CanvasKind, Tensor], Tensor, Tensor]],
     *,
     crops: bool = True,
     device: torch.device | str = "cpu",
@@ -90,7 +90,7 @@ def predict_members(
         else:
             group.append(number)
 
-    def prepared(canvases: Mapping[tuple[int, str], Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
+    def prepared(canvases: Mapping[CanvasKind, Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
         for group in groups:
             preprocessing = networks[group[0]].preprocessing
             yield preprocessing.normalise(canvases[preprocessing.canvas_kind].to(device).permute(0, 3, 1, 2)), group
@@ -161,6 +161,7 @@ def gain_interval(before: Tensor, after: Tensor, draws: int = 10_000, seed: int 
 
 def check_classes(network: Network, classes: tuple[str, ...]) -> None:
     """Refuse images whose classes are not the network's, or stand in another order."""
+    network.check_head()
     if network.num_classes != len(classes):
         raise ValueError(
             f"the network tells {network.num_classes} classes apart, the data set has {len(classes)}; "

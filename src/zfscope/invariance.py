@@ -3,6 +3,7 @@
 Source: Zeiler & Fergus (2014), Sec. 4.1 and Fig. 5.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Invariance:
     distances: dict[str, Tensor]  # Euclidean, between features of the original and of the transformed image, (N, A)
     another: dict[str, float]  # mean distance between the features of two different originals, over all pairs
     norms: dict[str, Tensor]  # length of each original's features, (N,)
-    probability: Tensor  # of the true label, 0 to 1, (N, A)
+    probability: Tensor | None  # of the true label, 0 to 1, (N, A); None where there are no labels
 
     def relative(self, layer: str) -> Tensor:
         """The distances of a layer as shares of that to another image, ``(N, A)``: at 1 nothing of the image is left.
@@ -125,7 +126,7 @@ def default_amounts(kind: str, side: int) -> Tensor:
 
 def low_and_high(network: Network) -> tuple[str, str]:
     """The first layer and the one below the classes' layer: conv1 and fc7, as in Fig. 5."""
-    below = [layer for layer in network.layers if not f".{network.classifier_prefix}".endswith(f".{layer}.")]
+    below = network.layers_below_classes
     if len(below) < 2:
         raise ValueError(f"name a low and a high layer; the layers are {', '.join(network.layers)}")
     return below[0], below[-1]
@@ -135,7 +136,7 @@ def low_and_high(network: Network) -> tuple[str, str]:
 def compare(
     network: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     kind: str,
     amounts: Sequence[float] | Tensor,
     layers: Sequence[str],
@@ -145,17 +146,18 @@ def compare(
     """Compare the features of images before and after a transformation, and the probability of the true label.
 
     Images are two or more network inputs, or normalised canvases that are cropped after they were moved, ``(N, 3, H,
-    W)``; labels their true classes, ``(N,)`` int64; ``kind`` and ``amounts`` as for ``moved``, in pixels of the
-    network's input; of a module that is no ``Network``, ``layers`` are paths of submodules. The features of all
-    originals are held in memory. Results lie on the CPU, in the order of images and amounts; an amount that leaves the
-    image as it is gives exactly 0. Refused are weights, images and results that hold NaN or infinity.
+    W)``; labels their true classes, ``(N,)`` int64, or None where the network has no head; ``kind`` and ``amounts`` as
+    for ``moved``, in pixels of the network's input; of a module that is no ``Network``, ``layers`` are paths of
+    submodules. The features of all originals are held in memory. Results lie on the CPU, in the order of images and
+    amounts; an amount that leaves the image as it is gives exactly 0. Refused are weights, images and results that hold
+    NaN or infinity.
 
     Source: Zeiler & Fergus (2014), Fig. 5.
     """
     amounts = torch.as_tensor(amounts, dtype=torch.float64).cpu()
     if len(images) < 2 or not amounts.numel() or not layers:
         raise ValueError("give two images or more, one amount or more, and one layer or more")
-    if labels.shape != (len(images),) or labels.is_floating_point():
+    if labels is not None and (labels.shape != (len(images),) or labels.is_floating_point()):
         raise ValueError(f"labels must be ({len(images)},) integers, but they are {labels.dtype} {tuple(labels.shape)}")
     network = as_network(network, layers)
     for amount in amounts.tolist():  # all of them before the first forward pass
@@ -163,7 +165,7 @@ def compare(
     check_finite(network, images)
     originals: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    probability = []
+    probability, classes_of = [], labels.cpu().split(batch_size) if labels is not None else itertools.repeat(None)
 
     def look(pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # Original and moved images in one layout and in batches of one size: equal pixels give equal bits.
@@ -171,7 +173,7 @@ def compare(
         return {layer: _features(layer, trace.maps[layer], len(pictures)) for layer in layers}, trace.logits
 
     with evaluating(network), counting(kind.capitalize(), -(-len(images) // batch_size) * len(amounts)) as count:
-        for pictures, classes in zip(images.split(batch_size), labels.cpu().split(batch_size), strict=True):
+        for pictures, classes in zip(images.split(batch_size), classes_of, strict=False):
             before, _ = look(pictures if network.image_size is None else centre_crop(pictures, network.image_size))
             columns: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             right = []
@@ -179,12 +181,13 @@ def compare(
                 after, logits = look(moved(pictures, kind, amount, network.image_size))
                 for layer in layers:
                     columns[layer].append((after[layer] - before[layer]).norm(dim=1).cpu())
-                right.append(_probability(logits.cpu(), classes))
+                if classes is not None:
+                    right.append(_probability(logits.cpu(), classes))
                 count()
             for layer in layers:
                 originals[layer].append(before[layer].cpu())
                 distances[layer].append(torch.stack(columns[layer], 1))
-            probability.append(torch.stack(right, 1))
+            probability += [torch.stack(right, 1)] if right else []
     moves = {layer: torch.cat(parts) for layer, parts in distances.items()}
     for values in (*moves.values(), *probability):
         check_result(values, network, "the distances and probabilities")
@@ -199,7 +202,7 @@ def compare(
         moves,
         another,
         {layer: vectors.norm(dim=1) for layer, vectors in features.items()},
-        torch.cat(probability),
+        torch.cat(probability) if probability else None,
     )
 
 

@@ -150,7 +150,7 @@ def test_timm_s_parameters_keep_their_names():
     network = TimmNetwork("resnet18", 3, 64)
 
     assert set(network.state_dict()) == {f"body.{name}" for name in timm.create_model("resnet18").state_dict()}
-    assert network.classifier_prefix == "body.fc."
+    assert network.classifier_prefixes == ("body.fc.",)
     assert network.map_module("layer2") is network.body.layer2
 
 

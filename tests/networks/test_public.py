@@ -25,10 +25,10 @@ from zfscope.networks.public import (
     is_zoo_name,
     open_zoo,
     preprocessing_of,
-    rename_weights,
     zoo_config,
 )
 from zfscope.networks.spec import ModelConfig
+from zfscope.networks.state_dicts import find_weights
 from zfscope.schema import check
 
 zfnets = pytest.importorskip("pytorchcv.models.zfnet", reason="pip install -e '.[zoo]'")
@@ -196,13 +196,13 @@ def test_foreign_names_become_ours_by_order_and_our_own_stay():
         network = build_network(zoo_config("torchvision/alexnet"), 1000, 224)
     weights = model.state_dict()
 
-    renamed = rename_weights(weights, network)
+    renamed = find_weights(weights, network, "alexnet.pth")
 
     assert renamed["conv3.conv.weight"] is weights["features.6.weight"]
     assert renamed["fc6.linear.bias"] is weights["classifier.1.bias"]
-    assert list(rename_weights(renamed, network)) == list(renamed)
-    assert list(rename_weights({"features.0.weight": 0}, network)) == ["features.0.weight"]
-    assert list(rename_weights(weights, HookedNetwork(model))) == [f"body.{name}" for name in weights]
+    assert list(find_weights(renamed, network, "ours.pth")) == list(renamed)
+    assert list(find_weights({"features.0.weight": 0}, network, "part.pth")) == ["features.0.weight"]
+    assert list(find_weights(weights, HookedNetwork(model), "alexnet.pth")) == [f"body.{name}" for name in weights]
 
 
 @pytest.mark.parametrize(
@@ -245,10 +245,14 @@ def no_network(tmp_path, monkeypatch):
     def refuse_url(*_args, **_kwargs):
         raise urllib.error.URLError("Name or service not known")
 
+    def refused(_url):
+        raise urllib.error.URLError("Name or service not known")
+
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(requests, "get", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse_url)
+    monkeypatch.setattr("zfscope.networks.downloads.ask_server", refused)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ def no_network(tmp_path, monkeypatch):
     [("zoo/zfnet", "zfnet-1727-d010ddca.pth.zip"), ("torchvision/alexnet", "alexnet-owt-7be5be79.pth")],
 )
 def test_without_network_one_line_names_the_file_and_the_offline_way(name, file, no_network, tmp_path):
-    with pytest.raises(ConnectionError, match="weights=FILE") as refusal:
+    with pytest.raises(ConnectionError, match="weights_file=FILE") as refusal:
         load_network(name)
 
     line = str(refusal.value)
@@ -278,6 +282,7 @@ class Payload:
 def test_a_download_that_is_no_weights_is_the_same_line(content, no_network, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stray.pth").write_bytes(content)
+    monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
     monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
 
     with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
@@ -289,6 +294,7 @@ def test_a_download_that_is_no_weights_is_the_same_line(content, no_network, mon
 def test_a_payload_in_torch_s_format_is_not_run(no_network, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.save({"features.stage1.unit1.conv.weight": Payload()}, "stray.pth")
+    monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
     monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
 
     with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
@@ -302,6 +308,7 @@ def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monke
     model = zfnets.zfnet().eval()
     file = tmp_path / "zfnet.pth"
     torch.save(model.state_dict(), file)
+    monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
     monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(file))
 
     network = load_network("zoo/zfnet")
@@ -319,6 +326,7 @@ def test_classes_of_torchvision_s_weights_are_in_words_and_imagenets_folders_fit
             return torchvision.models.alexnet().state_dict()
 
     monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", weights)
+    monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
 
     network = open_zoo("torchvision/alexnet")
 

@@ -27,21 +27,22 @@ def analyse(question: Question) -> Result:
     Metrics are taken over all amounts that change an image, ``rotation_within_20`` over those of at most 20 degrees
     either way: the mean distance at each layer, the share of amounts at which the mean curve of the high layer lies
     below that of the low one (``curve_below``), the share of pairs of an image and an amount where it does
-    (``images_below``), and the mean probability.
+    (``images_below``), and the mean probability. A network without a head gives none.
     """
     options, network, images = question.options, question.network, question.images
     layers = low_and_high(network) if options.layers is None else options.layers
     for layer in layers:
         network.check_layer(layer)
-    check_classes(network, images.classes)
+    if network.num_classes != 0:  # else there is no head, and no probability
+        check_classes(network, images.classes)
     if images.labels.ndim != 1:
         raise ValueError("analysis=invariance needs images with one true label each; these have several")
     examples = question.inputs(images, network.preprocessing.normalised_canvas)
     indices, canvases = some_inputs(examples, at_most(options.images, len(images), "analysis.images"), options.seed)
     labels = torch.from_numpy(images.labels[indices.numpy()])
-    side = network.preprocessing.crop
+    side, known = network.preprocessing.crop, labels if network.num_classes != 0 else None
     curves = [
-        compare(network, canvases, labels, kind, default_amounts(kind, side), layers, batch_size=options.batch_size)
+        compare(network, canvases, known, kind, default_amounts(kind, side), layers, batch_size=options.batch_size)
         for kind in KINDS
     ]
 
@@ -50,7 +51,8 @@ def analyse(question: Question) -> Result:
     tiles = {}
     for curve in curves:
         kind = curve.kind
-        arrays |= {f"{kind}/amounts": curve.amounts.numpy(), f"{kind}/probability": curve.probability.numpy()}
+        arrays |= {f"{kind}/amounts": curve.amounts.numpy()}
+        arrays |= {f"{kind}/probability": curve.probability.numpy()} if known is not None else {}
         arrays |= {f"{kind}/{layer}": distances.numpy() for layer, distances in curve.distances.items()}
         amounts = curve.amounts[torch.linspace(0, len(curve.amounts) - 1, 5).long()]
         pictures = [as_pictures(network, moved(canvases[shown], kind, amount, side)) for amount in amounts.tolist()]
@@ -73,13 +75,16 @@ def analyse(question: Question) -> Result:
 def _metrics(curve: Invariance, name: str, amounts: Tensor, layers: tuple[str, str]) -> dict[str, Metric]:
     low, high = (curve.relative(layer)[:, amounts] for layer in layers)
     curve_below, images_below = high.mean(0) < low.mean(0), high < low
-    return {
+    metrics = {
         f"{name}/{layers[0]}": {"value": float(low.mean()), "unit": "of the distance to another image"},
         f"{name}/{layers[1]}": {"value": float(high.mean()), "unit": "of the distance to another image"},
         f"{name}/curve_below": {"value": 100 * float(curve_below.double().mean()), "unit": "%"},
         f"{name}/images_below": {"value": 100 * float(images_below.double().mean()), "unit": "%"},
-        f"{name}/probability": {"value": float(curve.probability[:, amounts].mean()), "unit": "of the true label"},
     }
+    if curve.probability is not None:
+        probability = float(curve.probability[:, amounts].mean())
+        metrics[f"{name}/probability"] = {"value": probability, "unit": "of the true label"}
+    return metrics
 
 
 def of_different_classes(labels: Tensor, most: int) -> Tensor:

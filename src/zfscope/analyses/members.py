@@ -130,6 +130,7 @@ def _open(source: str, name: str) -> Member:
         state = content["zfscope"]
         config = {**(state.get("config") or {}), "model": state["model"]}
     check_prepares(network, source)
+    network.check_head()
     return Member(source, name, network, plain(config), fingerprint(network))
 
 

@@ -44,6 +44,7 @@ def analyse(question: Question) -> Result:
     classes are told, and its strongest maps are projected; without data the panel has no projections from other images.
     """
     options, network, own = question.options, question.network, question.image
+    network.check_head()
     target = None if options.target is None else class_number(network, options.target)
     pool = question.images if question.data is not None else None
     if own is not None:

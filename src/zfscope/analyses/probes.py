@@ -63,5 +63,5 @@ def analyse(question: Question) -> Result:
 
 def layers_to_probe(network: Network) -> tuple[str, ...]:
     """All layers with feature maps and the one below the classes: 1 to 5 and 7 of ZFNet, as in Table 7."""
-    below = [layer for layer in network.layers if not f".{network.classifier_prefix}".endswith(f".{layer}.")]
+    below = network.layers_below_classes
     return tuple(layer for layer in below if layer in network.layers_with_maps or layer == below[-1])

@@ -107,7 +107,8 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
         preprocessing = largest.network.preprocessing  # data may be read at that size
     elif config.checkpoint is not None:
         with about("checkpoint", config.checkpoint):
-            network, run = load_network(config.checkpoint).to(device), run_config(config.checkpoint)
+            network = load_network(config.checkpoint, config.weights_file).to(device)
+            run = run_config(config.checkpoint)
             check_prepares(network, config.checkpoint)
         preprocessing = network.preprocessing
     data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
@@ -184,7 +185,12 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     own = ("images", "indices") if config.image else ()  # they choose among the data's images
     numbers = [name for name in values if name not in options.irrelevant and name not in own]
     changed = options.model_dump(exclude_defaults=True) | views
-    files = {"image": config.image, "boxes": values.get("boxes"), "exclude": data and data.config.exclude}
+    files = {
+        "weights_file": config.weights_file,
+        "image": config.image,
+        "boxes": values.get("boxes"),
+        "exclude": data and data.config.exclude,
+    }
     conditions = {
         "checkpoint": checkpoint if checkpoint is None or isinstance(checkpoint, str) else list(checkpoint),
         "data": data.config.name if data else None,
@@ -211,7 +217,7 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
             for member in question.members
         ]
     elif question.network is not None:
-        conditions["run"] = {**(conditions["run"] or {}), **run_progress(checkpoint)}
+        conditions["run"] = {**(conditions["run"] or {}), **run_progress(checkpoint, config.weights_file)}
     image = {"image": config.image} if config.image else {}
     # What was found goes before what was asked: analysis.members is a number, and these are networks.
     return {name: value for name, value in values.items() if name not in own} | conditions | image

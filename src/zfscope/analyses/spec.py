@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName
+from zfscope.networks.spec import check_weights_file
 from zfscope.schema import Count, PathText, Positive, Strict, check
 from zfscope.training.spec import LoggerConfig
 
@@ -242,6 +243,7 @@ class AnalyzeConfig(Strict):
     """All that ``analyze.py`` reads; ``data`` changes single values of the checkpoint's own data config."""
 
     checkpoint: PathText | tuple[PathText, ...] | None = None
+    weights_file: PathText | None = None
     device: DeviceName = "auto"
     data: dict[str, Any] = {}
     logger: LoggerConfig = LoggerConfig()
@@ -258,6 +260,14 @@ class AnalyzeConfig(Strict):
             raise ValueError("checkpoint is missing; give it as checkpoint=outputs/RUN")
         elif not isinstance(checkpoint, str) and name != "ensemble":
             raise ValueError(f"analysis={name} looks at one checkpoint; several belong to analysis=ensemble")
+        return self
+
+    @model_validator(mode="after")
+    def _file_is_of_a_public_network(self) -> Self:
+        check_weights_file(self.weights_file, "checkpoint", self.checkpoint)
+        if self.weights_file is not None and self.analysis.name in ("ensemble", "evolution"):
+            name = self.analysis.name
+            raise ValueError(f"weights_file={self.weights_file} is one network's; analysis={name} looks at several")
         return self
 
     @model_validator(mode="after")

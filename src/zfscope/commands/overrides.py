@@ -30,7 +30,7 @@ RESPELT = {
 }
 # Keys whose values are paths; Hydra's grammar knows no ~, =, # or brackets in them.
 PATHS = re.compile(
-    r"resume|checkpoint|weights|image|data\.(root|cache|exclude)|analysis\.(boxes|other(\.root)?)|hydra\.(run|sweep)\.dir"
+    r"resume|checkpoint|weights|weights_file|image|data\.(root|cache|exclude)|analysis\.(boxes|other(\.root)?)|hydra\.(run|sweep)\.dir"
 )
 
 

@@ -127,13 +127,12 @@ def input_box(box: Box, size: tuple[int, int], preprocessing: Preprocessing) -> 
 
     ``box`` is half-open ``(x0, y0, x1, y1)``, ``size`` the width and height of the image, all in pixels.
     """
-    side, crop = preprocessing.resize, preprocessing.crop
+    resized, corner = preprocessing.canvas_kind.placement(size)
+    margin = round((preprocessing.resize - preprocessing.crop) / 2)  # of torchvision's centre crop
     edges = []
     for axis in (0, 1):
-        # The numbers of `preprocessing.square` and of torchvision's centre crop, rounding included.
-        extent = max(side, round(size[axis] * (side / min(size))))
-        shift = (extent - side) // 2 + round((side - crop) / 2)
-        edges.append([box[axis + end] * extent / size[axis] - shift for end in (0, 2)])
+        shift = corner[axis] - margin
+        edges.append([box[axis + end] * resized[axis] / size[axis] + shift for end in (0, 2)])
     (x0, x1), (y0, y1) = edges
     return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from zfscope.data.imageset import ImageSet
 from zfscope.data.loader import ImageItems
 from zfscope.data.spec import AugmentConfig
-from zfscope.networks.preprocessing import Preprocessing, square
+from zfscope.networks.preprocessing import Preprocessing
 
 
 class TrainTransform:
@@ -37,7 +37,7 @@ class TrainTransform:
             raise ValueError("pca_colour needs the colour directions of the training set")
         self.augment, self.seed, self.colour_directions = augment, seed, colour_directions
         self.resize, self.crop = preprocessing.resize, preprocessing.crop
-        self.interpolation = preprocessing.interpolation
+        self.canvas_kind = preprocessing.canvas_kind
         mean = preprocessing.mean.permute(1, 2, 0).numpy()
         self.mean = np.ascontiguousarray(np.broadcast_to(mean, (self.resize, self.resize, 3)))
         self.scale = preprocessing.scale.view(3).numpy()
@@ -61,7 +61,7 @@ class TrainTransform:
         across, down, flip, flip_vertical, area, light, erase = generator.random(7)
         turns = int(generator.integers(4))
         colour = generator.normal(size=3)
-        canvas = square(image, self.resize, self.interpolation)
+        canvas = self.canvas_kind.draw(image)
         if augment.scale is None:
             left, top = (int(share * (self.resize - side + 1)) for share in (across, down))
             pixels = np.asarray(canvas)[top : top + side, left : left + side].astype(np.float32)

@@ -44,9 +44,10 @@ def invariance_figure(
             f"give 1 to 10 images to show, each with its name and examples, but they number {sorted(counts)}"
         )
     colours = [matplotlib.colormaps["tab10"](number) for number in range(len(shown))]
-    count = len(kinds[0].probability)
     layers = list(kinds[0].distances)
-    curves = len(layers) + 1
+    count = len(kinds[0].distances[layers[0]])
+    classes = [] if kinds[0].probability is None else ["probability of the true label"]
+    curves = len(layers) + len(classes)
     figure = Figure(figsize=(4.6 + 3.2 * curves, 0.8 + 3.9 * len(kinds)), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     entitle(figure, title)
@@ -56,14 +57,16 @@ def invariance_figure(
         axes[0].set_xlabel(AXES[kind.kind])
         distances = [kind.relative(layer) for layer in layers]
         highest = max(1.0, *(float(torch.maximum(d[shown].amax(0), d.mean(0) + d.std(0)).max()) for d in distances))
-        for axis, values in zip(axes[1:], [*distances, kind.probability], strict=True):
+        probabilities = [kind.probability] if classes else []
+        for axis, values in zip(axes[1:], [*distances, *probabilities], strict=True):
             _draw_curves(axis, kind, values, shown, colours)
-        for axis in axes[1:-1]:
+        for axis in axes[1 : 1 + len(layers)]:
             axis.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="another image")
             axis.set_ylim(0, 1.05 * highest)
-        axes[-1].set_ylim(0, 1)
+        if classes:
+            axes[-1].set_ylim(0, 1)
         axes[1].set_ylabel("1: as far as another image")
-    headings = ["some of the images", *(f"distance at {layer}" for layer in layers), "probability of the true label"]
+    headings = ["some of the images", *(f"distance at {layer}" for layer in layers), *classes]
     for axis, letter, heading in zip(places[0], "abcdefghijkl", headings, strict=False):
         axis.set_title(f"({letter}) {heading}", fontsize=11)
     figure.legend(

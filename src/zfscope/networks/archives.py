@@ -10,6 +10,7 @@ import math
 import pickle
 import zipfile
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ DEEPEST = 200
 ALONE = "save only its state_dict()"
 
 
-def check_archive(path: str | Path) -> None:
+def check_archive(path: str | Path, holders: Collection[str] = ()) -> None:
     """Refuse a file that is damaged, that torch could not read in about the memory that it takes on disk, or that
     holds more than tensors and plain containers.
+
+    ``holders`` are full names of further classes that only hold values, such as ``argparse.Namespace``.
 
     Raises:
         ValueError: Naming the file and what is wrong in it.
@@ -34,7 +37,7 @@ def check_archive(path: str | Path) -> None:
             name = _pickle_of(archive, path)
             if damaged := archive.testzip():
                 raise _Wrong(f"is damaged at {damaged} (checksum); use another checkpoint of the run")
-            preview = _Preview(io.BytesIO(archive.read(name)), _sizes(archive))
+            preview = _Preview(io.BytesIO(archive.read(name)), _sizes(archive), holders)
             _count(preview.load())
     except _Wrong as error:
         raise ValueError(f"{path} {error}") from None
@@ -55,6 +58,10 @@ class _Storage:
 
     def __init__(self, nbytes: int, itemsize: int) -> None:
         self.nbytes, self.itemsize = nbytes, itemsize
+
+
+class _Holder:
+    """What would be an object with values."""
 
 
 class _Tensor:
@@ -100,9 +107,9 @@ _ITEM_SIZES |= {"Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8, "Untyped": 1}
 class _Preview(pickle._Unpickler):  # Python's own: the one in C makes as many places as a file says
     """Follows a pickle; of all that it may call there is only what is known here."""
 
-    def __init__(self, file: io.BytesIO, sizes: dict[str, int]) -> None:
+    def __init__(self, file: io.BytesIO, sizes: dict[str, int], holders: Collection[str] = ()) -> None:
         super().__init__(file, encoding="utf-8")
-        self.sizes = sizes
+        self.sizes, self.holders = sizes, holders
         self.asked = 0  # bytes of all tensors, each as if it had its own
 
     def find_class(self, module: str, name: str) -> Any:
@@ -115,6 +122,8 @@ class _Preview(pickle._Unpickler):  # Python's own: the one in C makes as many p
             return self.make_tensor
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
+        if full in self.holders:
+            return _Holder
         if full not in _KNOWN:
             raise _Wrong(
                 f"holds more than tensors and plain containers and was not loaded: there is a {printable(full)} in it; "

@@ -4,6 +4,7 @@ They hold tensors and plain containers only, are written beside their target, fl
 are checked when they are read. Nothing is ever instantiated from one.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -18,7 +19,8 @@ from zfscope.networks.archives import check_archive
 from zfscope.networks.build import build_network
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
-from zfscope.networks.public import check_fits, is_zoo_name, open_zoo, rename_weights
+from zfscope.networks.public import check_fits, is_zoo_name, open_zoo
+from zfscope.networks.state_dicts import check_weights, find_weights, read_weights
 from zfscope.networks.tensors import read_tensors
 from zfscope.runs import RECORD, finished_conditions, why_no_training
 from zfscope.schema import leaves, plain, shown
@@ -33,19 +35,22 @@ _KINDS |= {("zfscope", "data"): str, ("zfscope", "classes"): list, ("zfscope", "
 _KINDS |= {("zfscope", "identity", "facts"): dict, ("zfscope", "identity", "legs"): list}
 
 
-def load_network(source: str | Path) -> Network:
+def load_network(source: str | Path, weights_file: str | Path | None = None) -> Network:
     """A trained network from a run, a checkpoint or a public zoo; in eval mode, with ``preprocessing`` and ``classes``.
 
     Args:
         source: A run folder (its best checkpoint), ``RUN/last`` or ``RUN/epoch_010``, a ``.ckpt`` file,
-            ``zoo/zfnet``, ``zoo/zfnetb`` or ``torchvision/alexnet`` (these need a network connection).
+            ``zoo/zfnet``, ``torchvision/alexnet`` or ``timm/resnet18`` (these need a network connection).
+        weights_file: A file, safetensors or torch's, with weights for that public network.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint, with the candidates.
         ValueError: If the file is damaged or is no checkpoint of this project.
     """
     if is_zoo_name(source):
-        return open_zoo(str(source)).eval()
+        return open_zoo(str(source), weights_file).eval()
+    if weights_file is not None:
+        raise ValueError(f"weights_file={weights_file} belongs to a public network, such as timm/resnet18")
     path = find_checkpoint(source)
     return network_from_checkpoint(read_checkpoint(path), path).eval()
 
@@ -97,14 +102,19 @@ def run_config(source: str | Path) -> dict[str, Any]:
     return config | ({"model": state["model"]} if config and isinstance(state.get("model"), Mapping) else {})
 
 
-def run_identity(source: str | Path) -> dict[str, Any] | None:
-    """The identity of the training that made a network; of public weights their name, None where it is not known."""
+def run_identity(source: str | Path, weights_file: str | Path | None = None) -> dict[str, Any] | None:
+    """The identity of the training that made a network; of public weights their name, None where it is not known.
+
+    Of a file of weights for a public network also its SHA-256.
+    """
     if is_zoo_name(source):
-        return {"digest": str(source), "facts": {"weights": str(source)}}
+        digest = {} if weights_file is None else {"weights_file": _content_of(weights_file)}
+        name = str(source)
+        return {"digest": " ".join([name, *digest.values()]), "facts": {"weights": name, **digest}}
     return _state(source).get("identity")
 
 
-def run_progress(source: str | Path) -> dict[str, Any]:
+def run_progress(source: str | Path, weights_file: str | Path | None = None) -> dict[str, Any]:
     """The identity of a network's training, as ``run_identity`` gives it, and how far the training was.
 
     Where it is known ``epoch`` counts the whole epochs that the checkpoint has behind it, ``steps`` its steps;
@@ -112,7 +122,7 @@ def run_progress(source: str | Path) -> dict[str, Any]:
     of the checkpoint.
     """
     if is_zoo_name(source):
-        return {"identity": run_identity(source)}
+        return {"identity": run_identity(source, weights_file)}
     path = find_checkpoint(source)
     content = read_checkpoint(path)
     identity = _zfscope(content).get("identity")
@@ -132,6 +142,12 @@ def run_progress(source: str | Path) -> dict[str, Any]:
         finished = _digest_of(conditions.get("identity")) == _digest_of(later)
     epochs = conditions.get("epochs") if finished else epoch
     return {**progress, "finished": finished, **({} if epochs is None else {"epochs": epochs})}
+
+
+def _content_of(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(identity: Any) -> Any:
@@ -200,33 +216,39 @@ def check_same_data(checkpoint: Mapping[str, Any], path: str | Path, fingerprint
         raise ValueError(f"the training images changed since {path} was written; start a new run with weights={path}")
 
 
-def start_from(network: Network, source: str) -> list[str]:
+def start_from(network: Network, source: str, weights_file: str | Path | None = None) -> list[str]:
     """Start a network from trained weights (``weights=`` of train.py); a classifier of another size stays fresh.
 
-    ``source`` is what ``load_network`` takes, or a file with a bare state dict of the right shapes. Preprocessing that
-    came with the weights replaces the network's, since the filters were learned on such inputs. Returns the names of
-    the parameters that kept their fresh start; refused are weights that are missing or have another shape.
+    ``source`` is what ``load_network`` takes, or a file that holds a state dict of the right shapes (see
+    ``find_weights``). Preprocessing that came with the weights replaces the network's, since the filters were learned
+    on such inputs. Returns the names of the parameters that kept their fresh start; refused are weights that are
+    missing or have another shape.
     """
-    if is_zoo_name(source):
-        check_fits(network, source)
-        pretrained = open_zoo(source)
-        weights, preprocessing = pretrained.state_dict(), pretrained.preprocessing
-    else:
-        content = read_checkpoint(find_checkpoint(source))
-        state = content.get("zfscope")
-        weights = content.get("state_dict", content)
-        if isinstance(state, Mapping):
-            weights = _weights_of(weights)
-        if not all(isinstance(name, str) for name in weights):
-            raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
-        weights = rename_weights(weights, network)
-        values = state.get("preprocessing") if isinstance(state, Mapping) else None
-        preprocessing = _preprocessing(values, source)
     own = network.state_dict()
+    if is_zoo_name(source):
+        check_fits(network, source, weights_file)
+        pretrained = open_zoo(source, weights_file)
+        weights, preprocessing = pretrained.state_dict(), pretrained.preprocessing
+        if pretrained.num_classes == 0:  # without a head
+            weights |= {name: tensor.new_empty(0) for name, tensor in own.items() if network.is_of_classifier(name)}
+    else:
+        if weights_file is not None:
+            raise ValueError(f"weights_file={weights_file} belongs to a public network, such as weights=timm/resnet18")
+        path = find_checkpoint(source)
+        content = read_weights(path)
+        state = _zfscope(content)
+        if state:
+            _check_kinds(content, path)
+        if not all(isinstance(name, str) for name in content):
+            raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
+        weights, preprocessing = (
+            find_weights(content, network, source),
+            _preprocessing(state.get("preprocessing"), source),
+        )
     fresh = [
         name
         for name in own
-        if name.startswith(network.classifier_prefix)
+        if network.is_of_classifier(name)
         and isinstance(weights.get(name), Tensor)
         and weights[name].shape != own[name].shape
     ]
@@ -241,30 +263,6 @@ def start_from(network: Network, source: str) -> list[str]:
             )
         network.preprocessing = preprocessing
     return fresh
-
-
-def check_weights(network: Network, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse weights that are not all of this network's, or not finite.
-
-    Raises:
-        ValueError: Naming the first tensor that is missing, too many, of another shape or not finite.
-    """
-    own = network.state_dict()
-    for name, tensor in own.items():
-        if name not in weights:
-            raise ValueError(f"{path} has no weights for {name}; it holds another network")
-        if not isinstance(weights[name], Tensor):
-            raise ValueError(f"{path}: {name} is a {type(weights[name]).__name__}, not a tensor; it holds no weights")
-        if tuple(weights[name].shape) != tuple(tensor.shape):
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(weights[name].shape)}, but this network's is {tuple(tensor.shape)}; "
-                "use the model, data.crop and number of classes that it was trained with"
-            )
-        if not bool(torch.isfinite(weights[name]).all()):
-            raise ValueError(f"{path}: {name} holds NaN or infinity; use an earlier checkpoint of that run")
-    unknown = sorted(set(weights) - set(own))
-    if unknown:
-        raise ValueError(f"{path} holds {shown(unknown[0], 100)}, which this network has not; it holds another network")
 
 
 def find_checkpoint(source: str | Path) -> Path:

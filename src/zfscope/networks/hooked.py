@@ -103,25 +103,44 @@ class HookedNetwork(Network):
 
 
 class TimmNetwork(HookedNetwork):
-    """A model that ``timm.list_models()`` names; its layers are timm's stages and the classifier, traced by hooks."""
+    """A model that ``timm.list_models()`` names; its layers are timm's stages and the classifier, traced by hooks.
 
-    def __init__(self, name: str, num_classes: int, image_size: int, layers: tuple[str, ...] | None = None) -> None:
+    With 0 classes it has no head: the layer in the classifier's place gives the features that a head would get.
+    ``body`` is timm's model itself, where it is made already.
+    """
+
+    may_lack_head = True
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        image_size: int,
+        layers: tuple[str, ...] | None = None,
+        body: nn.Module | None = None,
+    ) -> None:
         if not timm.is_model(name):
             raise ValueError(f"model.name={name}: timm has no model {name!r}; {nearest(name, timm.list_models())}")
         self._name = name
-        body = _timm_model(name, num_classes, image_size)
+        body = _timm_model(name, num_classes, image_size) if body is None else body
         if layers is None:
             stages = [str(info["module"]) for info in getattr(body, "feature_info", [])]
             paths = _paths(body)
-            names = dict.fromkeys([*stages, _classifier(body)])  # crossvit names each of its stages twice
+            names = dict.fromkeys([*stages, *_classifiers(body)])  # crossvit names each of its stages twice
             layers = tuple(path for path in names if path in paths)
         with about("model.layers", f"[{','.join(layers)}]"):
             super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
-    def classifier_prefix(self) -> str:
-        """Prefix of the parameter names of timm's classifier."""
-        return f"body.{_classifier(self.body)}."
+    def classifier_prefixes(self) -> tuple[str, ...]:
+        """What the parameters of timm's classifier are called; empty where the network has no head."""
+        return tuple(f"body.{path}." for path in _classifiers(self.body)) if self.num_classes else ()
+
+    @property
+    def layers_with_maps(self) -> tuple[str, ...]:
+        """The layers that have feature maps; of a network without a head not what stands in the classifier's place."""
+        layers = super().layers_with_maps
+        return layers if self.num_classes else tuple(layer for layer in layers if layer not in _classifiers(self.body))
 
     def _title(self) -> str:
         return self._name
@@ -143,10 +162,10 @@ class TorchvisionNetwork(HookedNetwork):
             super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
-    def classifier_prefix(self) -> str:
-        """Prefix of the parameter names of the last layer, which gives the classes."""
+    def classifier_prefixes(self) -> tuple[str, ...]:
+        """What the parameters of the last layer, which gives the classes, are called."""
         *_, path = (path for path, module in _paths(self.body).items() if isinstance(module, nn.Conv2d | nn.Linear))
-        return f"body.{path}."
+        return (f"body.{path}.",)
 
     def _title(self) -> str:
         return self._name
@@ -241,10 +260,11 @@ def _paths(body: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in plain.items() if path}
 
 
-def _classifier(body: nn.Module) -> str:
-    """Path of a timm model's classifier."""
-    classifier = body.get_classifier()
-    path = next((path for path, module in _paths(body).items() if module is classifier), None)
-    if path is None:
-        raise ValueError(f"{type(body).__name__} has no single classifier; choose another timm model")
-    return path
+def _classifiers(body: nn.Module) -> tuple[str, ...]:
+    """Path of a timm model's classifier; of a distilled one there are two."""
+    classifiers = body.get_classifier()
+    classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    paths = tuple(path for path, module in _paths(body).items() if any(module is one for one in classifiers))
+    if not paths:
+        raise ValueError(f"{type(body).__name__} has no classifier that timm names; choose another timm model")
+    return paths

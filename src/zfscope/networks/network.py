@@ -28,7 +28,7 @@ class Trace:
         switches: For a layer that pools, where each maximum was: the flat index
             ``row * W + column`` in the map below the pool, ``(N, C, h, w)``.
         widths: The width ``W`` of that map, by layer.
-        logits: ``(N, num_classes)``.
+        logits: ``(N, num_classes)``; of a network without a head its features ``(N, F)``.
     """
 
     images: Tensor
@@ -42,16 +42,19 @@ class Network(nn.Module):
     """A classifier with named layers whose feature maps can be read; it never writes into the images it is called with.
 
     ``classes`` (their names), ``preprocessing``, ``num_classes`` and ``image_size`` (height and width of the input,
-    pixels) are None where they are not known. ``spec`` describes each layer of a chain; it is empty for other networks.
+    pixels) are None where they are not known. A network without a head has 0 classes and gives features ``(N, F)`` in
+    place of logits. ``spec`` describes each layer of a chain; it is empty for other networks.
     """
 
     layers: tuple[str, ...]  # the names, from the pixels up
+    may_lack_head = False  # whether num_classes=0 builds a network that gives features, as timm's do
     has_switches = False  # whether traces record the switches of the pools
     channels_last: frozenset[str] = frozenset()  # layers whose outputs are (N, h, w, C): no feature maps
 
     def __init__(self, num_classes: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
-        if any(number is not None and number < 1 for number in (num_classes, image_size)):
+        least = {num_classes: 0 if self.may_lack_head else 1, image_size: 1}
+        if any(number is not None and number < limit for number, limit in least.items()):
             raise ValueError(f"num_classes and image_size must be 1 or more, but are {num_classes} and {image_size}")
         self.num_classes = num_classes
         self.image_size = image_size
@@ -113,9 +116,22 @@ class Network(nn.Module):
         return conv_layers(self)
 
     @property
-    def classifier_prefix(self) -> str:
-        """Prefix of the classifier's parameter names: those that start fresh for another number of classes."""
-        return f"{self.layers[-1]}."
+    def classifier_prefixes(self) -> tuple[str, ...]:
+        """What the names of the classifier's parameters begin with: they start fresh for another number of classes.
+
+        Empty where the network has no head; timm's distilled networks have two.
+        """
+        return (f"{self.layers[-1]}.",)
+
+    @property
+    def layers_below_classes(self) -> tuple[str, ...]:
+        """The layers but for the classifier's."""
+        ends = tuple(f".{prefix}" for prefix in self.classifier_prefixes)
+        return tuple(layer for layer in self.layers if not any(end.endswith(f".{layer}.") for end in ends))
+
+    def is_of_classifier(self, name: str) -> bool:
+        """Whether a parameter of this name belongs to the classifier."""
+        return name.startswith(self.classifier_prefixes)
 
     @property
     def map_sizes(self) -> list[int]:
@@ -125,6 +141,14 @@ class Network(nn.Module):
     def summary(self) -> list[tuple[str, ...]]:
         """A row for each layer: name, filters, map sizes, receptive field / stride, parameters."""
         raise NotImplementedError
+
+    def check_head(self) -> None:
+        """Refuse a network without a head where classes are asked for."""
+        if self.num_classes == 0:
+            raise ValueError(
+                "this network has no head and tells no classes apart; it can be asked for projections, invariance, "
+                "correspondence, diagnostics, transfer and probes"
+            )
 
     def check_layer(self, layer: str) -> None:
         """Refuse a name that is no layer; the message lists the layers."""

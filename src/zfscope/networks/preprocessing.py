@@ -6,7 +6,7 @@ sub-crops of 224x224. A network carries its own preprocessing, so members of an 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,54 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+CROP_MODES = ("square", "center", "squash", "border")
+
+
+class CanvasKind(NamedTuple):
+    """How an image comes onto a square canvas of ``side`` pixels; networks that agree in it share their canvases.
+
+    The modes are those of ``Preprocessing``; ``crop`` is the side of the network's input, which the rounding of
+    ``center`` and ``border`` depends on, ``fill`` the colour of borders, grey levels 0-255.
+    """
+
+    side: int
+    interpolation: str = "bilinear"
+    crop_mode: str = "square"
+    crop: int = 0
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The canvas of an RGB image."""
+        size, corner = self.placement(image.size)
+        if image.size == size == (self.side, self.side):
+            return image
+        if image.size != size:
+            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+        left, top = corner
+        if self.crop_mode != "border":
+            return image.crop((-left, -top, self.side - left, self.side - top))
+        canvas = Image.new("RGB", (self.side, self.side), self.fill)
+        canvas.paste(image, corner)
+        return canvas
+
+    def placement(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height of the resized image, and where its top left corner lies on the canvas, in pixels."""
+        side, crop, mode = self.side, self.crop, self.crop_mode
+        if mode == "squash":
+            return (side, side), (0, 0)
+        if mode == "border":
+            resized = tuple(max(1, round(extent / (max(size) / side))) for extent in size)
+        elif mode == "center":  # torchvision's Resize cuts the long side off
+            resized = tuple(side if extent == min(size) else int(side * extent / min(size)) for extent in size)
+        else:
+            resized = tuple(max(side, round(extent * (side / min(size)))) for extent in size)
+        if mode == "square":
+            return resized, tuple(-((extent - side) // 2) for extent in resized)
+        # Where the input lies on the canvas, and the image in the input, each as timm rounds it.
+        margin = round((side - crop) / 2)
+        return resized, tuple(
+            margin + ((crop - extent) // 2 if extent < crop else -round((extent - crop) / 2)) for extent in resized
+        )
 
 
 @dataclass(frozen=True)
@@ -22,8 +70,10 @@ class Preprocessing:
     """How a network wants its images: ``resize`` and ``crop`` are sides of the canvas and of the input, in pixels.
 
     Grey levels 0-255 minus ``mean``, per pixel ``(3, resize, resize)`` or per channel ``(3, 1, 1)``, times ``scale``,
-    ``(3, 1, 1)``: 1 is the paper's (values within about ±128). The canvas is the middle square of the resized image;
-    ``interpolation`` is how it is resized: ``bilinear`` or ``bicubic``, either antialiased.
+    ``(3, 1, 1)``: 1 is the paper's (values within about ±128). ``interpolation`` is how an image is resized:
+    ``bilinear`` or ``bicubic``, either antialiased. By ``crop_mode`` the canvas is ``square``: the short side resized,
+    then the middle square, as in the paper; ``center``: the same, with timm's and torchvision's rounding; ``squash``:
+    both sides resized; ``border``: the long side resized, and borders of the mean colour.
     """
 
     resize: int
@@ -31,6 +81,7 @@ class Preprocessing:
     mean: Tensor
     scale: Tensor
     interpolation: str = "bilinear"
+    crop_mode: str = "square"
 
     def __post_init__(self) -> None:
         side = self.mean.shape[-1]
@@ -45,6 +96,10 @@ class Preprocessing:
             raise ValueError("the mean image holds NaN or infinity; compute it anew")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, but is {self.interpolation!r}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, but is {self.crop_mode!r}")
+        if self.crop_mode == "border" and side != 1:
+            raise ValueError("crop_mode=border fills with the mean colour: it needs a mean (3, 1, 1)")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop must lie between 1 and resize={self.resize}, but it is {self.crop}")
 
@@ -58,7 +113,7 @@ class Preprocessing:
 
     def canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """An image on its square canvas, ``(3, resize, resize)`` uint8; for kinds of images see ``as_pil``."""
-        return pil_to_tensor(square(as_pil(image), self.resize, self.interpolation))
+        return pil_to_tensor(self.canvas_kind.draw(as_pil(image)))
 
     def normalise(self, canvas: Tensor) -> Tensor:
         """Subtract the mean and scale: grey levels ``(…, 3, resize, resize)`` to float32 of the same shape."""
@@ -70,21 +125,24 @@ class Preprocessing:
         return (inputs / self.scale.to(inputs) + mean.to(inputs)).clamp(0, 255)
 
     @property
-    def canvas_kind(self) -> tuple[int, str]:
-        """What tells its canvases of an image from others: their side, in pixels, and how they are resized."""
-        return self.resize, self.interpolation
+    def canvas_kind(self) -> CanvasKind:
+        """What tells its canvases of an image from others."""
+        if self.crop_mode in ("square", "squash"):
+            return CanvasKind(self.resize, self.interpolation, self.crop_mode)
+        fill = tuple(round(level) for level in self.mean.flatten().tolist()) if self.crop_mode == "border" else (0,) * 3
+        return CanvasKind(self.resize, self.interpolation, self.crop_mode, self.crop, fill)
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers only, for a checkpoint."""
         values = {"resize": self.resize, "crop": self.crop, "mean": self.mean, "scale": self.scale}
-        return values | {"interpolation": self.interpolation}
+        return values | {"interpolation": self.interpolation, "crop_mode": self.crop_mode}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The inverse of ``state``."""
         sides = int(state["resize"]), int(state["crop"])
-        interpolation = str(state.get("interpolation", "bilinear"))
-        return cls(*sides, state["mean"].float(), state["scale"].float(), interpolation)
+        ways = str(state.get("interpolation", "bilinear")), str(state.get("crop_mode", "square"))
+        return cls(*sides, state["mean"].float(), state["scale"].float(), *ways)
 
 
 def as_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
@@ -104,15 +162,7 @@ def as_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
 
 def square(image: Image.Image, side: int, interpolation: str = "bilinear") -> Image.Image:
     """The short side resized to ``side`` (antialiased), then the middle square."""
-    if image.size == (side, side):
-        return image
-    width, height = image.size
-    if min(width, height) != side:
-        ratio = side / min(width, height)
-        width, height = max(side, round(width * ratio)), max(side, round(height * ratio))
-        image = image.resize((width, height), INTERPOLATIONS[interpolation])
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    return CanvasKind(side, interpolation).draw(image)
 
 
 def pil_to_tensor(image: Image.Image) -> Tensor:

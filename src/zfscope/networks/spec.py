@@ -1,13 +1,23 @@
 """The keys of ``conf/model``: layers by name, constants of the contrast normalisation, initial weights."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from zfscope.schema import Count, NotNegative, Positive, Share, Strict
 
+PUBLIC = ("zoo", "torchvision", "timm")  # what the names of public weights begin with: timm/resnet18
 CONV_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 DENSE_LAYERS = ("fc6", "fc7", "fc8")
+
+
+def check_weights_file(file: str | None, key: str, source: Any) -> None:
+    """Refuse ``weights_file`` where ``source``, the value of ``key``, does not name the public network it is of."""
+    named = isinstance(source, str) and source.partition("/")[0] in PUBLIC
+    if file is not None and not named:
+        raise ValueError(
+            f"weights_file={file} holds the weights of a public network: name that too, such as {key}=timm/resnet18"
+        )
 
 
 class PoolConfig(Strict):

@@ -5,6 +5,7 @@ torch's own messages advise to load the file with ``weights_only=False``, which 
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch
 from zfscope.schema import printable
 
 
-def read_tensors(path: str | Path) -> Any:
+def read_tensors(path: str | Path, holders: Sequence[type] = ()) -> Any:
     """What ``torch.save`` wrote: tensors and plain containers; nothing else is loaded, whatever the environment says.
+
+    ``holders`` are further classes that only hold values, such as ``argparse.Namespace``.
 
     Raises:
         ValueError: Naming the file, and the first class or function in it that is neither.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*holders]):
             warnings.simplefilter("ignore")  # of what is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):  # nothing is wrong with the file

@@ -75,6 +75,7 @@ def occlude(
     """
     unnamed = layer is None or isinstance(layer, _Default)
     network = as_network(network, None if unnamed else [layer])
+    network.check_head()
     _check_square(image, size, stride)
     image = network.as_input(image)
     check_finite(network, image)

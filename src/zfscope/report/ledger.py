@@ -130,7 +130,8 @@ def _row(run: Run) -> str | None:
 
 def _evaluate(run: Run) -> Iterator[tuple[Place, Sample]]:
     """Public weights alone: a run of ours has its errors from its training."""
-    row = PUBLIC.get(str(run.conditions.get("checkpoint")))
+    own = (run.conditions.get("files") or {}).get("weights_file")
+    row = None if own else PUBLIC.get(str(run.conditions.get("checkpoint")))
     for k in (1, 5) if row else ():
         name = run.first(f"val/top{k}_error_ten_crops", f"val/top{k}_error")
         for table in (2, 3) if name else ():

@@ -82,7 +82,7 @@ class Run:
                 read(member.get("identity"), member.get("seed"), member.get("checkpoint"), member) for member in members
             )
         source, identity = conditions.get("checkpoint"), self.trained.get("identity")
-        if identity is None and isinstance(source, str) and source.startswith(("zoo/", "torchvision/")):
+        if identity is None and isinstance(source, str) and source.startswith(("zoo/", "torchvision/", "timm/")):
             identity = {"digest": source, "facts": {"weights": source}}
         return (TrainedNetwork.read(identity, self.trained.get("seed"), source, self.trained),)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from zfscope.networks.checkpoints import find_checkpoint, run_identity
+from zfscope.networks.public import is_zoo_name
 from zfscope.schema import flatten, leaves, plain
 from zfscope.secrets import is_from_environment, with_texts
 
@@ -85,11 +86,15 @@ def training_identity(
         "optim": config["optim"],
         "trainer": _trainer_facts(config.get("trainer") or {}),
         "callbacks": callback_facts(config.get("callbacks") or {}),
-        "weights": _weights_of(config.get("weights")),
+        "weights": _weights_of(config.get("weights"), config.get("weights_file")),
         "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
     }
     # The contents of files stand in facts, not their paths.
-    shown = {place: text for place, text in (texts or {}).items() if place not in (("weights",), ("data", "exclude"))}
+    shown = {
+        place: text
+        for place, text in (texts or {}).items()
+        if place not in (("weights",), ("weights_file",), ("data", "exclude"))
+    }
     options = {place: text for place, text in shown.items() if place[0] == "callbacks" and place[2:] != ("_target_",)}
     told = with_texts(values, {place: text for place, text in shown.items() if place[0] != "callbacks"})
     told["callbacks"] = callback_facts(with_texts({"callbacks": config.get("callbacks") or {}}, options)["callbacks"])
@@ -162,21 +167,23 @@ def callback_facts(callbacks: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _weights_of(source: str | None) -> str | None:
+def _weights_of(source: str | None, weights_file: str | None = None) -> str | None:
     """What stands behind ``weights=``: a run's identity and which of its checkpoints, a zoo's name, a file's content.
+
+    With ``weights_file`` a zoo's name and that file's content.
 
     A run's own seed is in none of it: five networks that go on from five alike are five repetitions.
     """
     if source is None:
         return None
     try:
-        identity = run_identity(source)
+        identity = run_identity(source, weights_file)
         if identity is None:
             return _content_of(find_checkpoint(source))
     except FileNotFoundError:  # of a run that is resumed after its start was removed
-        return f"{source}, which is not there any more"
-    if identity["digest"] == source:
-        return source
+        return f"{weights_file or source}, which is not there any more"
+    if is_zoo_name(source):
+        return identity["digest"]
     name = find_checkpoint(source).stem
     return identity["digest"] + (f", {name}" if name == "last" or name.startswith("epoch_") else "")
 

@@ -83,8 +83,11 @@ def train(
     network.classes = splits.train.classes
     if config.weights:  # refused before the images are measured, which may take long
         with about("weights", config.weights):
-            fresh = start_from(network, config.weights)
-        console.print(f"weights from {config.weights}" + (f", but {', '.join(fresh)} start fresh" if fresh else ""))
+            fresh = start_from(network, config.weights, config.weights_file)
+        console.print(
+            f"weights from {config.weights_file or config.weights}"
+            + (f", but {', '.join(fresh)} start fresh" if fresh else "")
+        )
     last, checkpoint = None, None
     if config.resume:
         with about("resume", config.resume):

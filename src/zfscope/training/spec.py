@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName, available_memory, has_gpu
 from zfscope.networks.geometry import sizes_in_words, steps_of, values_of
-from zfscope.networks.spec import CONV_LAYERS, ConvLayer, ModelConfig
+from zfscope.networks.spec import CONV_LAYERS, ConvLayer, ModelConfig, check_weights_file
 from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict, Text, leaves, nearest
 
 
@@ -224,6 +224,7 @@ class TrainConfig(Strict):
     tags: tuple[Text, ...] = ()
     resume: PathText | None = None
     weights: PathText | None = None
+    weights_file: PathText | None = None
     trust: tuple[Text, ...] = ()
     paper: str | dict[str, float] | None = None
     model: ModelConfig
@@ -268,6 +269,11 @@ class TrainConfig(Strict):
                 raise ValueError(
                     f"trainer.{name}: lightning.Trainer has no such keyword; {nearest(name, TRAINER_KEYWORDS)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _file_is_of_a_public_network(self) -> Self:
+        check_weights_file(self.weights_file, "weights", self.weights)
         return self
 
     @model_validator(mode="after")
