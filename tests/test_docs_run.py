@@ -62,6 +62,7 @@ INLINE_IMPORTS = sorted(
 
 # What is printed and not run here, and why.
 COMPOSED = "test_paper_mk composes its commands"
+DOWNLOADS = "downloads; tests/commands/test_weights_file.py runs such lines with a file"
 MINUTES = "minutes that mean something on a quiet machine only; its --help is tested here"
 NOT_RUN = {
     "analyze.py": "the name of the file: it needs a checkpoint",
@@ -95,6 +96,7 @@ NOT_RUN = {
     "wandb sync …": "sends a run to W&B: needs an account",
     "wandb sweep sweep.yaml": "needs an account; a test here composes what its agent types",
 }
+NOT_RUN |= {line: DOWNLOADS for line in LINES if "timm/resnet50" in line}
 TO_RUN = {line: words for line, words in LINES.items() if line not in NOT_RUN}
 # Commands of other programs that are run, with what is appended.
 OTHERS_RUN = {"make -n paper": [], "python tests/scripts/draw_rooms.py": ["--check"]}

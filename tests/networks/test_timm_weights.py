@@ -290,3 +290,13 @@ def test_preprocessing_is_that_of_the_training_s_size():
 
     assert (own.resize, own.crop, own.interpolation, own.crop_mode) == (235, 224, "bicubic", "center")
     torch.testing.assert_close(own.mean.flatten(), torch.tensor([123.675, 116.28, 103.53]))
+
+
+def test_an_encoder_that_knows_no_classifier_is_a_network_without_a_head():
+    with torch.device("meta"):
+        network = TimmNetwork("qwen3_vit_88m_enc", 0, timm.get_pretrained_cfg("qwen3_vit_88m_enc").input_size[-1])
+
+    assert network.classifier_prefixes == ()
+    assert len(network.layers) > 1
+    with pytest.raises(ValueError, match="has no head"):
+        network.check_head()

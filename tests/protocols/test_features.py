@@ -1,5 +1,6 @@
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,11 @@ def test_other_weights_other_preprocessing_and_other_images_have_tables_of_their
     with torch.no_grad():
         network.fc6.linear.weight[0, 0] += 1
     assert fingerprint(network) != before
+    square, before = network.preprocessing, fingerprint(network)
+    for way in ({"interpolation": "bicubic"}, {"crop_mode": "squash"}):
+        network.preprocessing = replace(square, **way)
+        assert fingerprint(network) != before
+    network.preprocessing = square
     changed = extracted(network, tmp_path)["fc6"].rows([0])
     network.preprocessing = Preprocessing(24, 20, torch.full((3, 1, 1), 90.0), torch.full((3, 1, 1), 0.02))
     brighter = extracted(network, tmp_path)["fc6"].rows([0])

@@ -126,9 +126,12 @@ class TimmNetwork(HookedNetwork):
         if layers is None:
             stages = [str(info["module"]) for info in getattr(body, "feature_info", [])]
             paths = _paths(body)
-            names = dict.fromkeys([*stages, *_classifiers(body)])  # crossvit names each of its stages twice
-            layers = tuple(path for path in names if path in paths)
-        with about("model.layers", f"[{','.join(layers)}]"):
+            classifiers = _classifiers(body)
+            if num_classes and not classifiers:
+                raise ValueError(f"{type(body).__name__} has no classifier that timm names; choose another timm model")
+            names = dict.fromkeys([*stages, *classifiers])  # crossvit names each of its stages twice
+            layers = tuple(path for path in names if path in paths) or None
+        with about("model.layers", f"[{','.join(layers or ())}]"):
             super().__init__(body, layers, num_classes=num_classes, image_size=image_size)
 
     @property
@@ -261,10 +264,7 @@ def _paths(body: nn.Module) -> dict[str, nn.Module]:
 
 
 def _classifiers(body: nn.Module) -> tuple[str, ...]:
-    """Path of a timm model's classifier; of a distilled one there are two."""
-    classifiers = body.get_classifier()
+    """Path of a timm model's classifier; of a distilled one there are two, of an encoder none."""
+    classifiers = body.get_classifier() if hasattr(body, "get_classifier") else ()
     classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
-    paths = tuple(path for path, module in _paths(body).items() if any(module is one for one in classifiers))
-    if not paths:
-        raise ValueError(f"{type(body).__name__} has no classifier that timm names; choose another timm model")
-    return paths
+    return tuple(path for path, module in _paths(body).items() if any(module is one for one in classifiers))

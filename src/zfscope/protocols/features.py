@@ -126,6 +126,9 @@ def fingerprint(network: Network) -> str:
     if network.preprocessing is not None:
         state = network.preprocessing.state()
         digest.update(repr((state["resize"], state["crop"])).encode())
+        ways = state["interpolation"], state["crop_mode"]
+        if ways != ("bilinear", "square"):  # the only ones that tables from before know
+            digest.update(repr(ways).encode())
         tensors |= {"mean": state["mean"], "scale": state["scale"]}
     for name, tensor in tensors.items():
         digest.update(name.encode())
