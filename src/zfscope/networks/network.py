@@ -147,7 +147,7 @@ class Network(nn.Module):
         if self.num_classes == 0:
             raise ValueError(
                 "this network has no head and tells no classes apart; it can be asked for projections, invariance, "
-                "correspondence, diagnostics, transfer and probes"
+                "correspondence, diagnostics, embedding, transfer and probes"
             )
 
     def check_layer(self, layer: str) -> None:
