@@ -115,7 +115,7 @@ def test_features_that_do_not_fit_are_refused_before_they_are_computed(disk, mon
 
     class Network(torch.nn.Module):
         def trace(self, inputs):
-            return type("Trace", (), {"maps": {"conv1": inputs.repeat(1, 100, 1, 1)}})
+            return type("Trace", (), {"images": inputs, "maps": {"conv1": inputs.repeat(1, 100, 1, 1)}})
 
     monkeypatch.setattr("zfscope.protocols.features._check_room", lambda *_: None)  # another process was quicker
     fill(disk, MEGABYTE)
