@@ -13,6 +13,7 @@ from zfscope.networks.network import Network, evaluating
 from zfscope.schema import printable
 
 CLASSES, MAPS = 5, 16
+TILE = 144  # pixels, about: a unit that sees the whole image may respond to a small part of it
 
 
 @torch.no_grad()
@@ -46,5 +47,5 @@ def strongest_maps(network: Network, inputs: Tensor, title: str, rule: Choice = 
         pair[:, winners.rows, winners.ranks] = torch.stack([winners.patches, winners.tiles()[0]])
         name = f"{winners.layer}, strongest maps of {title}"
         name += told(network, winners.layer, inputs[None], rule)
-        sheets[winners.layer] = projection_sheet(maps[winners.layer], *pair, table.values, title=name)
+        sheets[winners.layer] = projection_sheet(maps[winners.layer], *pair, table.values, title=name, tile=TILE)
     return sheets
