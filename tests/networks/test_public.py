@@ -156,6 +156,17 @@ def test_preprocessing_is_what_torchvision_s_weights_ask_for():
     torch.testing.assert_close(inputs, transforms(image), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["alexnet", "resnet50", "efficientnet_b1"])
+@pytest.mark.parametrize("size", [(500, 375), (301, 257), (233, 999), (90, 61)])
+def test_a_network_of_torchvision_gets_its_images_as_torchvision_gives_them(name, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+    inputs = preprocessing_of(f"torchvision/{name}")(image)
+
+    expected = torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()(image)
+    torch.testing.assert_close(inputs, expected, rtol=0, atol=2e-5)
+
+
 def test_names_of_the_zoo_are_told_from_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("zoo/zfnet", "torchvision/vgg19", "zoo/zfnt", "torchvision/resnet18"):

@@ -220,7 +220,7 @@ def covering(tree: Path, folder: Path) -> dict:
     import coverage
 
     durations: dict[str, float] = defaultdict(float)
-    for case in ElementTree.parse(folder / "tests.xml").iter("testcase"):
+    for case in (case for report in folder.glob("*.xml") for case in ElementTree.parse(report).iter("testcase")):
         durations[f"{case.get('classname')}.{case.get('name').partition('[')[0]}"] += float(case.get("time"))
     data = coverage.CoverageData(str(folder / "data"))
     data.read()

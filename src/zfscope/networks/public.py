@@ -127,7 +127,8 @@ def preprocessing_of(name: str, weights_file: str | Path | None = None) -> Prepr
         return imagenet_preprocessing()
     own = _torchvision_entry(name).transforms()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (own.mean, own.std))
-    return Preprocessing(own.resize_size[0], own.crop_size[0], 255 * mean, 1 / (255 * std), own.interpolation.value)
+    ways = own.interpolation.value, "center"
+    return Preprocessing(own.resize_size[0], own.crop_size[0], 255 * mean, 1 / (255 * std), *ways)
 
 
 def imagenet_preprocessing() -> Preprocessing:
