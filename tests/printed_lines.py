@@ -59,6 +59,7 @@ NOT_RUN = {
     "python benchmarks/contrast_norm.py --threads 1": MINUTES,
     "python benchmarks/occlusion.py": MINUTES,
     "python benchmarks/refusals.py --rounds 3": MINUTES,
+    "python benchmarks/sameness.py FOLDER zoo/squeezenet1_1 zoo/efficientnet_lite0": MINUTES,
     "python benchmarks/projections.py": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/linear_classifiers.py --c 0.1": MINUTES,
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",

@@ -132,6 +132,7 @@ print(hashlib.sha256(embed(principal_components(inner_products([values], 150))[0
 """
 
 
+@pytest.mark.slow
 def test_one_and_several_threads_give_the_same_map():
     digests = set()
     for threads in ("1", "3"):

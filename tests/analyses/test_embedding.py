@@ -178,6 +178,7 @@ def test_the_curve_is_printed_with_standard_errors(run, tmp_path, monkeypatch, c
     assert "principal components of conv1" in lines[start + 6]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_get_the_three_pictures_as_panels(run, tmp_path, monkeypatch):
     sent = {}
     monkeypatch.chdir(tmp_path)
