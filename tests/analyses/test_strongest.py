@@ -36,7 +36,7 @@ def test_a_network_without_feature_maps_has_no_sheets_but_its_classes_are_told(n
 def test_a_sheet_for_each_layer_shows_its_strongest_maps(monkeypatch):
     network, inputs, drawn = network_of_two_layers(), torch.randn(3, 24, 24), {}
 
-    def sheet(maps, patches, projections, values, *, title):
+    def sheet(maps, patches, projections, values, *, title, tile):
         drawn[title] = maps.tolist(), values[:, 0]
         assert patches.shape == projections.shape
 
