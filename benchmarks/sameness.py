@@ -18,7 +18,7 @@ from zfscope.deconvnet.choice import rule_for
 from zfscope.deconvnet.sameness import sameness
 from zfscope.deconvnet.winners import project_winners, random_subset, top_images
 from zfscope.networks.network import Network
-from zfscope.networks.preprocessing import pil_to_tensor, square
+from zfscope.networks.preprocessing import Preprocessing
 
 RULES = ("deconvnet", "guided", "gradient")
 
@@ -39,7 +39,10 @@ def main() -> None:
     print(f"{'layer':40}{'field':>6}  " + "".join(f"{rule:>11}" for rule in RULES) + f"{'auto':>11}{'pairs':>7}")
     for name in options.networks:
         network = load_network(name)
-        inputs = torch.stack([_input(network, photograph, options.side) for photograph in photographs])
+        own = network.preprocessing
+        mean = own.mean.mean((1, 2), keepdim=True)
+        network.preprocessing = Preprocessing(options.side, options.side, mean, own.scale, own.interpolation)
+        inputs = torch.stack([network.preprocess(photograph) for photograph in photographs])
         for layer in options.layers or network.layers_with_maps:
             field = network.field_below_pool(layer, tuple(inputs.shape[1:])).size
             found = {rule: _alike(network, layer, inputs, rule, options) for rule in RULES}
@@ -49,12 +52,6 @@ def main() -> None:
                 f"{name + ' ' + layer:40}{field:6}  {numbers}{rule_for(network, layer, inputs):>11}{pairs:7}",
                 flush=True,
             )
-
-
-def _input(network: Network, photograph: Image.Image, side: int) -> torch.Tensor:
-    own = network.preprocessing
-    mean = own.mean.mean((1, 2), keepdim=True)
-    return (pil_to_tensor(square(photograph, side, own.interpolation)) - mean) * own.scale
 
 
 @torch.no_grad()
