@@ -91,6 +91,14 @@ def test_size_after_a_pool_is_torch_s(ceil_mode):
             assert step.out_size(size) == above.shape[1], (step, size)
 
 
+def test_a_kernel_may_be_as_large_as_its_map():
+    assert map_sizes([Step("conv1", "conv", 5, 2), Step("conv2", "conv", 3, 1), Step("conv2", "pool", 1, 1)], 9) == [
+        3,
+        1,
+        1,
+    ]
+
+
 def test_map_too_small_is_refused_with_the_sizes_so_far():
     steps = [Step("conv1", "conv", 7, 2, 1), Step("conv1", "pool", 3, 2, 0, True), Step("conv2", "conv", 9, 1, 1)]
 

@@ -206,3 +206,13 @@ def test_a_radius_without_meaning_is_refused(radius):
 def test_a_weight_without_filters_is_refused():
     with pytest.raises(ValueError, match="one filter per row"):
         filter_rms(torch.ones(3))
+
+
+def test_maps_are_normalised_in_blocks_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(layers, "BLOCK_CPU", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+    blocks, work = layers._blocks(5, torch.randn(7, 4, 3, 3))
+
+    assert [len(block) for (block,) in blocks] == [2, 2, 2, 1]  # 36 values an image
+    assert [tuple(array.shape) for array in work] == [(2, 4 + 5 - 1, 9)] * 3

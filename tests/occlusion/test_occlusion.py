@@ -142,6 +142,15 @@ def test_a_square_that_changes_nearly_all_goes_by_full_passes(monkeypatch):
     assert_same(found, *by_brute_force(network, image, 0, 15, 1, 0.0, "conv2", found.feature_map), 1e-12)
 
 
+def test_the_share_of_full_passes_is_that_of_a_count_by_hand():
+    network = small({"conv1": ConvLayer(maps=2, kernel_size=3), "fc8": DenseLayer()}, side=10)
+    passes = windows.WindowedPasses(network, torch.randn(3, 10, 10, dtype=torch.float64), torch.zeros(3), 2, "conv1")
+
+    share = passes.share([range(9), range(9)])
+
+    assert share == pytest.approx((9 * 2) ** 2 / (9 * 8) ** 2)  # 2 of 10 pixels a side, against the map's 8
+
+
 def test_a_small_square_does_not_go_by_full_passes(monkeypatch):
     monkeypatch.setattr(maps, "FullPasses", None)
 

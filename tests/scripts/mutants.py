@@ -40,6 +40,8 @@ LISTS = {"program": HERE / "mutants.json", "science": HERE / "mutants_science.js
 EQUIVALENT = {
     1008: "an epoch without random views is not read",
     1030: "one image is moved and thrown away, instead of none, to see whether an amount is refused",
+    1045: "a run without pooled cells ends at the next layer, and adds nothing until then",
+    1051: "where nothing bounds the bracket above, Newton's step, which goes up there, lies in it",
 }
 # What computes the numbers and pictures of the paper; the rest of the program serves it.
 SCIENCE = re.compile(
