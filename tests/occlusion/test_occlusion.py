@@ -143,12 +143,12 @@ def test_a_square_that_changes_nearly_all_goes_by_full_passes(monkeypatch):
 
 
 def test_the_share_of_full_passes_is_that_of_a_count_by_hand():
-    network = small({"conv1": ConvLayer(maps=2, kernel_size=3), "fc8": DenseLayer()}, side=10)
-    passes = windows.WindowedPasses(network, torch.randn(3, 10, 10, dtype=torch.float64), torch.zeros(3), 2, "conv1")
+    network = small({"conv1": ConvLayer(maps=2, kernel_size=3, stride=2), "fc8": DenseLayer()}, side=11)
+    passes = windows.WindowedPasses(network, torch.randn(3, 11, 11, dtype=torch.float64), torch.zeros(3), 2, "conv1")
 
-    share = passes.share([range(9), range(9)])
+    share = passes.share([range(10), range(10)])
 
-    assert share == pytest.approx((9 * 2) ** 2 / (9 * 8) ** 2)  # 2 of 10 pixels a side, against the map's 8
+    assert share == pytest.approx((10 * 2 / 2) ** 2 / (10 * 5) ** 2)  # 2 pixels a side at stride 2, against the map's 5
 
 
 def test_a_small_square_does_not_go_by_full_passes(monkeypatch):

@@ -42,6 +42,7 @@ EQUIVALENT = {
     1030: "one image is moved and thrown away, instead of none, to see whether an amount is refused",
     1045: "a run without pooled cells ends at the next layer, and adds nothing until then",
     1051: "where nothing bounds the bracket above, Newton's step, which goes up there, lies in it",
+    1057: "both ends of an epoch's time are set where it starts",
 }
 # What computes the numbers and pictures of the paper; the rest of the program serves it.
 SCIENCE = re.compile(
