@@ -60,13 +60,14 @@ class FeatureEvolution(Callback):
         images: int = 256,
         seed: int = 0,
         batch_size: int = 32,
-        rule: Choice = "auto",
+        rule: Choice | None = "auto",
         image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if min(maps, images, batch_size) < 1:
             raise ValueError(
                 f"FeatureEvolution: maps={maps}, images={images} and batch_size={batch_size} must be 1 or more"
             )
+        rule = rule or "auto"  # null in the configs of older runs
         check_choice(rule)
         self.layers, self.maps, self.epochs, self.images = layers, maps, When(epochs), images
         self.seed, self.batch_size, self.rule = seed, batch_size, rule

@@ -65,12 +65,13 @@ class OcclusionMaps(Callback):
         layer: str | None = None,
         when: int | Sequence[int] = 1,
         seed: int = 0,
-        rule: Choice = "auto",
+        rule: Choice | None = "auto",
         image_of: str | int | Callable[[Any], Tensor] | None = None,
         label_of: str | int | Callable[[Any], Any] | None = None,
     ) -> None:
         if any(number is not None and number < 1 for number in (images, size, stride)):
             raise ValueError(f"OcclusionMaps: images={images}, size={size} and stride={stride} must be 1 or more")
+        rule = rule or "auto"  # null in the configs of older runs
         check_choice(rule)
         self.images, self.layer, self.when, self.seed, self.rule = images, layer, When(when), seed, rule
         self.parts: tuple[Part, Part] = image_of, label_of

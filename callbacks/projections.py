@@ -74,13 +74,14 @@ class Projections(Callback):
         when: int | Sequence[int] = 1,
         seed: int = 0,
         unpooling: Literal["sum", "overwrite"] = "sum",
-        rule: Choice = "auto",
+        rule: Choice | None = "auto",
         image_of: str | int | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if maps < 1 or top < 1:
             raise ValueError(f"Projections: maps={maps} and top={top} must be 1 or more")
         if unpooling not in ("sum", "overwrite"):
             raise ValueError(f"Projections: unpooling={unpooling!r} must be sum or overwrite")
+        rule = rule or "auto"  # null in the configs of older runs
         check_choice(rule)
         self.layers, self.maps, self.top, self.when, self.seed = layers, maps, top, When(when), seed
         self.unpooling, self.rule = unpooling, rule

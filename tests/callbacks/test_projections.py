@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from tests.callbacks.conftest import (
     COUNT,
+    SIDE,
     Body,
     Module,
     Noted,
@@ -25,7 +26,7 @@ from tests.callbacks.conftest import (
 )
 from tests.conftest import START
 from zfscope.activations import TopTable
-from zfscope.callbacks import Projections
+from zfscope.callbacks import FeatureEvolution, OcclusionMaps, Projections
 from zfscope.deconvnet.boxes import cut
 from zfscope.deconvnet.projection import project
 from zfscope.deconvnet.winners import as_pictures, project_winners, random_subset
@@ -325,3 +326,29 @@ def test_two_processes_show_what_one_shows(tmp_path):
 
     assert panels(tmp_path / "one") == BOTH
     check_panels(tmp_path / "two", {panel: Image.open(tmp_path / "one/figures" / panel) for panel in BOTH})
+
+
+@pytest.mark.parametrize(("rule", "said"), [("deconvnet", True), ("guided", False)])
+def test_titles_say_where_the_projections_are_the_same_for_every_image(tmp_path, monkeypatch, rule, said):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    body(torch.zeros(1, 3, SIDE, SIDE))  # without a pool
+    titles = []
+
+    def recording(*tensors, title):
+        titles.append(title)
+        return projection_sheet(*tensors, title=title)
+
+    monkeypatch.setattr("zfscope.callbacks.projections.projection_sheet", recording)
+
+    fit(tmp_path, Module(body), Projections(layers=["network.1", "network.3"], rule=rule))
+
+    first, second = titles
+    assert first.endswith(", the filter itself")  # whatever the rule: one unit of a first filter is above 0
+    assert second.endswith(", the same for every image") == said
+
+
+@pytest.mark.parametrize("make", [Projections, FeatureEvolution, OcclusionMaps])
+def test_a_rule_of_null_as_in_the_configs_of_older_runs_is_the_default(make):
+    assert make(rule=None).rule == make().rule == "auto"
+    assert make(rule=None).state_key == make().state_key

@@ -71,8 +71,6 @@ def test_overwriting_in_unpooling_is_the_deconvnets():
     torch.manual_seed(0)
     chain = build_network(composed("model=zfnet_mini")["model"], 10, 112).eval()
     inputs = images(112)
-    for layer, pool in {"conv1": None, "conv2": None}.items():
-        assert chain.spec[layer].pool is not pool
     without = composed("model=zfnet_mini")["model"]
     for layer in ("conv1", "conv2", "conv5"):
         without[layer] = without[layer] | {"pool": None}

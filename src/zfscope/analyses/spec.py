@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from zfscope.data.spec import DataConfig
 from zfscope.networks.devices import DeviceName
@@ -13,6 +13,15 @@ from zfscope.training.spec import LoggerConfig
 Part = Literal["train", "val", "test"]
 Seed = Annotated[int, Field(ge=0)]
 Rule = Literal["auto", "deconvnet", "guided", "gradient"]  # as Choice in deconvnet.choice, which loads torch
+
+
+def _of_some(layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if layers == ():
+        raise ValueError("name one layer or more, such as [conv5,fc7]")
+    return layers
+
+
+SomeLayers = Annotated[tuple[str, ...] | None, AfterValidator(_of_some)]
 
 
 class AnalysisOptions(Strict):
@@ -127,17 +136,10 @@ class EmbeddingAnalysis(SampledOptions):
     part: Part | None = None
     images: Annotated[int, Field(ge=2, le=10_000)] = 2500
     layer: str | None = None
-    layers: tuple[str, ...] | None = None
+    layers: SomeLayers = None
     neighbours: Count = 10
     draws: Count = 5
     batch_size: Count = 64
-
-    @field_validator("layers")
-    @classmethod
-    def _of_some_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if layers == ():
-            raise ValueError("name one layer or more, such as [conv5,fc7]")
-        return layers
 
 
 class EnsembleAnalysis(AnalysisOptions):
@@ -177,7 +179,7 @@ class ProbesAnalysis(SampledOptions):
     """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
 
     name: Literal["probes"] = "probes"
-    layers: tuple[str, ...] | None = None
+    layers: SomeLayers = None
     classifiers: tuple[Literal["svm", "softmax"], ...] = ("svm", "softmax")
     images_per_class: Count | None = None
     test_images: Count | None = 50
@@ -192,13 +194,6 @@ class ProbesAnalysis(SampledOptions):
         if not classifiers:
             raise ValueError("classifiers names svm, softmax or both")
         return tuple(dict.fromkeys(classifiers))
-
-    @field_validator("layers")
-    @classmethod
-    def _of_some_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if layers == ():
-            raise ValueError("name one layer or more, such as [conv5,fc7]")
-        return layers
 
 
 class OverlapAnalysis(AnalysisOptions):

@@ -53,8 +53,8 @@ class Network(nn.Module):
 
     def __init__(self, num_classes: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
-        least = {num_classes: 0 if self.may_lack_head else 1, image_size: 1}
-        if any(number is not None and number < limit for number, limit in least.items()):
+        least = (num_classes, 0 if self.may_lack_head else 1), (image_size, 1)
+        if any(number is not None and number < limit for number, limit in least):
             raise ValueError(f"num_classes and image_size must be 1 or more, but are {num_classes} and {image_size}")
         self.num_classes = num_classes
         self.image_size = image_size
