@@ -108,7 +108,7 @@ def test_what_the_trainer_refuses_is_refused_before_the_images_are_measured(comm
 
 @pytest.mark.parametrize("trainer", ["gpu", "gpus"])
 def test_a_gpu_that_is_not_there_is_refused_with_the_key_and_the_way_to_the_cpu(command, tiny, monkeypatch, trainer):
-    monkeypatch.setattr("zfscope.training.run.has_device", lambda kind: kind == "cpu")
+    monkeypatch.setattr("zfscope.training.trainer.has_device", lambda kind: kind == "cpu")
 
     code, _, err = command("train", *tiny, f"trainer={trainer}")
 

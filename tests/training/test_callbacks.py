@@ -6,8 +6,8 @@ from tests.conftest import composed
 from zfscope.schema import check
 from zfscope.training.callbacks import check_monitors
 from zfscope.training.classifier import metric_names
-from zfscope.training.run import check_trainer
 from zfscope.training.spec import REFUSED_CALLBACKS, TARGETS, TrainConfig
+from zfscope.training.trainer import check_trainer
 
 LIGHTNING = "lightning.pytorch.callbacks."
 # What those that work need, and how else a run must be set.

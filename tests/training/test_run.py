@@ -16,8 +16,9 @@ from tests.conftest import composed, quick_first, write_folders
 from zfscope import load_network
 from zfscope.networks.checkpoints import read_checkpoint, run_identity
 from zfscope.schema import check
-from zfscope.training.run import check_trainer, run_name
+from zfscope.training.run import run_name
 from zfscope.training.spec import TrainConfig
+from zfscope.training.trainer import check_trainer
 
 
 def results(folder):

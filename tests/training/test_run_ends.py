@@ -1,6 +1,7 @@
 """How a run ends: what it leaves, when it has finished, and what a resumed one does then."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 
 from tests.conftest import quick_first
 from zfscope import load_network
-from zfscope.networks.checkpoints import read_checkpoint
+from zfscope.networks.checkpoints import read_checkpoint, run_config, save_network
 
 QUICK = ("callbacks=none", "evaluate.ten_crops=false")
 
@@ -185,6 +186,25 @@ def test_a_run_with_a_later_end_ends_with_the_weights_of_a_whole_one(command, ti
     assert all(torch.equal(run["state_dict"][name], tensor) for name, tensor in other["state_dict"].items())
     errors = [results(tmp_path / name)["metrics"]["train/top1_error"]["value"] for name in ("run", "whole")]
     assert errors[0] == errors[1]
+
+
+def test_a_run_goes_on_when_the_weights_that_it_started_from_are_gone(command, tiny, trained_run, tmp_path):
+    start = load_network(trained_run)
+    start.preprocessing = dataclasses.replace(start.preprocessing, mean=start.preprocessing.mean + 20)
+    save_network(start, run_config(trained_run), tmp_path / "start.ckpt")
+    own = [override for override in tiny if not override.startswith("trainer.max_epochs")]
+    own += ["weights=start.ckpt", "optim/schedule=constant", "evaluate.enabled=false", *QUICK]
+    assert command("train", *own, "trainer.max_epochs=2", "hydra.run.dir=whole")[0] == 0
+    assert command("train", *own, "trainer.max_epochs=1", "hydra.run.dir=run")[0] == 0
+    (tmp_path / "start.ckpt").unlink()
+
+    code, out, err = command("train", "resume=run", "trainer.max_epochs=2")
+
+    assert code == 0, err
+    assert "weights from" not in out
+    run, whole = (load_network(tmp_path / name / "last") for name in ("run", "whole"))
+    assert all(torch.equal(run.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+    assert torch.equal(run.preprocessing.mean, start.preprocessing.mean)
 
 
 # --- what is logged last ---

@@ -192,6 +192,11 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
     return network
 
 
+def preprocessing_of(checkpoint: Mapping[str, Any], path: str | Path) -> Preprocessing | None:
+    """How the images of a checkpoint's network are prepared, None where it does not say; refused if that is damaged."""
+    return _preprocessing(_zfscope(checkpoint).get("preprocessing"), path)
+
+
 def _preprocessing(values: Mapping[str, Any] | None, path: str | Path) -> Preprocessing | None:
     """The preprocessing that a checkpoint holds; refused where it is damaged."""
     try:
