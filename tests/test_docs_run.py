@@ -141,7 +141,7 @@ def test_a_printed_command_runs(line, workplace, data, monkeypatch, capsys, requ
     name, *words = TO_RUN[line]
     if "efficientnet_lite0" not in line and ("zoo" in line or "_pretrained" in line):
         file = request.getfixturevalue("zoo")
-        monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(file))
+        monkeypatch.setattr("zfscope.networks.public.unpacked", lambda *_args: str(file))
     if "elpv" in line:
         pytest.importorskip("elpv_dataset")
     for word in words:

@@ -1,8 +1,11 @@
-"""Downloads without a network: one line within ten seconds, whatever the server does."""
+"""Downloads where the network is away, stops or gives something else: one line in time, and nothing half."""
 
+import hashlib
+import io
 import socket
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +17,7 @@ import torch
 import torchvision
 
 from zfscope import load_network
-from zfscope.networks.downloads import ask_server
+from zfscope.networks.downloads import ask_server, unpacked
 
 
 @contextmanager
@@ -103,10 +106,7 @@ def test_without_network_one_line_within_ten_seconds_says_what_to_do(name, serve
 @pytest.mark.parametrize("server", SERVERS)
 def test_torchvision_s_downloads_end_in_time_too(server, places, monkeypatch):
     with server() as address:
-        entry = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
-        served = type("Entry", (), {"url": f"{address}/squeezenet1_1-b8a52dc0.pth", "transforms": entry.transforms})
-        served.get_state_dict = lambda self, **options: torch.hub.load_state_dict_from_url(self.url, **options)
-        monkeypatch.setattr("zfscope.networks.public._torchvision_entry", lambda name: served())
+        serve_torchvision(monkeypatch, address)
         began = time.monotonic()
 
         with pytest.raises(ConnectionError, match=f"from {address}/squeezenet.*weights_file=FILE") as refusal:
@@ -114,6 +114,75 @@ def test_torchvision_s_downloads_end_in_time_too(server, places, monkeypatch):
 
     assert time.monotonic() - began < 10
     assert f"put that file into {places}/torch/hub/checkpoints/" in str(refusal.value)
+
+
+def stops_within(request):
+    """Answer that there is a file, and stop after its first bytes."""
+    request.send_response(200)
+    request.send_header("Content-Length", "1000000")
+    request.end_headers()
+    if request.command == "GET":
+        request.wfile.write(bytes(1000))
+        request.wfile.flush()
+        time.sleep(3)
+
+
+@pytest.mark.parametrize("name", ["torchvision/squeezenet1_1", "zoo/zfnet"])
+def test_a_server_that_stops_within_a_file_is_left_in_time(name, places, monkeypatch):
+    monkeypatch.setattr("zfscope.networks.downloads.SECONDS_WITHOUT_BYTES", 0.3)
+    with serving(stops_within) as (address, _):
+        if name == "zoo/zfnet":
+            pytest.importorskip("pytorchcv", reason="pip install -e '.[zoo]'")
+            monkeypatch.setattr("pytorchcv.models.common.model_store.imgclsmob_repo_url", address)
+        else:
+            serve_torchvision(monkeypatch, address)
+        began = time.monotonic()
+
+        with pytest.raises(ConnectionError, match=f"from {address}/.*timed out.*weights_file=FILE"):
+            load_network(name)
+
+        assert time.monotonic() - began < 2.5
+    assert not any(path.is_file() for path in places.rglob("*"))
+
+
+def serve_torchvision(monkeypatch, address):
+    entry = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    served = type("Entry", (), {"url": f"{address}/squeezenet1_1-b8a52dc0.pth", "transforms": entry.transforms})
+    served.get_state_dict = lambda self, **options: torch.hub.load_state_dict_from_url(self.url, **options)
+    monkeypatch.setattr("zfscope.networks.public._torchvision_entry", lambda name: served())
+
+
+def zipped(name, content):
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(name, content)
+        return file.getvalue()
+
+
+def test_a_file_comes_out_of_its_archive_once_and_whole_or_not_at_all(tmp_path):
+    content, file = b"weights", tmp_path / "models/zfnet.pth"
+    sha1 = hashlib.sha1(content).hexdigest()
+    served = zipped("zfnet.pth", content)
+
+    def serve(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(served)
+
+    with serving(serve) as (address, asked):
+        assert unpacked(address, file, sha1).read_bytes() == content
+        assert unpacked(address, file, sha1) == file and len(asked) == 1
+        file.write_bytes(b"half")
+        assert unpacked(address, file, sha1).read_bytes() == content and len(asked) == 2
+
+        with pytest.raises(ValueError, match="another checksum"):
+            unpacked(address, tmp_path / "models/zfnet.pth", hashlib.sha1(b"other").hexdigest())
+        served = served[:-30]
+        with pytest.raises(zipfile.BadZipFile):
+            unpacked(address, tmp_path / "other/zfnet.pth", sha1)
+
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["zfnet.pth"]
+    assert file.read_bytes() == content
 
 
 @pytest.fixture(scope="module")

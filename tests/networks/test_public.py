@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 import torch
 import torchvision
 from PIL import Image
@@ -250,9 +249,6 @@ def test_public_weights_do_not_fit_a_network_that_is_no_chain():
 
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise requests.exceptions.ConnectionError("Name or service not known\nand more")
-
     def refuse_url(*_args, **_kwargs):
         raise urllib.error.URLError("Name or service not known")
 
@@ -261,7 +257,6 @@ def no_network(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(requests, "get", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse_url)
     monkeypatch.setattr("zfscope.networks.downloads.ask_server", refused)
 
@@ -294,7 +289,7 @@ def test_a_download_that_is_no_weights_is_the_same_line(content, no_network, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stray.pth").write_bytes(content)
     monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
-    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
+    monkeypatch.setattr("zfscope.networks.public.unpacked", lambda *_args: "stray.pth")
 
     with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
         open_zoo("zoo/zfnet")
@@ -306,7 +301,7 @@ def test_a_payload_in_torch_s_format_is_not_run(no_network, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     torch.save({"features.stage1.unit1.conv.weight": Payload()}, "stray.pth")
     monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
-    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: "stray.pth")
+    monkeypatch.setattr("zfscope.networks.public.unpacked", lambda *_args: "stray.pth")
 
     with pytest.raises(ConnectionError, match="zoo/zfnet: the weights could not be downloaded"):
         open_zoo("zoo/zfnet")
@@ -320,7 +315,7 @@ def test_downloaded_weights_end_up_in_the_network_in_eval_mode(no_network, monke
     file = tmp_path / "zfnet.pth"
     torch.save(model.state_dict(), file)
     monkeypatch.setattr("zfscope.networks.downloads.ask_server", lambda url: None)
-    monkeypatch.setattr("pytorchcv.models.common.model_store.get_model_file", lambda *_args: str(file))
+    monkeypatch.setattr("zfscope.networks.public.unpacked", lambda *_args: str(file))
 
     network = load_network("zoo/zfnet")
     file.unlink()  # 0.2 GB

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zfscope.networks import timm_weights
 from zfscope.networks.build import build_network
-from zfscope.networks.downloads import downloading
+from zfscope.networks.downloads import downloading, unpacked
 from zfscope.networks.hooked import torchvision_names
 from zfscope.networks.imagenet import NUM_CLASSES, class_names
 from zfscope.networks.network import Network
@@ -195,18 +195,18 @@ def _unfilled(name: str, weights_file: str | Path | None = None) -> Network:
 
 def _pytorchcv_weights(name: str) -> dict[str, Tensor]:
     try:
-        from pytorchcv.models.common.model_store import get_model_file, get_model_metainfo, imgclsmob_repo_url
+        from pytorchcv.models.common.model_store import get_model_metainfo, imgclsmob_repo_url
     except ImportError as error:
         raise FileNotFoundError(
             f"{name} comes with the package pytorchcv, which is not there; run: pip install -e '.[zoo]'"
         ) from error
     model = name.removeprefix("zoo/")
     _, top5_error, sha1, release = get_model_metainfo(model)
-    url = f"{imgclsmob_repo_url}/releases/download/{release}/{model}-{top5_error}-{sha1[:8]}.pth.zip"
-    folder = Path("~/.torch/models").expanduser()
-    with downloading(name, url, f"unpacked into {folder}", folder / f"{model}-{top5_error}-{sha1[:8]}.pth"):
+    file = Path("~/.torch/models").expanduser() / f"{model}-{top5_error}-{sha1[:8]}.pth"
+    url = f"{imgclsmob_repo_url}/releases/download/{release}/{file.name}.zip"
+    with downloading(name, url, f"unpacked into {file.parent}", file):
         # pytorchcv's own loading would unpickle whatever the file holds.
-        return read_tensors(get_model_file(model, str(folder)))
+        return read_tensors(unpacked(url, file, sha1))
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:

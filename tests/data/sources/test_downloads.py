@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.data.sources.archives import from_here, pack_caltech101, pack_caltech
 from tests.data.sources.test_folders import open_caltech, put
 from tests.data.sources.test_torchvision import opened
 from tests.data.sources.torchvision_layouts import md5
-from zfscope.data.sources.downloads import SECONDS_WITHOUT_ANSWER, answering, download_whole, remove_left
+from zfscope.data.sources.downloads import download_whole, remove_left
 
 CALTECH = {
     "caltech101": (pack_caltech101, "101_ObjectCategories", "BACKGROUND_Google"),
@@ -115,11 +116,15 @@ def test_a_stop_while_it_is_unpacked_leaves_nothing_and_what_a_kill_left_goes_wi
     assert everything_in(tmp_path / "root") == ["toys", "toys/one"]
 
 
-def test_a_server_that_does_not_answer_ends_a_download_and_what_was_set_comes_back():
+def test_a_server_that_does_not_answer_ends_a_download_and_what_was_set_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("zfscope.data.sources.downloads.SECONDS_WITHOUT_ANSWER", 0.2)
     before = socket.getdefaulttimeout()
-    with answering():
-        assert socket.getdefaulttimeout() == SECONDS_WITHOUT_ANSWER <= 60
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(TimeoutError):
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        download_whole(tmp_path, "toys", lambda folder: urllib.request.urlretrieve(address, f"{folder}/toys"))
+
     assert socket.getdefaulttimeout() == before
+    assert everything_in(tmp_path) == []
 
 
 @pytest.fixture

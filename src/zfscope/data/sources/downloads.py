@@ -8,7 +8,6 @@ downloads it holds a lock on that folder (flock); one whose process was killed i
 import os
 import secrets
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from zfscope.console import console
 from zfscope.files import UNFINISHED
+from zfscope.networks.downloads import answering
 from zfscope.schema import shown
 from zfscope.stops import MachineFault
 
@@ -37,7 +37,7 @@ def download_whole(root: Path, what: str, fetch: Callable[[str], object], archiv
     root.mkdir(parents=True, exist_ok=True)
     remove_left(root)
     console.print(f"downloading {what} into {root}", markup=False, highlight=False, soft_wrap=True)
-    with _folder_beside(root / what) as folder, answering(), _bars_for_terminals():
+    with _folder_beside(root / what) as folder, answering(SECONDS_WITHOUT_ANSWER), _bars_for_terminals():
         for archive in archives:
             if (root / archive).is_file():
                 (folder / archive).parent.mkdir(parents=True, exist_ok=True)
@@ -68,17 +68,6 @@ def told_in_one_line(what: str, way: str, folders: Iterable[Path]) -> Iterator[N
         # Of urllib, torchvision, tarfile, zipfile, zlib, gdown: a dozen kinds.
         cause = shown(str(error), 400) or type(error).__name__
         raise OSError(f"could not download {what}: {cause}; {way}") from error
-
-
-@contextmanager
-def answering() -> Iterator[None]:
-    """Within the block a server that does not answer for a minute is an error; torchvision would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS_WITHOUT_ANSWER)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def remove_left(root: Path) -> None:
