@@ -11,11 +11,11 @@ from tests.conftest import composed, tiny_images
 from zfscope.data.datamodule import OPENERS, ImageData, open_data, workers_for
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.loader import Loader
+from zfscope.data.readers import begin_reading
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.schema import check
-from zfscope.stops import outlive
 
 
 def data_of(num_workers=0, count=30):
@@ -135,5 +135,5 @@ def test_a_choice_of_images_that_cannot_be_is_refused(values, message):
 
 
 def test_processes_of_a_loader_outlive_a_schedulers_signal_whoever_makes_it():
-    assert Loader([1, 2]).worker_init_fn is outlive
+    assert Loader([1, 2]).worker_init_fn is begin_reading
     assert Loader([1, 2], worker_init_fn=print).worker_init_fn is print

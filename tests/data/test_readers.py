@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import tempfile
 import time
 from contextlib import suppress
 
@@ -141,6 +142,45 @@ def test_a_run_that_does_not_want_a_batch_for_long_has_not_waited_for_it(short_w
     time.sleep(2.5)
 
     assert len(list(batches)) == 19
+
+
+@pytest.fixture
+def long_temporary_folder(tmp_path, monkeypatch):
+    """Where a socket's path is longer than any system takes."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize("method", STARTS)
+def test_images_come_also_where_the_path_of_temporary_files_is_too_long_for_sockets(long_temporary_folder, method):
+    images = read_all(Images(20), num_workers=2, multiprocessing_context=method)
+
+    assert sorted(sum(images, [])) == list(range(20))
+    assert tempfile.gettempdir() == str(long_temporary_folder)
+    assert list(long_temporary_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_batch_that_a_process_cannot_send_is_told_with_the_cause(
+    short_waits, long_temporary_folder, monkeypatch, persistent
+):
+    monkeypatch.setattr(readers, "_shorten_sockets", lambda: None)
+
+    with pytest.raises(LoaderEnded) as caught:
+        read_all(Images(20), num_workers=2, persistent_workers=persistent)
+
+    assert str(caught.value) == (
+        "a process that reads images could not send a batch (OSError: AF_UNIX path too long); data.num_workers=0 reads "
+        "images without such processes"
+    )
+
+
+def test_so_is_one_that_cannot_be_pickled(short_waits):
+    with pytest.raises(LoaderEnded, match=r"could not send a batch \(\w+: .*lambda.*\); data.num_workers=0 reads"):
+        list(Loader(Images(20), batch_size=2, num_workers=2, collate_fn=lambda items: lambda: items))
 
 
 def test_an_error_of_an_image_stays_as_it_is(short_waits):

@@ -32,11 +32,15 @@ def typed(tmp_path, monkeypatch):
         with redirect_stdout(io.StringIO()), redirect_stderr(errors):
             code = type_command(monkeypatch, name, *words)
         after = everything_in(place)
-        for path in sorted(after.keys() - before.keys()):
+        made = sorted(after.keys() - before.keys())
+        for path in made:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if code in (0, None):
             return None
         message = errors.getvalue()
+        if code == 1 and "-m" in words:  # some jobs of a sweep are refused, in its table; the others ran
+            assert message == "" and any(path.name == "results.json" for path in made)
+            return None
         assert code == 2, f"exit code {code}: {message}"
         assert message.startswith(f"{name}.py: ") and message.endswith("\n"), message
         check_message(message[:-1])

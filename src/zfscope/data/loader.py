@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from zfscope.data.imageset import ImageSet
-from zfscope.data.readers import WatchedBatches, start_readers
+from zfscope.data.readers import WatchedBatches, begin_reading, start_readers
 from zfscope.data.reading import UnreadableImage
-from zfscope.stops import held, outlive
+from zfscope.stops import held
 
 
 class ImageItems(Dataset):
@@ -56,7 +56,7 @@ class Loader(DataLoader):
         source = dataset.dataset if isinstance(dataset, Subset) else dataset
         self.items = source if isinstance(source, ImageItems) else None
         self.keeps_empty = keeps_empty
-        own = {"worker_init_fn": outlive}  # given here: Lightning puts a function of its own where there is none
+        own = {"worker_init_fn": begin_reading}  # given here: Lightning puts a function of its own where there is none
         if self.items is not None:
             own["collate_fn"] = _fetched
         super().__init__(dataset, *arguments, **{**own, **options})

@@ -6,9 +6,11 @@ Each of them notes in memory that it shares with the run which image it is readi
 import copy
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import queues, util
 from typing import Any
 
 from torch import multiprocessing
@@ -16,12 +18,30 @@ from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from zfscope.schema import listed
-from zfscope.stops import MachineFault, held, starting_processes
+from zfscope.schema import listed, shown
+from zfscope.stops import MachineFault, held, outlive, starting_processes
 
 SECONDS_WITHOUT_IMAGE = 50.0  # of waiting for a batch while no process begins another image
 POLL = 5.0  # seconds between two looks at the processes
 NONE = -1
+LONGEST_SOCKET = 103  # bytes of its path, with the least that systems take (macOS; Linux takes 107)
+NAME_OF_SOCKET = "/pymp-12345678/listener-12345678"  # as long as those that Python makes in the temporary folder
+CAUSE = 300  # bytes
+
+
+def begin_reading(*_: Any) -> None:
+    """``worker_init_fn``: outlive a scheduler's signal, and end where a batch cannot be sent.
+
+    Python prints the error and goes on, so that the run would wait for that batch for ever.
+    """
+    outlive()
+    noted = get_worker_info().dataset
+
+    def cannot_send(error: Exception, _: Any) -> None:
+        noted.unsent.value = shown(f"{type(error).__name__}: {error}", CAUSE // 4).encode()
+        os._exit(1)
+
+    queues.Queue._on_queue_feeder_error = staticmethod(cannot_send)
 
 
 class LoaderEnded(MachineFault):
@@ -35,6 +55,7 @@ def start_readers(loader: DataLoader, batches: "Callable[[DataLoader], WatchedBa
     main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     earlier = signal.getsignal(signal.SIGCHLD) if main else None
     with starting_processes():
+        _shorten_sockets()
         try:
             return batches(noted)
         finally:
@@ -43,13 +64,32 @@ def start_readers(loader: DataLoader, batches: "Callable[[DataLoader], WatchedBa
                 signal.signal(signal.SIGCHLD, earlier)
 
 
+def _shorten_sockets() -> None:
+    """Have the sockets by which processes pass images in /tmp where the path of TMPDIR is too long for them.
+
+    Python does so itself from 3.14 on; before, no batch arrives.
+    """
+    if os.name == "nt" or len(os.fsencode(tempfile.gettempdir() + NAME_OF_SOCKET)) <= LONGEST_SOCKET:
+        return
+    usual, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        with suppress(OSError):  # then the first batch tells it
+            util.get_temp_dir()  # is kept for all processes that this one starts
+    finally:
+        tempfile.tempdir = usual
+
+
 class _Noted(Dataset):
-    """A data set whose reader notes, by process, how many images it began and which one it is reading."""
+    """A data set whose reader notes, by process, how many images it began and which one it is reading.
+
+    ``unsent`` is why a process could not send a batch.
+    """
 
     def __init__(self, images: Any, processes: int) -> None:
         self.images = images
         self.begun = multiprocessing.get_context().RawArray("q", processes)
         self.reading = multiprocessing.get_context().RawArray("q", [NONE] * processes)
+        self.unsent = multiprocessing.get_context().RawArray("c", CAUSE)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -143,6 +183,11 @@ class WatchedBatches(_MultiProcessingDataLoaderIter):
         return LoaderEnded(message)
 
     def _of_killed(self, ended: list[int]) -> str:
+        if cause := self._dataset.unsent.value.decode(errors="replace"):
+            return (
+                f"a process that reads images could not send a batch ({cause}); data.num_workers=0 reads images "
+                "without such processes"
+            )
         codes = [self._workers[number].exitcode for number in ended]
         causes = sorted({signal.Signals(-code).name if code and code < 0 else f"exit code {code}" for code in codes})
         names = self._dataset.names(ended)
