@@ -47,6 +47,7 @@ from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.data.datamodule import open_data
 from zfscope.data.spec import DataConfig
 from zfscope.deconvnet import project
+from zfscope.networks.imagenet import wnids
 from zfscope.schema import check
 from zfscope.training.spec import TrainConfig
 
@@ -58,12 +59,12 @@ def data(tmp_path_factory):
     """A folder with small images, laid out as each data set is, by the names of ``data=``."""
     root = tmp_path_factory.mktemp("data")
     write_folders(root / "folder", {"train": 12, "val": 4})
-    wnids = [f"n{number:08d}" for number in range(1000)]
-    for wnid in wnids:
+    names = wnids()  # public weights refuse other folders
+    for wnid in names:
         put(root / "imagenet/train" / wnid / f"{wnid}_1.JPEG")
-    put(root / "imagenet/train/n00000003/n00000003_2.JPEG")  # the first is left out by exclude.txt
+    put(root / f"imagenet/train/{names[3]}/{names[3]}_2.JPEG")  # the first is left out by exclude.txt
     flat_val(root / "imagenet", range(1, 9))
-    devkit(root / "imagenet", truth=range(1, 9), rows=[(i + 1, wnid, []) for i, wnid in enumerate(wnids)])
+    devkit(root / "imagenet", truth=range(1, 9), rows=[(i + 1, wnid, []) for i, wnid in enumerate(names)])
     write_folders(root / "caltech101", {"101_ObjectCategories": 35})
     write_folders(root / "caltech256", {"256_ObjectCategories": 65}, ("001.ak47", "002.american-flag", "003.backpack"))
     lay_out_voc(root / "voc2012/VOCdevkit/VOC2012")
@@ -91,7 +92,7 @@ def home(tmp_path_factory):
         assert type_command(patch, "train", "-m", *short, "seed=0,1,2,3,4,5", "hydra.sweep.dir=outputs/six") == 0
     shutil.copytree(home / "outputs/six/0", home / "outputs/paper/laptop/members/1")
     (home / "outputs/analyses/RUN").mkdir(parents=True)
-    (home / "outputs/analyses/RUN/exclude.txt").write_text("n00000003/n00000003_1.JPEG\n")
+    (home / "outputs/analyses/RUN/exclude.txt").write_text("{0}/{0}_1.JPEG\n".format(wnids()[3]))
     (home / "parts.csv").write_text(
         "image,part,x0,y0,x1,y1\n"
         + "".join(
