@@ -101,6 +101,26 @@ def test_the_same_parts_change_features_alike_and_random_places_do_not(same_obje
     json.dumps(metrics)
 
 
+def test_the_sheet_shows_what_each_part_and_the_first_random_mask_hide(same_object, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "zfscope.analyses.correspondence.correspondence_sheet",
+        lambda pictures, *_, **__: shown.append(pictures.int()) or Image.new("RGB", (9, 9)),
+    )
+
+    ask(tmp_path, f"analysis.boxes={same_object}", "analysis.masks=5")
+
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        boxes = [*arrays["boxes"], arrays["random_boxes"][0, 0]]
+    ((whole, *hidden),) = (pictures.unbind(1) for pictures in shown)
+    for column, places in zip(hidden, boxes, strict=True):
+        for image, (x0, y0, x1, y1) in enumerate(places[: len(whole)].astype(int)):
+            changed = (column[image] != whole[image]).any(0)
+            assert changed[y0:y1, x0:x1].double().mean() > 0.9
+            changed[y0:y1, x0:x1] = False
+            assert not changed.any()
+
+
 def test_random_masks_follow_the_seed(same_object, tmp_path):
     found = []
     for number, seed in enumerate((4, 4, 5)):

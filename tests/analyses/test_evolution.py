@@ -33,6 +33,7 @@ def test_the_analysis_tells_when_each_layer_settles(tmp_path, folders):
         if epoch < 5:  # conv1 stays as it is, conv4 is another one until the end
             torch.manual_seed(epoch)
             nn.init.normal_(network.conv4.conv.weight, std=0.05)
+        nn.init.zeros_(network.conv5.conv.weight)  # says nothing of any image, so that nothing can settle
         save_network(network, config, run / f"checkpoints/epoch_{epoch:03d}.ckpt")
     (run / "checkpoints/best.ckpt").write_bytes((run / "checkpoints/epoch_005.ckpt").read_bytes())
     values = composed(
@@ -43,6 +44,8 @@ def test_the_analysis_tells_when_each_layer_settles(tmp_path, folders):
 
     metrics, arrays = json.loads((out / "results.json").read_text())["metrics"], np.load(out / "arrays.npz")
     assert (metrics["conv1/settled"]["value"], metrics["conv1/unsettled"]["value"]) == (1, pytest.approx(0, abs=1e-9))
+    assert np.isnan(arrays["conv5/agreement"]).any()
+    assert not {"conv5/settled", "conv5/unsettled"} & metrics.keys()
     first, second, _ = curve = arrays["conv4/agreement"]
     assert metrics["conv4/settled"]["value"] == pytest.approx(settled_epoch((1, 2, 5), curve)) and second < 0.9
     # Two trapezoids: one epoch wide, three epochs wide.

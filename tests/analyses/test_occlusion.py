@@ -16,6 +16,7 @@ from tests.oracles import occluded_by_hand
 from zfscope import build_network, load_network
 from zfscope.activations import TopTable
 from zfscope.analyses.occlusion import (
+    _label,
     analyse,
     class_number,
     drop_places,
@@ -327,3 +328,11 @@ def test_on_the_phantom_the_places_of_the_drops_are_told_of_the_images_classifie
     assert result.metrics["largest_drop_in_mask"]["value"] == pytest.approx(100 * inside / right)
     assert result.metrics["drop_larger_on_object"]["unit"] == f"% of {right} images"
     assert not result.figures
+
+
+def test_of_several_labels_the_one_that_the_network_thinks_most_probable_is_taken():
+    def network(inputs):
+        return torch.tensor([[1.0, 9.0, 3.0]])
+
+    assert _label(network, torch.zeros(3, 2, 2), torch.tensor([1, 0, 1])) == 2
+    assert _label(network, torch.zeros(3, 2, 2), torch.tensor(0)) == 0

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from zfscope.figures import invariance_figure
+from zfscope.figures.invariance import _draw_examples
 from zfscope.invariance import Invariance, default_amounts
 
 
@@ -35,6 +37,26 @@ def test_the_figure_holds_the_tiles_and_the_curves_at_their_heights():
         middles.append(height(column, (0, 0, 0)))
         assert middles[-1] == pytest.approx((height(column, lower) + height(column, upper)) / 2, abs=2)
     assert middles[0] == pytest.approx(middles[1], abs=2)  # each in its layer's unit
+
+
+def test_amounts_and_names_stand_in_the_middle_of_their_tiles():
+    axes = Figure().subplots()
+    grey = torch.full((2, 3, 3, 30, 20), 100, dtype=torch.uint8)
+
+    _draw_examples(axes, torch.tensor([-1.0, 0.0, 1.0]), grey, ["cat", "dog"], ["red", "blue"])
+
+    shown = axes.images[0].get_array()
+    columns, rows = ((shown == 100).all(2).any(axis) for axis in (0, 1))
+    assert columns[axes.get_xticks().astype(int)].all() and rows[axes.get_yticks().astype(int)].all()
+    middles = [(first + last) / 2 for first, last in runs(columns)]
+    assert axes.get_xticks() == pytest.approx(middles, abs=1)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["-1", "0", "+1"]
+
+
+def runs(marked):
+    """First and last position of each run of marked ones."""
+    places = np.flatnonzero(marked)
+    return [(part[0], part[-1]) for part in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)]
 
 
 def test_a_figure_of_what_does_not_belong_together_is_refused():

@@ -152,6 +152,16 @@ def test_a_network_from_scratch_learns_what_can_be_learned():
     torch.testing.assert_close(found.sum(1), torch.ones(30))
 
 
+def test_the_rate_goes_up_over_a_twentieth_of_the_steps_and_down_half_a_cosine(monkeypatch):
+    asked, cosine = [], transfer.cosine_share
+    monkeypatch.setattr(transfer, "cosine_share", lambda *values: asked.append(values) or cosine(*values))
+
+    scratch(40)
+
+    steps = [step for step, *_ in asked]
+    assert {tuple(rest) for _, *rest in asked} == {(40, 2.0, 0.0)} and steps == list(range(41))
+
+
 class Seen(Dataset):
     """Six grey images; notes in which order they are read."""
 

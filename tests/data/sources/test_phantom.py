@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,20 @@ def test_the_data_set_holds_what_draw_draws(cache):
         assert images.mask(13).tobytes() == sample.mask.tobytes()
         assert images.parts(13) == sample.parts
         assert images.name(13) == f"phantom/{split}/13"
+
+
+def test_the_drawings_are_those_of_all_measured_figures():
+    """Each class as it was drawn on 2026-11-30, six times, smaller: another drawing would move every number."""
+    drawn = [sheet_of(draw(0, "train", index).image) for index in range(60)]
+    expected = np.asarray(Image.open(Path(__file__).with_name("phantom.png"))).astype(int)
+
+    rows = [np.concatenate(drawn[first : first + 10], axis=1) for first in range(0, 60, 10)]
+    assert abs(np.concatenate(rows) - expected).max() <= 2  # processors round differently
+
+
+def sheet_of(image):
+    """Means over blocks of 8 pixels."""
+    return image.reshape(16, 8, 16, 8, 3).mean((1, 3)).round().astype(int)
 
 
 def test_a_subset_keeps_the_ground_truth_of_its_images(cache):
