@@ -197,6 +197,13 @@ def test_a_filter_at_nan_stays_nan_and_its_neighbours_are_rescaled():
     assert weight[[0, 2]].eq(0.5).all()
 
 
+@pytest.mark.parametrize(("roundings", "counts"), [(4, False), (5, True)])
+def test_a_filter_above_the_radius_by_more_than_four_roundings_counts(roundings, counts):
+    weight = torch.full((1, 1, 1, 1), 1 + roundings * torch.finfo(torch.float64).eps, dtype=torch.float64)
+
+    assert rescale_filters_(weight, 1.0).tolist() == [counts]
+
+
 @pytest.mark.parametrize("radius", [0, -1.0, math.nan, math.inf])
 def test_a_radius_without_meaning_is_refused(radius):
     with pytest.raises(ValueError, match="radius must be a finite number above 0"):

@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 LISTS = {"program": HERE / "mutants.json", "science": HERE / "mutants_science.json"}
 # Mutants that change nothing, with the reason: no test can tell them from the program.
 EQUIVALENT = {
+    6: "an end of 0 epochs counts as none before that is asked",
+    39: "means of bytes are never above 255",
     1008: "an epoch without random views is not read",
     1030: "one image is moved and thrown away, instead of none, to see whether an amount is refused",
     1045: "a run without pooled cells ends at the next layer, and adds nothing until then",

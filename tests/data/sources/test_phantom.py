@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from tests.conftest import composed
 from zfscope import build_network
 from zfscope.data.loader import Loader
-from zfscope.data.sources import phantom
+from zfscope.data.sources import phantom, phantom_scene
 from zfscope.data.sources.phantom import open_phantom
 from zfscope.data.sources.phantom_objects import CLASSES
-from zfscope.data.sources.phantom_scene import draw
+from zfscope.data.sources.phantom_scene import SIZE, draw
 from zfscope.data.transforms import Examples
 
 
@@ -53,6 +53,13 @@ def test_the_drawings_are_those_of_all_measured_figures():
 
     rows = [np.concatenate(drawn[first : first + 10], axis=1) for first in range(0, 60, 10)]
     assert abs(np.concatenate(rows) - expected).max() <= 2  # processors round differently
+
+
+def test_a_part_outside_the_image_has_a_box_without_pixels():
+    canvas, corners = phantom_scene._Canvas(Image.new("RGB", (SIZE, SIZE))), np.array([[0.0, 0], [9, 0], [9, 9]])
+
+    for move, box in (((-20, 5), (0, 5, 0, 15)), ((SIZE + 3, 5), (SIZE, 5, SIZE, 15)), ((5, -20), (5, 0, 15, 0))):
+        assert canvas.add([(corners + move, (9, 9, 9))]) == box
 
 
 def sheet_of(image):
