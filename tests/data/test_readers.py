@@ -116,6 +116,13 @@ def test_control_without_the_watch_a_process_that_hangs_is_waited_for(monkeypatc
     assert ended == 0
 
 
+def test_processes_that_hang_between_two_images_are_told(short_waits, monkeypatch):
+    monkeypatch.setattr(readers, "SECONDS_WITHOUT_READING", 3.0)
+
+    with pytest.raises(LoaderEnded, match=r"no image came for \d+ s, and no process that reads them is at one; data"):
+        list(Loader(Images(20), batch_size=2, num_workers=2, collate_fn=lambda items: sleep_for_ever()))
+
+
 def test_all_images_at_which_processes_hang_are_told(short_waits):
     with pytest.raises(LoaderEnded, match="hang at tiny/0, tiny/2;"):
         read_all(Images(20, {0, 2}, sleep_for_ever), num_workers=2)

@@ -22,6 +22,7 @@ from zfscope.schema import listed, shown
 from zfscope.stops import MachineFault, held, outlive, starting_processes
 
 SECONDS_WITHOUT_IMAGE = 50.0  # of waiting for a batch while no process begins another image
+SECONDS_WITHOUT_READING = 300.0  # the same, while none is at an image: they start, or hang between two
 POLL = 5.0  # seconds between two looks at the processes
 NONE = -1
 LONGEST_SOCKET = 103  # bytes of its path, with the least that systems take (macOS; Linux takes 107)
@@ -161,11 +162,16 @@ class WatchedBatches(_MultiProcessingDataLoaderIter):
         self._begun = begun
         if self._waited >= SECONDS_WITHOUT_IMAGE:
             hanging = [number for number, image in enumerate(self._dataset.reading) if image != NONE]
-            if hanging:  # else they are starting, or the batch is on its way
+            if hanging:
                 raise self._ended(
                     f"no image came for {self._waited:.0f} s, the processes that read them hang at "
                     f"{self._dataset.names(hanging)}; look at that file and its disk"
                 )
+        if self._waited >= SECONDS_WITHOUT_READING:
+            raise self._ended(
+                f"no image came for {self._waited:.0f} s, and no process that reads them is at one; data.num_workers=0 "
+                "reads images without such processes"
+            )
         return success, data
 
     def _ended(self, message: str) -> LoaderEnded:
