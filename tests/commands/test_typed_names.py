@@ -34,7 +34,7 @@ OF_LIGHTNING_AND_TIMM = {
     "model=timm model.name=resnet19": r"model\.name=resnet19: timm has no .*; did you mean resnet18\?",
     "model=timm model.name=qqqq": r"model\.name=qqqq: timm has no model 'qqqq'; there are .* and \d+ more$",
     "model=timm model.layers=[layer9]": r"model\.layers=\[layer9\]: resnet18 has no .*; did you mean layer4\?",
-    "model=torchvision model.name=resnet181": r"model\.name=resnet181: .*did you mean resnet1[08]1?\?",
+    "model=torchvision model.name=resnet181": r"model\.name=resnet181: torchvision has no .*; did you mean resnet18\?",
 }
 WRONG_OF_ANALYSES = {
     "analysis=diagnostics analysis.other=nope": r"analysis\.other=nope: no checkpoint .*; give a run folder",

@@ -185,9 +185,19 @@ def test_a_batch_that_a_process_cannot_send_is_told_with_the_cause(
     )
 
 
-def test_so_is_one_that_cannot_be_pickled(short_waits):
-    with pytest.raises(LoaderEnded, match=r"could not send a batch \(\w+: .*lambda.*\); data.num_workers=0 reads"):
-        list(Loader(Images(20), batch_size=2, num_workers=2, collate_fn=lambda items: lambda: items))
+class Unsendable:
+    """A batch whose error is a page in a script of four bytes a character."""
+
+    def __reduce__(self):
+        raise ValueError("\U0001d51e" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("batch", "cause"), [(lambda: 0, r"\w+: .*lambda.*"), (Unsendable(), r"ValueError: \U0001d51e+.*")]
+)
+def test_so_is_one_that_cannot_be_pickled(short_waits, batch, cause):
+    with pytest.raises(LoaderEnded, match=rf"could not send a batch \({cause}\); data.num_workers=0 reads"):
+        list(Loader(Images(20), batch_size=2, num_workers=2, collate_fn=lambda items: batch))
 
 
 def test_an_error_of_an_image_stays_as_it_is(short_waits):

@@ -1,6 +1,7 @@
 """Whole commands in this process: all of them runs but the training or the analysis itself."""
 
 import io
+import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -33,14 +34,19 @@ def typed(tmp_path, monkeypatch):
             code = type_command(monkeypatch, name, *words)
         after = everything_in(place)
         made = sorted(after.keys() - before.keys())
+        jobs = [json.loads(path.read_text()) for path in made if path.name == "results.json"]
         for path in made:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if code in (0, None):
             return None
         message = errors.getvalue()
         if code == 1 and "-m" in words:  # some jobs of a sweep are refused, in its table; the others ran
-            assert message == "" and any(path.name == "results.json" for path in made)
-            return None
+            causes = [job["cause"] for job in jobs if job["state"] == "refused"]
+            assert message == "" and 0 < len(causes) < len(jobs)
+            assert all(job["state"] in ("refused", "finished") for job in jobs), jobs
+            for cause in causes:
+                check_message(cause)
+            return causes[0]
         assert code == 2, f"exit code {code}: {message}"
         assert message.startswith(f"{name}.py: ") and message.endswith("\n"), message
         check_message(message[:-1])

@@ -152,6 +152,10 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, run_copy):
         ("data.batch_size=4", r"data\.batch_size=4: this run has 8"),
         ("seed=5", r"seed=5: this run has 0"),
         ("optim.name=adamw", r"optim\.name=adamw: this run has sgd"),
+        (
+            "weights=x.ckpt",
+            r"weights=x\.ckpt: a run that goes on has weights of its own \(this one began with weights=null\)",
+        ),
     ],
 )
 def test_what_cannot_change_within_a_run_is_refused(command, run_copy, override, refusal):

@@ -205,6 +205,9 @@ def test_a_run_goes_on_when_the_weights_that_it_started_from_are_gone(command, t
     run, whole = (load_network(tmp_path / name / "last") for name in ("run", "whole"))
     assert all(torch.equal(run.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
     assert torch.equal(run.preprocessing.mean, start.preprocessing.mean)
+    identity, expected = (results(tmp_path / name)["conditions"]["identity"] for name in ("run", "whole"))
+    assert identity["facts"]["weights"] == expected["facts"]["weights"]
+    assert [leg["changed"] for leg in identity["legs"]] == [{"trainer.max_epochs": [1, 2]}]
 
 
 # --- what is logged last ---

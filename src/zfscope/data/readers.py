@@ -27,7 +27,7 @@ POLL = 5.0  # seconds between two looks at the processes
 NONE = -1
 LONGEST_SOCKET = 103  # bytes of its path, with the least that systems take (macOS; Linux takes 107)
 NAME_OF_SOCKET = "/pymp-12345678/listener-12345678"  # as long as those that Python makes in the temporary folder
-CAUSE = 300  # bytes
+CAUSE = 600  # bytes
 
 
 def begin_reading(*_: Any) -> None:
@@ -39,7 +39,7 @@ def begin_reading(*_: Any) -> None:
     noted = get_worker_info().dataset
 
     def cannot_send(error: Exception, _: Any) -> None:
-        noted.unsent.value = shown(f"{type(error).__name__}: {error}", CAUSE // 4).encode()
+        noted.unsent.value = shown(f"{type(error).__name__}: {error}", 200).encode()[:CAUSE]
         os._exit(1)
 
     queues.Queue._on_queue_feeder_error = staticmethod(cannot_send)
@@ -189,7 +189,7 @@ class WatchedBatches(_MultiProcessingDataLoaderIter):
         return LoaderEnded(message)
 
     def _of_killed(self, ended: list[int]) -> str:
-        if cause := self._dataset.unsent.value.decode(errors="replace"):
+        if cause := self._dataset.unsent.value.decode(errors="ignore"):
             return (
                 f"a process that reads images could not send a batch ({cause}); data.num_workers=0 reads images "
                 "without such processes"

@@ -179,11 +179,11 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
     try:
         with torch.device("meta"):  # without memory first: a damaged size must not ask for terabytes
             sizeless = build_network(state["model"], state["num_classes"], state["image_size"])
-        prepared, classes = state["preprocessing"], tuple(state["classes"]) if state["classes"] else None
+        classes = tuple(state["classes"]) if state["classes"] else None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         cause = shown(str(error), 200)
         raise ValueError(f"{path} does not tell how to build its network ({cause}); use another checkpoint") from None
-    preprocessing = _preprocessing(prepared, path)
+    preprocessing = recorded_preprocessing(checkpoint, path)
     check_weights(sizeless, weights, path)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
         network = build_network(state["model"], state["num_classes"], state["image_size"])
@@ -192,14 +192,10 @@ def network_from_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> 
     return network
 
 
-def preprocessing_of(checkpoint: Mapping[str, Any], path: str | Path) -> Preprocessing | None:
-    """How the images of a checkpoint's network are prepared, None where it does not say; refused if that is damaged."""
-    return _preprocessing(_zfscope(checkpoint).get("preprocessing"), path)
-
-
-def _preprocessing(values: Mapping[str, Any] | None, path: str | Path) -> Preprocessing | None:
-    """The preprocessing that a checkpoint holds; refused where it is damaged."""
+def recorded_preprocessing(checkpoint: Mapping[str, Any], path: str | Path) -> Preprocessing | None:
+    """How the images of a checkpoint's network are prepared, None where it has no way of its own."""
     try:
+        values = checkpoint["zfscope"]["preprocessing"]
         return Preprocessing.from_state(values) if values else None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         cause = shown(str(error), 200)
@@ -246,10 +242,8 @@ def start_from(network: Network, source: str, weights_file: str | Path | None = 
             _check_kinds(content, path)
         if not all(isinstance(name, str) for name in content):
             raise ValueError(f"{source} is no state dict: its keys are not names; give a checkpoint or a state dict")
-        weights, preprocessing = (
-            find_weights(content, network, source),
-            _preprocessing(state.get("preprocessing"), source),
-        )
+        weights = find_weights(content, network, source)
+        preprocessing = recorded_preprocessing(content, source) if state else None
     fresh = [
         name
         for name in own

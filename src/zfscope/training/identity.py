@@ -66,12 +66,14 @@ def training_identity(
     legs: Sequence[Mapping[str, Any]] = (),
     val_fingerprint: str | None = None,
     texts: Mapping[tuple, str] | None = None,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """What determines the weights of a training: ``digest``, a SHA-256 in hex, of ``facts`` by dotted key.
 
     ``config`` is that of the whole run, as ``train.py`` checks it; ``legs`` say what each resumed leg changed. By the
     validation images, ``val_fingerprint``, the rate is lowered and the best epoch is chosen. By ``texts`` values that
     come from the environment are told by their interpolations; the digest is of the values, which cannot be read in it.
+    ``start`` is the fact ``weights`` of a run that goes on, by default read from what ``config`` names.
     """
     config = plain(config)
     data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}
@@ -86,7 +88,7 @@ def training_identity(
         "optim": config["optim"],
         "trainer": _trainer_facts(config.get("trainer") or {}),
         "callbacks": callback_facts(config.get("callbacks") or {}),
-        "weights": _weights_of(config.get("weights"), config.get("weights_file")),
+        "weights": start or _weights_of(config.get("weights"), config.get("weights_file")),
         "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
     }
     # The contents of files stand in facts, not their paths.

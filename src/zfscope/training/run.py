@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from zfscope.data.splits import Splits
 from zfscope.evaluation import error_metrics, predict
 from zfscope.files import write_text
 from zfscope.networks.build import build_network
-from zfscope.networks.checkpoints import check_same_data, load_network, preprocessing_of, start_from
+from zfscope.networks.checkpoints import check_same_data, load_network, recorded_preprocessing, start_from
 from zfscope.networks.network import count_parameters
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
@@ -92,7 +93,7 @@ def train(
             last, checkpoint = find_resumable(Path(config.resume))
             recall_sizes(splits, checkpoint)
         if config.weights:  # they may be gone: all that they brought is in the checkpoint
-            network.preprocessing = preprocessing_of(checkpoint, last)
+            network.preprocessing = recorded_preprocessing(checkpoint, last)
     fingerprint = splits.train.fingerprint
     if checkpoint is not None:
         check_same_data(checkpoint, last, fingerprint)
@@ -229,13 +230,20 @@ def identity_of(
     ``checkpoint`` was read from ``last``. Refused are values that cannot change within a run.
     """
     images = {"image_fingerprint": splits.train.fingerprint, "val_fingerprint": splits.val.fingerprint}
-    identity = training_identity(config.model_dump(), **images, texts=config.texts)
     if checkpoint is None:
-        return {**identity, "legs": []}
+        return {**training_identity(config.model_dump(), **images, texts=config.texts), "legs": []}
     state = checkpoint["zfscope"]
+    for key in ("weights", "weights_file"):
+        if (now := config.recorded()[key]) != (before := state["config"].get(key)):
+            raise ValueError(
+                f"{key}={now or 'null'}: a run that goes on has weights of its own (this one began with "
+                f"{key}={before or 'null'}); leave it out, or start a new run with it, without resume"
+            )
     earlier = state.get("identity") or {**training_identity(state["config"], **images), "legs": []}
-    legs, old, new = list(earlier["legs"]), earlier["facts"], identity["facts"]
-    check_environment(earlier, new, training_identity(config.model_dump(), **images)["facts"])
+    legs, old = list(earlier["legs"]), earlier["facts"]
+    identity = partial(training_identity, config.model_dump(), **images, start=old.get("weights"))
+    new = identity(texts=config.texts)["facts"]
+    check_environment(earlier, new, identity()["facts"])
     keys = sorted(key for key in old.keys() | new.keys() if not key.startswith("legs"))
     changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
     refused = {key: values for key, values in changed.items() if key in old and FIXED_KEYS.fullmatch(key)}
@@ -248,7 +256,7 @@ def identity_of(
         )
     if changed:
         legs.append({"step": int(checkpoint["global_step"]), "changed": changed})
-    return {**training_identity(config.model_dump(), **images, legs=legs, texts=config.texts), "legs": legs}
+    return {**identity(legs=legs, texts=config.texts), "legs": legs}
 
 
 def final_metrics(
