@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help train paper test test-all coverage mutants faults lint clean
 
 help:
-	@echo "make train      set up, then train zfnet_mini on the phantom (about 6 minutes on 2 cores)"
+	@echo "make train      set up, then train zfnet_mini on the phantom (about 4 minutes on 2 cores)"
 	@echo "make paper      set up, then the whole paper at small scale, with a ledger (about half an hour on 2 cores)"
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"

@@ -50,6 +50,7 @@ def parts(
     seed=0,
     every_n_steps=None,
     workers=0,
+    model=MODEL,
     **options,
 ):
     """A trainer, a classifier and its data; ``options`` are the Trainer's."""
@@ -59,14 +60,14 @@ def parts(
     sizes = {"resize": 24, "crop": 20, "batch_size": 8, "num_workers": workers}
     config = check(DataConfig, {**composed()["data"], **sizes})
     prepare = Preprocessing(24, 20, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
-    network = build_network(MODEL, 3, 20)
+    network = build_network(model, 3, 20)
     network.classes, network.preprocessing = CLASSES, prepare
     optim = check(OptimConfig, {"lr": 0.05, "schedule": {"name": "plateau", "patience": 0}, **(optim or {})})
     classifier = Classifier(
         network,
         optim,
         seed=seed,
-        config={"model": MODEL, "optim": optim.model_dump()},
+        config={"model": model, "optim": optim.model_dump()},
         data=data.fingerprint,
         multilabel=labels is not None,
     )

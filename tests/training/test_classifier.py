@@ -13,8 +13,8 @@ from tests.conftest import tiny_images
 from tests.training.conftest import parts
 from zfscope.callbacks import FilterRenorm
 from zfscope.networks.checkpoints import load_network
-from zfscope.training.classifier import cosine_share, optimizer_of, shared_targets
-from zfscope.training.spec import OptimConfig
+from zfscope.training.classifier import shared_targets
+from zfscope.training.optimisers import cosine_share
 
 
 def test_another_seed_ends_with_other_weights(fit, tmp_path):
@@ -81,17 +81,6 @@ def test_every_window_of_batches_makes_a_step_of_its_mean_also_the_last_and_shor
     for expected, weight in zip(network.parameters(), classifier.network.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
     assert batches.losses == pytest.approx(losses, rel=1e-4)  # what is logged is the loss itself
-
-
-def test_the_optimiser_is_the_one_that_the_config_names():
-    weights = [torch.nn.Parameter(torch.ones(2))]
-
-    sgd = optimizer_of(weights, OptimConfig(lr=0.2, momentum=0.8, nesterov=True, weight_decay=0.1))
-    adamw = optimizer_of(weights, OptimConfig(name="adamw", lr=0.2, weight_decay=0.1))
-
-    assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
-    assert [sgd.defaults[name] for name in ("lr", "momentum", "nesterov", "weight_decay")] == [0.2, 0.8, True, 0.1]
-    assert [adamw.defaults[name] for name in ("lr", "weight_decay")] == [0.2, 0.1]
 
 
 def test_errors_are_those_of_counting_by_hand(fit, tmp_path):

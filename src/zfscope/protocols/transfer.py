@@ -22,7 +22,8 @@ from zfscope.data.splits import Splits
 from zfscope.networks.layers import conv_layers, rescale_filters_
 from zfscope.networks.network import Network
 from zfscope.schema import listed
-from zfscope.training.classifier import cosine_share, optimizer_of, shared_targets
+from zfscope.training.classifier import shared_targets
+from zfscope.training.optimisers import cosine_share, optimizer_of
 from zfscope.training.spec import OptimConfig
 
 LEAST_STEPS = 500  # of training from scratch: a few epochs of a few images would teach nothing

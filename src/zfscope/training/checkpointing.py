@@ -190,7 +190,7 @@ def announce_room(config: TrainConfig, network: Network, folder: Path) -> None:
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     if (size := re.fullmatch(r"(?:bf)?(16|64)-true", str(config.trainer.precision))) is not None:
         weights = weights * int(size[1]) // 32
-    whole = weights * (2 + (config.optim.name == "adamw") + (config.optim.ema is not None))
+    whole = weights * (2 + (config.optim.name != "sgd") + (config.optim.ema is not None))
     most = config.trainer.max_epochs
     epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
     names = ["best.ckpt", "last.ckpt", *(f"epoch_{epoch:03d}.ckpt" for epoch in epochs)]

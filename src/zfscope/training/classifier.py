@@ -5,7 +5,7 @@ Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9, dropout; Krizhevsky e
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import timm.data
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -25,6 +25,7 @@ from zfscope.networks.checkpoints import network_state
 from zfscope.networks.finite import broken_entry, broken_state, first_broken_module
 from zfscope.networks.network import Network
 from zfscope.training.identity import end_of
+from zfscope.training.optimisers import cosine_share, optimizer_of, retune
 from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
 from zfscope.training.watch import Watch
 
@@ -321,40 +322,6 @@ def metric_names(classes: int, multilabel: bool) -> tuple[str, ...]:
     return (*own, *(f"{part}/{score}" for part in ("train", "val") for score in scores))
 
 
-def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW with the rate, momentum and decay of ``optim``."""
-    if optim.name == "adamw":
-        return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(
-        parameters, optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
-    )
-
-
-def retune(
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    before: Mapping[str, Any],
-    optim: OptimConfig,
-    recorded: Mapping[str, Any] | None = None,
-) -> None:
-    """Let a resumed run have its own values where they differ from those ``before``: the checkpoint's are restored.
-
-    ``before`` was recorded, and is compared with what is ``recorded`` now.
-    """
-    now = optim.model_dump()
-    told = recorded or now
-    changed = {key for key in ("lr", "momentum", "nesterov", "weight_decay") if before.get(key, told[key]) != told[key]}
-    for group in optimizer.param_groups:
-        group.update({key: now[key] for key in changed if key in group})
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.factor, scheduler.patience = optim.schedule.factor, optim.schedule.patience
-        scheduler.min_lrs = [optim.schedule.min_lr for _ in scheduler.min_lrs]
-    elif scheduler is not None:
-        scheduler.base_lrs = [optim.lr for _ in scheduler.base_lrs]
-        for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-            group["initial_lr"], group["lr"] = optim.lr, optim.lr * share(scheduler.last_epoch)
-
-
 def mixed(mixup: timm.data.Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """A batch mixed by timm, which wants an even number of images; of an odd one the first stands in it twice."""
     count = len(images)
@@ -378,11 +345,3 @@ def shared_targets(labels: Tensor) -> Tensor:
     Source: Zeiler & Fergus (2014), Sec. 5.2, train PASCAL with a 20-way softmax; sharing is our reading.
     """
     return labels if labels.ndim == 1 else labels / labels.sum(1, keepdim=True).clamp(min=1)
-
-
-def cosine_share(step: int, steps: int, warmup: float, final: float) -> float:
-    """Share of the rate at a step: linear from 0 over ``warmup`` steps, then half a cosine down to ``final``."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    share = min(1.0, (step - warmup) / max(1.0, steps - warmup))
-    return final + (1 - final) * 0.5 * (1 + float(np.cos(np.pi * share)))

@@ -48,6 +48,7 @@ from zfscope.training.checkpointing import (
 from zfscope.training.classifier import Classifier, metric_names
 from zfscope.training.identity import check_environment, end_of, training_identity
 from zfscope.training.images import examine, note_unreadable, recall_sizes, sizes_of_unread, telling_how_to_go_on
+from zfscope.training.optimisers import warn_of_decay
 from zfscope.training.progress import build_progress, why_stopped
 from zfscope.training.spec import FIXED_KEYS, TrainConfig
 from zfscope.training.trainer import check_trainer, environment_plugins, trainer_keywords
@@ -120,6 +121,7 @@ def train(
         multilabel=splits.train.labels.ndim == 2,
     )
     console.print(network_table(network.summary(), count_parameters(network), network.image_size))
+    warn_of_decay(config.optim)
     if not config.trainer.model_dump().get("fast_dev_run"):
         announce_room(config, network, folder)
 

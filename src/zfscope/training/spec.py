@@ -61,7 +61,7 @@ class OptimConfig(Strict):
     """Optimiser, schedule and loss."""
 
     epochs: Count = 70
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: Positive = 0.01
     momentum: Share = 0.9
     nesterov: bool = False
@@ -252,7 +252,7 @@ class TrainConfig(Strict):
     def _fit_together(self) -> Self:
         if self.optim.mixup is not None and (self.data.batch_size % 2 or self.data.name == "voc2012"):
             raise ValueError("optim.mixup mixes pairs of images of one class each: it needs an even data.batch_size")
-        if self.optim.nesterov and self.optim.name == "sgd" and self.optim.momentum == 0:
+        if self.optim.nesterov and self.optim.name != "adamw" and self.optim.momentum == 0:
             raise ValueError("optim.nesterov=true needs a momentum above 0")
         if self.optim.schedule.name == "cosine" and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ValueError("optim/schedule=cosine needs an end: give trainer.max_epochs or trainer.max_steps")

@@ -1,0 +1,92 @@
+"""Which optimiser a config names, and how each moves the weights."""
+
+import warnings
+
+import pytest
+import torch
+
+from tests.training.conftest import MODEL, StopAt
+from zfscope.networks.build import build_network
+from zfscope.training.optimisers import optimizer_of, warn_of_decay
+from zfscope.training.spec import OptimConfig
+
+TWO = {**MODEL, "conv2": {"maps": 6, "kernel_size": 3, "padding": 1}}
+
+
+def test_the_optimiser_is_the_one_that_the_config_names():
+    weights = [torch.nn.Parameter(torch.ones(2))]
+
+    sgd = optimizer_of(weights, OptimConfig(lr=0.2, momentum=0.8, nesterov=True, weight_decay=0.1))
+    adamw = optimizer_of(weights, OptimConfig(name="adamw", lr=0.2, weight_decay=0.1))
+
+    assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
+    assert [sgd.defaults[name] for name in ("lr", "momentum", "nesterov", "weight_decay")] == [0.2, 0.8, True, 0.1]
+    assert [adamw.defaults[name] for name in ("lr", "weight_decay")] == [0.2, 0.1]
+
+
+def test_muon_moves_filters_of_features_by_orthogonal_matrices_and_all_else_by_adamw():
+    network = build_network(TWO, 3, 20).double()
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    optimizer = optimizer_of(network.parameters(), OptimConfig(name="muon", lr=0.1, weight_decay=0.0))
+    network(torch.randn(5, 3, 20, 20, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+
+    moved = {name: (weight - before[name]).detach() for name, weight in network.named_parameters()}
+    singular = torch.linalg.svdvals(moved["conv2.conv.weight"].flatten(1))
+    # Orthogonal of 6 x 54, of a step of AdamW's size: each singular value is 0.2 sqrt(54) times the rate.
+    assert singular.min() > 0.6 * 0.1 * 0.2 * 54**0.5 and singular.max() < 1.25 * 0.1 * 0.2 * 54**0.5
+    others = {name: move for name, move in moved.items() if name != "conv2.conv.weight"}
+    assert "conv1.conv.weight" in others and "fc8.linear.weight" in others
+    for name, move in others.items():  # the first step of AdamW is the rate, by the sign of the gradient
+        gradient = network.get_parameter(name).grad
+        large = gradient.abs() > 1e-4
+        torch.testing.assert_close(move[large], -0.1 * gradient[large].sign(), rtol=1e-3, atol=0)
+
+
+def test_muon_has_the_decay_momentum_and_rate_of_its_config():
+    network = build_network(TWO, 3, 20)
+    optim = OptimConfig(name="muon", lr=0.25, momentum=0.5, nesterov=True, weight_decay=0.125)
+
+    filters, others = optimizer_of(network.parameters(), optim).param_groups
+
+    for group in (filters, others):
+        assert [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")] == [0.25, 0.5, True, 0.125]
+    assert [weight.shape for weight in filters["params"]] == [network.conv2.conv.weight.shape]
+    assert len(filters["params"]) + len(others["params"]) == len(list(network.parameters()))
+
+
+def test_muon_without_filters_of_features_is_refused():
+    with pytest.raises(ValueError, match=r"optim\.name=muon is for networks of two conv layers or more"):
+        optimizer_of(build_network(MODEL, 3, 20).parameters(), OptimConfig(name="muon"))
+
+
+def test_a_training_by_muon_resumes_exactly_with_another_rate(fit, tmp_path):
+    optim, now = ({"name": "muon", "lr": rate, "schedule": {"name": "cosine"}} for rate in (0.02, 0.01))
+    _, whole = fit(tmp_path / "whole", optim=optim, model=TWO)
+
+    for folder, rates in (("run", optim), ("changed", now)):
+        with pytest.raises(SystemExit):
+            fit(tmp_path / folder, optim=optim, model=TWO, callbacks=[StopAt(5)])
+        _, resumed = fit(tmp_path / folder, tmp_path / folder / "checkpoints/last.ckpt", optim=rates, model=TWO)
+        same = [
+            torch.equal(weight, expected)
+            for weight, expected in zip(resumed.network.parameters(), whole.network.parameters(), strict=True)
+        ]
+        assert all(same) == (folder == "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"name": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4}, None),
+        ({"name": "muon", "lr": 1e-3, "momentum": 0.95, "weight_decay": 2.0}, None),
+        ({"name": "sgd", "lr": 1e-3, "momentum": 0.95, "weight_decay": 2.0}, "4 %"),
+        ({"name": "adamw", "lr": 0.01, "momentum": 0.95, "weight_decay": 2.0}, "2 %"),
+    ],
+)
+def test_a_decay_that_takes_all_weights_away_is_told(values, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_decay(OptimConfig(**values))
+
+    assert [f"takes {told} off all weights" in str(one.message) for one in caught] == ([True] if told else [])
