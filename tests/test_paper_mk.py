@@ -9,11 +9,24 @@ import pytest
 
 from tests.conftest import ROOT, composed, quick_first
 from zfscope.analyses.spec import AnalyzeConfig
+from zfscope.report.claims import DESIGNS
+from zfscope.report.designs import Design
 from zfscope.schema import check
+from zfscope.training.identity import training_identity
 from zfscope.training.spec import TrainConfig
 
 LAPTOP = ["scale=laptop"]
 IMAGENET = ["scale=imagenet", "imagenet=/i", "caltech101=/c", "caltech256=/d", "voc2012=/v", "faces=f.csv"]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """What make would run where nothing was run yet: the words of a command by its run folder."""
+    for name in ("Makefile", "paper.mk", "requirements.txt", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    made = subprocess.run(["make", "-n", "paper"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    words = [shlex.split(line) for line in made.splitlines() if "hydra.run.dir=" in line]
+    return {word.partition("=")[2]: line[2:] for line in words for word in line if word.startswith("hydra.run.dir=")}
 
 
 @pytest.fixture
@@ -58,8 +71,9 @@ def test_all_rows_members_and_analyses_are_there(commands, variables):
 
     rows = {path.stem for path in (ROOT / "conf/experiment").glob("table3_*.yaml")}
     assert rows <= set(re.findall(r"experiment=(\w+)", " ".join(run)))
-    members = re.findall(r"experiment=(table3_\w+) .*\bseed=(\d)$", "\n".join(run), re.M)
-    assert members == [*(("table3_zfnet", str(seed)) for seed in range(5)), ("table3_zfnet_wide", "5")]
+    members = re.findall(r"experiment=(table3_\w+) .*\bseed=(\d+)$", "\n".join(run), re.M)
+    first = 10 if variables is LAPTOP else 0
+    assert members == [*(("table3_zfnet", str(first + n)) for n in range(5)), ("table3_zfnet_wide", str(first + 5))]
     analyses = {path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")}
     analyses_run = set(re.findall(r"analysis=(\w+)", " ".join(run)))
     own = {"overlap"} if variables is LAPTOP else set()
@@ -107,3 +121,40 @@ def test_what_is_missing_is_told(tmp_path, variables, message):
 
     assert made.returncode == 2
     assert message in made.stdout + made.stderr
+
+
+# Of each claim, which folder of paper.mk's has the runs that decide it, and which the networks.
+DECIDING = {
+    "convergence": ("evolution", "members"),
+    "invariance": ("invariance", "members"),
+    "occlusion": ("occlusion", "members"),
+    "correspondence": ("correspondence", "members"),
+    "probes": ("probes/phantom", "pretrained"),
+    "pretraining": ("transfer/phantom", "pretrained"),
+    "dead_features": ("stem_diagnostics", "stem"),
+    "aliasing": ("stem_diagnostics", "stem"),
+    "renormalisation": ("unbounded_diagnostics", "unbounded"),
+}
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_what_decides_a_claim_is_run_with_the_seeds_and_under_the_condition_of_its_design(lines, name):
+    design, (looks, networks) = Design.of(DESIGNS[name]), DECIDING[name]
+
+    looked = [re.fullmatch(rf"outputs/paper/laptop/{looks}/(\d+)", folder) for folder in lines]
+    assert sorted(int(found[1]) for found in looked if found) == sorted(design.seeds)
+    for found in filter(None, looked):
+        (checkpoint,) = [word for word in lines[found[0]] if word.startswith("checkpoint=")]
+        folder = checkpoint.partition("=")[2].removesuffix("/last")
+        assert folder.startswith(f"outputs/paper/laptop/{networks}/")
+        training = [word for word in lines[folder] if not word.startswith("hydra.")]
+        assert training.count(f"seed={found[1]}") == 1
+    facts = training_identity(check(TrainConfig, composed(*training)).model_dump(), "images")["facts"]
+    assert {key: facts.get(key) for key in design.where} == design.where
+
+
+def test_the_ensemble_that_decides_has_the_seeds_of_its_design(lines):
+    members = [words for folder, words in lines.items() if folder.startswith("outputs/paper/laptop/members/")]
+
+    seeds = [int(word.partition("=")[2]) for words in members for word in words if word.startswith("seed=")]
+    assert seeds == DESIGNS["ensemble"]["seeds"]

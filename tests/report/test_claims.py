@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.report.planted import analysis, ensemble, finding, of_folds
-from zfscope.report.claims import CLAIMS, DOES_NOT, HOLDS, NOT_RUN, UNDECIDED, measure
+from zfscope.report.claims import CLAIMS, measure
+from zfscope.report.designs import DOES_NOT, HOLDS, NO_EFFECT, NOT_RUN, UNDECIDED
 from zfscope.report.ledger import fill
 from zfscope.report.page import pages
 from zfscope.report.readings import TRAINING, Run, t_interval
@@ -30,7 +31,8 @@ def renormalised(seed, without, with_it, **run):
         ((-2.0, -2.1, -2.2), DOES_NOT),
         ((2.0, -1.0, 0.5), UNDECIDED),
         ((2.0,), UNDECIDED),
-        ((0.0, 0.0), UNDECIDED),
+        ((0.0, 0.0), NO_EFFECT),
+        ((0.2, 0.21, 0.22), NO_EFFECT),
         ((), NOT_RUN),
     ],
 )

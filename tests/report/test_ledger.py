@@ -11,7 +11,8 @@ from tests.report.planted import (
     of_folds,
     training,
 )
-from zfscope.report.claims import NOT_RUN, measure
+from zfscope.report.claims import measure
+from zfscope.report.designs import NOT_RUN
 from zfscope.report.ledger import count_numbers, fill
 from zfscope.report.readings import Run
 

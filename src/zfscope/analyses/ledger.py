@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from zfscope.analyses.question import Question, Result
 from zfscope.figures import ablations_figure
-from zfscope.report.claims import measure, verdict
+from zfscope.report.claims import measure
 from zfscope.report.ledger import count_numbers, fill
 from zfscope.report.page import VERDICTS, pages
 from zfscope.report.paper import TABLES
@@ -30,12 +30,14 @@ def analyse(question: Question) -> Result:
         "claims": [
             {
                 **{name: getattr(finding.claim, name) for name in ("statement", "paper", "measured", "caveat")},
+                "design": {**asdict(finding.claim.design), "power": round(finding.claim.design.power, 3)},
                 "verdict": finding.verdict,
+                "decided_by": [line.condition for line in finding.deciding],
                 "measures": [
                     {
                         "name": measure.name,
                         "unit": measure.unit,
-                        "found": [{**asdict(line), "verdict": verdict(line)} for line in lines],
+                        "found": [{**asdict(line), "verdict": finding.verdict_of(line, measure)} for line in lines],
                     }
                     for measure, lines in finding.results
                 ],

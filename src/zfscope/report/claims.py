@@ -1,18 +1,22 @@
 """The paper's claims as measured statements: an effect with its interval, and whether it bears the claim out.
 
-Every effect is signed so that it is above 0 where the paper is right. A claim *holds* if the whole 95 % interval of its
-first measure lies above 0, *does not hold* if it lies below 0, and is *undecided* otherwise, or where there is none.
+Every effect is signed so that it is above 0 where the paper is right. There is *no effect above the margin* where the
+whole 95 % interval of a claim's first measure lies within the margin on both sides of 0; else the claim *holds* if it
+lies above 0, *does not hold* if it lies below 0, and is *undecided* otherwise, or where there is none. What is measured
+on the paper's own data decides; of stand-ins the runs that the claim's design names, if there are any.
 The intervals are Student's t over networks of differing seed; with a single network, over its folds or images.
 
 Source: Zeiler & Fergus (2014); which section, each claim says. Effects, intervals and verdicts are ours.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
+from zfscope.report.conditions import Sample
+from zfscope.report.designs import NOT_RUN, UNDECIDED, Design, verdict
 from zfscope.report.effects import (
     Samples,
     above_half,
@@ -29,8 +33,6 @@ from zfscope.report.effects import (
 )
 from zfscope.report.ledger import Line, lines
 from zfscope.report.readings import Run
-
-HOLDS, DOES_NOT, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Claim:
     paper: str  # its evidence there
     measured: str  # what exactly we measured
     caveat: str  # what else could bring the effect about, and what we know of it
+    design: Design  # what was fixed before the runs that decide
     measures: tuple[Measure, ...]  # the first decides
 
 
@@ -58,35 +61,51 @@ class Finding:
     """A claim as measured."""
 
     claim: Claim  # the claim
-    verdict: str  # ``holds``, ``does not hold``, ``undecided`` or ``not run``
     results: tuple[tuple[Measure, tuple[Line, ...]], ...]  # for each measure, a line for each condition
+    deciding: tuple[Line, ...]  # those of the first measure that decide
+
+    @property
+    def verdict(self) -> str:
+        """What all conditions that decide agree on, of those that have an interval."""
+        if not self.results[0][1]:
+            return NOT_RUN
+        verdicts = {self.verdict_of(line) for line in self.deciding if line.interval is not None}
+        return verdicts.pop() if len(verdicts) == 1 else UNDECIDED
+
+    @property
+    def told(self) -> tuple[Line, ...]:
+        """What a summary must show: the lines that decide, and every other that says something else."""
+        others = [line for line in self.results[0][1] if line not in self.deciding]
+        return (*self.deciding, *(line for line in others if self.verdict_of(line) != self.verdict))
+
+    def verdict_of(self, line: Line, measure: Measure | None = None) -> str:
+        """Of one line; only the first measure has a margin."""
+        first = measure is None or measure is self.claim.measures[0]
+        return verdict(line.interval, self.claim.design.margin if first else 0.0)
 
 
 def measure(runs: Sequence[Run]) -> list[Finding]:
     """Every claim with its verdict, from what runs measured."""
     usable = [run for run in runs if run.usable]
-    findings = []
-    for claim in CLAIMS:
-        results = tuple((measure, lines(measure.samples(usable))) for measure in claim.measures)
-        findings.append(Finding(claim, overall(results[0][1]), results))
-    return findings
+    return [_finding(claim, usable) for claim in CLAIMS]
 
 
-def verdict(line: Line) -> str:
-    """Of one effect: by the side of 0 on which its interval lies."""
-    if line.interval is None:
-        return UNDECIDED
-    low, high = line.interval
-    return HOLDS if low > 0 else DOES_NOT if high < 0 else UNDECIDED
+def _finding(claim: Claim, runs: Sequence[Run]) -> Finding:
+    design = claim.design
+    samples = [list(_by_design(design, measure.samples(runs))) for measure in claim.measures]
+    results = tuple((measure, lines(found)) for measure, found in zip(claim.measures, samples, strict=True))
+    everything = results[0][1]
+    own = tuple(line for line in everything if not line.stand_in)
+    designed = lines(sample for sample in samples[0] if sample.stand_in and design.decides(sample))
+    return Finding(claim, results, own or designed or everything)
 
 
-def overall(effects: Sequence[Line]) -> str:
-    """Of a claim: what all conditions agree on that have an interval; those of the paper's own, if there are any."""
-    if not effects:
-        return NOT_RUN
-    own = [line for line in effects if not line.stand_in] or effects
-    verdicts = {verdict(line) for line in own if line.interval is not None}
-    return verdicts.pop() if len(verdicts) == 1 else UNDECIDED
+def _by_design(design: Design, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Stand-ins under the condition of a design whose seeds are not of it, such as those that chose it, stand apart."""
+    for sample in samples:
+        apart = sample.stand_in and design.fits(sample) and not design.decides(sample)
+        more = {"key": f"{sample.key} apart", "condition": f"{sample.condition}; seeds that do not decide"}
+        yield replace(sample, **more) if apart else sample
 
 
 DISTANCE = "of the distance to another image"
@@ -163,4 +182,7 @@ MEASURES = {
 }
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("templates").joinpath("claims.yaml").read_text("utf-8"))
-CLAIMS = tuple(Claim(**TEXTS[name], measures=measures) for name, measures in MEASURES.items())
+DESIGNS = yaml.safe_load(Path(__file__).with_name("designs.yaml").read_text("utf-8"))
+CLAIMS = tuple(
+    Claim(**TEXTS[name], design=Design.of(DESIGNS[name]), measures=measures) for name, measures in MEASURES.items()
+)

@@ -14,13 +14,20 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from zfscope.report.claims import DOES_NOT, HOLDS, NOT_RUN, UNDECIDED, Finding, verdict
+from zfscope.report.claims import Finding
+from zfscope.report.designs import DOES_NOT, HOLDS, NO_EFFECT, NOT_RUN, UNDECIDED
 from zfscope.report.ledger import Cell, Line, count_numbers
 from zfscope.report.paper import TABLES, Table
 from zfscope.report.readings import TRAINING, Run
 
-VERDICTS = {HOLDS: "✓", DOES_NOT: "✗", UNDECIDED: "?", NOT_RUN: "–"}
-COUNTED = {HOLDS: "found to hold", DOES_NOT: "found not to hold", UNDECIDED: "undecided", NOT_RUN: "not run"}
+VERDICTS = {HOLDS: "✓", DOES_NOT: "✗", NO_EFFECT: "0", UNDECIDED: "?", NOT_RUN: "–"}
+COUNTED = {
+    HOLDS: "found to hold",
+    DOES_NOT: "found not to hold",
+    NO_EFFECT: "without an effect above the margin",
+    UNDECIDED: "undecided",
+    NOT_RUN: "not run",
+}
 
 
 def pages(
@@ -40,7 +47,6 @@ def pages(
         "causes": causes,
         "fills": _fills(cells, findings, runs),
         "picture": base64.b64encode(picture).decode(),
-        "verdict": verdict,
         "interval": _interval,
         "condition": _condition,
         "positions": _positions,
