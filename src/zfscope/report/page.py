@@ -211,9 +211,9 @@ def _printed(cell: Cell | None) -> str:
     return _number(cell.paper, cell) + spread
 
 
-def _positions(line: Line) -> dict[str, str]:
-    """Where an effect, the ends of its interval and 0 lie on a line of 150 pixels with a margin of 6."""
+def _positions(line: Line, margin: float) -> dict[str, str]:
+    """Where an effect, the ends of its interval, 0 and the margin lie on a line of 150 pixels, ends of 6 left free."""
     low, high = line.interval or (line.value, line.value)
-    left, right = min(low, 0.0), max(high, 0.0)
-    places = {"low": low, "high": high, "value": line.value, "zero": 0.0}
+    left, right = min(low, -margin, 0.0), max(high, margin, 0.0)
+    places = {"low": low, "high": high, "value": line.value, "zero": 0.0, "least": -margin, "most": margin}
     return {name: f"{6 + (value - left) / ((right - left) or 1.0) * 138:.1f}" for name, value in places.items()}
