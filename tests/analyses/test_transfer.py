@@ -1,12 +1,14 @@
 """analysis=transfer and probes on folders laid out as Caltech-101: what is refused when, which views, which numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import composed, write_folders
 from zfscope import build_network
-from zfscope.analyses import probes, transfer
+from zfscope.analyses import fresh, probes, transfer
 from zfscope.analyses.run import analyze
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.networks.checkpoints import save_network
@@ -159,8 +161,10 @@ def test_a_network_that_cannot_be_built_anew_is_refused_before_features_are_comp
     tmp_path, run, images, no_features, monkeypatch
 ):
     layer = {"maps": 4, "kernel_size": 99}
-    monkeypatch.setattr(transfer, "zoo_config", lambda name: {"name": "n", "conv1": layer, "fc8": {}})
-    monkeypatch.setattr(transfer, "is_zoo_name", lambda name: True)
+    recipe = fresh._recipe
+    monkeypatch.setattr(
+        fresh, "_recipe", lambda *about: replace(recipe(*about), model={"name": "n", "conv1": layer, "fc8": {}})
+    )
 
     with pytest.raises(ValueError, match="99x99 kernel"):
         ask(tmp_path, run, *on_caltech(images), *QUICK)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
+from zfscope.analyses.fresh import fresh_network
 from zfscope.analyses.question import Metric, Question, Result, at_most, percent
 from zfscope.console import console, counting, progress
 from zfscope.data.imageset import ImageSet
@@ -32,10 +33,8 @@ from zfscope.embedding import (
 from zfscope.figures import embedding_figure, embedding_grid, neighbours_figure
 from zfscope.figures.embedding import mean_and_error
 from zfscope.invariance import low_and_high
-from zfscope.networks.build import build_network
 from zfscope.networks.finite import check_finite
 from zfscope.networks.network import Network
-from zfscope.networks.public import is_zoo_name, zoo_config
 from zfscope.networks.threads import ProductsInOneThread
 from zfscope.protocols.features import BLOCK, PIXELS, FeatureTable, write_tables
 
@@ -60,7 +59,7 @@ def analyse(question: Question) -> Result:
     if images.labels.ndim != 1:
         raise ValueError("analysis=embedding needs images with one label each; these have several")
     check_finite(network)
-    fresh_network(question, 0)  # one that cannot be built is refused before images are read
+    random_network(question, 0)  # one that cannot be built is refused before images are read
     indices, tiles = draw_images(question, images)
     draws = np.array_split(np.arange(len(indices)), draws_of(question, len(indices)))
     labels = images.labels[indices]
@@ -186,7 +185,7 @@ def neighbours_by_layer(
             labels = images.labels[indices[draw]]
             for way in shares:
                 trained = way == "network"
-                model = network if trained else fresh_network(question, number)
+                model = network if trained else random_network(question, number)
                 found = tables(model, [*layers, map_layer, PIXELS] if trained else layers, number, way)
                 for row, layer in enumerate(layers):
                     shares[way][row, number] = share(found[layer], labels)
@@ -200,15 +199,10 @@ def neighbours_by_layer(
     return shares, pixels, map_tables
 
 
-def fresh_network(question: Question, number: int) -> Network:
+def random_network(question: Question, number: int) -> Network:
     """The checkpoint's architecture with random weights, by the seed and the number of the draw."""
-    network, source = question.network, question.checkpoint
-    model = zoo_config(source) if is_zoo_name(source) else question.run["model"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(question.options.seed + number)
-        fresh = build_network(model, network.num_classes, network.image_size)
-    fresh.preprocessing = network.preprocessing
-    return fresh.to(question.device).eval()
+    seed = question.options.seed + number
+    return fresh_network(question.checkpoint, question.run, question.network, seed)
 
 
 def joined(tables: Sequence[FeatureTable]) -> Iterator[np.ndarray]:

@@ -3,9 +3,12 @@
 Source: Zeiler & Fergus (2014), Sec. 5.3 and Table 7.
 """
 
+from itertools import product
+
 import numpy as np
 import torch
 
+from zfscope.analyses.fresh import fresh_network
 from zfscope.analyses.question import Question, Result, over_folds, percent
 from zfscope.console import counting
 from zfscope.figures import probes_figure
@@ -17,6 +20,7 @@ from zfscope.report.paper import TABLE_7
 
 SIZES = {"caltech256": 60}  # training images per class: Table 7
 FITS = {"svm": fit_svm, "softmax": fit_softmax}
+RANDOM = "_random_weights"  # the end of the names of the control's numbers
 
 
 def analyse(question: Question) -> Result:
@@ -24,6 +28,9 @@ def analyse(question: Question) -> Result:
 
     Accuracies are means over folds of the mean accuracy per class, in percent; C is chosen for each fold, layer and
     classifier on a part of the fold's training images, features are centred and scaled by training images alone.
+    With ``analysis.random_weights`` also ``<classifier>/<layer>/accuracy_random_weights``, of the same architecture
+    with random weights, one draw for all folds.
+
     ``arrays.npz`` holds ``layers (L,)`` and, by classifier, ``(L, folds)``.
     """
     options, network, data = question.options, question.network, question.data
@@ -36,27 +43,35 @@ def analyse(question: Question) -> Result:
     classes, size = target.images.classes, options.images_per_class or SIZES.get(data.config.name, 30)
     folds = [draw_fold(target, size, options.test_images, fold=n, seed=options.seed) for n in range(options.folds)]
     used = used_by(folds)
-    tables = feature_tables(network, data, target.images.subset(used), layers, options.batch_size, question.device)
-    scores = {name: np.zeros((len(layers), len(folds))) for name in options.classifiers}
-    with counting("Linear classifiers", len(layers) * len(folds) * len(options.classifiers)) as count:
-        for row, layer in enumerate(layers):
-            read = standardised(tables[layer], len(folds[0].train), options.memory_gb * 1e9)
+    networks = {"": network}
+    if options.random_weights:
+        networks[RANDOM] = fresh_network(question.checkpoint, question.run, network, options.seed)
+    tables = {
+        way: feature_tables(model, data, target.images.subset(used), layers, options.batch_size, question.device)
+        for way, model in networks.items()
+    }
+    scores = {name + way: np.zeros((len(layers), len(folds))) for way in networks for name in options.classifiers}
+    with counting("Linear classifiers", sum(map(np.size, scores.values()))) as count:
+        for way, (row, layer) in product(networks, enumerate(layers)):
+            read = standardised(tables[way][layer], len(folds[0].train), options.memory_gb * 1e9)
             for column, fold in enumerate(folds):
                 train, test = read(np.searchsorted(used, fold.train), np.searchsorted(used, fold.test))
                 labels = labels_of(target, fold, options.seed, options.shuffle_labels)
                 truth = torch.from_numpy(target.images.labels[fold.test])
                 for name in options.classifiers:
                     classifier = choose_c(train, torch.from_numpy(labels), len(classes), FITS[name])
-                    scores[name][row, column] = mean_class_accuracy(classifier(test).argmax(1), truth, len(classes))
+                    scores[name + way][row, column] = mean_class_accuracy(
+                        classifier(test).argmax(1), truth, len(classes)
+                    )
                     count()
     chance = 100 / len(classes)
     title = f"{question.title} to {data.config.title}, {size} images of each of {len(classes)} classes"
     figure = probes_figure(layers, scores, chance=chance, title=title)
     paper = TABLE_7.get((data.config.name, size), {})
     metrics = {
-        f"{name}/{layer}/accuracy": over_folds(values, paper=paper.get((name, layer)))
-        for name, rows in scores.items()
-        for layer, values in zip(layers, rows, strict=True)
+        f"{name}/{layer}/accuracy{way}": over_folds(values, paper=None if way else paper.get((name, layer)))
+        for way, name in product(networks, options.classifiers)
+        for layer, values in zip(layers, scores[name + way], strict=True)
     } | {"chance": percent(chance)}
     return Result(metrics, {"layers": np.array(layers), **scores}, {"probes": figure})
 

@@ -16,19 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zfscope.analyses.fresh import Recipe
 from zfscope.analyses.members import Member
 from zfscope.analyses.spec import Analysis
 from zfscope.console import progress
-from zfscope.data.datamodule import Examples, ImageData
+from zfscope.data.datamodule import Examples, ImageData, open_data
 from zfscope.data.imageset import ImageSet
 from zfscope.data.quarantine import check_images, collecting
 from zfscope.data.reading import UnreadableImage
-from zfscope.data.spec import AugmentConfig
 from zfscope.data.splits import Splits
 from zfscope.deconvnet.winners import random_order
 from zfscope.files import WholeFile
 from zfscope.networks.network import Network
-from zfscope.schema import check
+from zfscope.networks.preprocessing import Preprocessing
 
 Metric = dict[str, Any]
 
@@ -46,6 +46,7 @@ class Question:
     run: Mapping[str, Any] = field(default_factory=dict)  # config of the network's training; empty for public weights
     data: ImageData | None = None  # the images; None where only ``image`` or a CSV is looked at
     image: str | None = None  # a file of the user's own
+    recipe: Recipe | None = None  # what is trained from scratch; None where nothing is
 
     @property
     def images(self) -> ImageSet:
@@ -67,15 +68,23 @@ class Question:
 
     @property
     def other_views(self) -> dict[str, Any]:
-        """Of training from scratch, the values of ``data.augment`` that are not those of the network's own training."""
-        if not getattr(self.options, "scratch", False):
+        """Of training from scratch, the values of ``data.augment`` that are not those of the recipe's own training."""
+        if self.recipe is None:
             return {}
-        own = check(AugmentConfig, self.run.get("data", {}).get("augment") or {}, "data.augment").model_dump()
+        own = self.recipe.augment.model_dump()
         return {name: value for name, value in self.data.config.augment.model_dump().items() if value != own[name]}
 
-    def checked_splits(self) -> Splits:
+    def data_for(self, preprocessing: Preprocessing) -> ImageData:
+        """The same images for a network of another size, opened anew: some sets are reduced when they are opened."""
+        if preprocessing.resize == self.data.config.resize:
+            return ImageData(self.data.splits, self.data.config, preprocessing)
+        sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop}
+        config = self.data.config.model_copy(update=sizes)
+        return ImageData(open_data(config), config, preprocessing)
+
+    def checked_splits(self, data: ImageData | None = None) -> Splits:
         """All parts of the data; what cannot be read is known and left out: folds are drawn from the others."""
-        data = self.data
+        data = data or self.data
         if data.config.check:
             with collecting(data.splits):
                 check_images(data.splits, data.config.cache, data.config.resize, data.num_workers)
@@ -112,6 +121,7 @@ class Result:
     figures: Mapping[str, Image.Image | Callable[[], Image.Image]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # further files by name: tables and pages
     notes: Sequence[str] = ()  # lines to print below the numbers
+    conditions: Mapping[str, Any] = field(default_factory=dict)  # under which it was found, beside the usual ones
 
 
 def at_most(wanted: int, count: int, key: str) -> int:

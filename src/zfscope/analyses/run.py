@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from zfscope.analyses.fresh import find_recipe, named
 from zfscope.analyses.members import check_prepares, open_members
 from zfscope.analyses.question import Question, Result
 from zfscope.analyses.spec import AnalyzeConfig
@@ -47,6 +48,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
         if key := option_of(str(error), config.analysis.model_dump()):
             raise ValueError(f"{key}{error}") from error
         raise
+    conditions |= result.conditions
     conditions["data_fingerprint"] = fingerprint_of(question)  # reads pixels: only once nothing was refused
     if question.data is not None and any(left_out := counts(question.data.splits).values()):
         conditions["quarantined"] = counts(question.data.splits)
@@ -98,7 +100,7 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
     name, device = config.analysis.name, find_device(config.device)
     if config.image is not None:
         check_image(config.image)
-    network, members, run, preprocessing = None, (), {}, None
+    network, members, run, preprocessing, recipe = None, (), {}, None, None
     if name == "ensemble":
         with about("checkpoint", config.checkpoint if isinstance(config.checkpoint, str) else list(config.checkpoint)):
             members = open_members(config.checkpoint, config.analysis.partial)
@@ -111,8 +113,14 @@ def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Que
             run = run_config(config.checkpoint)
             check_prepares(network, config.checkpoint)
         preprocessing = network.preprocessing
-    data = None if name == "ledger" else find_data(config, run.get("data", {}), preprocessing, augment_typed)
-    return Question(config.analysis, device, folder, config.checkpoint, network, members, run, data, image=config.image)
+        recipe = find_recipe(config.analysis, config.checkpoint, network, run)
+    known = dict(run.get("data", {}))
+    if recipe is not None and config.analysis.scratch_model is not None:
+        known["augment"] = recipe.augment.model_dump(mode="json")  # views are of its training, not of the checkpoint's
+    data = None if name == "ledger" else find_data(config, known, preprocessing, augment_typed)
+    return Question(
+        config.analysis, device, folder, config.checkpoint, network, members, run, data, config.image, recipe
+    )
 
 
 def check_image(path: str) -> None:
@@ -182,6 +190,8 @@ def conditions_of(config: AnalyzeConfig, question: Question) -> dict[str, Any]:
     checkpoint = config.checkpoint
     views = {"augment": question.other_views} if question.other_views else {}
     values = options.model_dump(mode="json") | views
+    if values.get("scratch_model") is not None:
+        values["scratch_model"] = named(values["scratch_model"])
     own = ("images", "indices") if config.image else ()  # they choose among the data's images
     numbers = [name for name in values if name not in options.irrelevant and name not in own]
     changed = options.model_dump(exclude_defaults=True) | views

@@ -30,6 +30,7 @@ class AnalysisOptions(Strict):
     # Those that change how it runs or what it draws, not the numbers.
     irrelevant: ClassVar[frozenset[str]] = frozenset(
         ["name", "batch_size", "memory_gb", "shown", "top", "maps", "members", "partial", "rule", "seed", "runs"]
+        + ["random_weights"]  # further numbers; the others stay
     )
 
 
@@ -161,7 +162,10 @@ class TransferAnalysis(SampledOptions):
     test_images: Count | None = 50
     folds: Count = 5
     layer: str | None = None
+    random_weights: bool = False
     scratch: bool = True
+    scratch_model: PathText | None = None
+    scratch_image_size: Count | None = None
     scratch_steps: Count | None = None
     scratch_folds: Count | None = None
     shuffle_labels: bool = False
@@ -174,6 +178,13 @@ class TransferAnalysis(SampledOptions):
             raise ValueError("give one number of images or more, such as [15,30]")
         return sizes
 
+    @model_validator(mode="after")
+    def _scratch_is_trained(self) -> Self:
+        for name in ("scratch_model", "scratch_image_size"):
+            if not self.scratch and getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)} is of training from scratch, which scratch=false omits")
+        return self
+
 
 class ProbesAnalysis(SampledOptions):
     """``analysis=probes``: linear SVM and softmax on the features of each layer (Table 7)."""
@@ -184,6 +195,7 @@ class ProbesAnalysis(SampledOptions):
     images_per_class: Count | None = None
     test_images: Count | None = 50
     folds: Count = 5
+    random_weights: bool = False
     shuffle_labels: bool = False
     memory_gb: Positive = 2.0
     batch_size: Count = 64

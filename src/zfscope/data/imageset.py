@@ -7,7 +7,7 @@ Every data set of this package is a function that returns `Splits` of these. Wha
 import hashlib
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, Self
@@ -119,6 +119,11 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Hex digest that changes when names, order, labels, classes or (see each class) contents do."""
         raise NotImplementedError
+
+    @property
+    def origin(self) -> str:
+        """Like ``fingerprint``, but the same for every size that a data set reduces its images to."""
+        return self.fingerprint
 
 
 class FileImages(ImageSet):
@@ -293,7 +298,15 @@ class JoinedImages(ImageSet):
     @property
     def fingerprint(self) -> str:
         """Digest of the sets' own ones, of which images are in this set, and of labels and classes."""
-        own = [images.fingerprint.encode() for images in self.sets]
+        return self._digest_of(images.fingerprint for images in self.sets)
+
+    @property
+    def origin(self) -> str:
+        """The same of the sets' own origins."""
+        return self._digest_of(images.origin for images in self.sets)
+
+    def _digest_of(self, sets: Iterable[str]) -> str:
+        own = [digest.encode() for digest in sets]
         return _digest(*own, self._rows.astype("<i8").tobytes(), _described(self))
 
     def _find(self, index: int) -> tuple[ImageSet, int]:

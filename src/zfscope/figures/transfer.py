@@ -8,12 +8,23 @@ from PIL import Image
 
 from zfscope.figures.canvas import GREY, drawn, entitle, open_axes
 
-COLOURS = {"pretrained": "#0b5fa5", "scratch": "#c65d00", "svm": "#0b5fa5", "softmax": "#c65d00"}
+COLOURS = {
+    "pretrained": "#0b5fa5",
+    "scratch": "#c65d00",
+    "random_weights": GREY,
+    "svm": "#0b5fa5",
+    "softmax": "#c65d00",
+    "svm_random_weights": "#7fb2dc",
+    "softmax_random_weights": "#f0a86b",
+}
 NAMES = {
     "pretrained": "pretrained, layers frozen",
     "scratch": "from scratch",
+    "random_weights": "random weights, layers frozen",
     "svm": "linear SVM",
     "softmax": "softmax",
+    "svm_random_weights": "linear SVM, random weights",
+    "softmax_random_weights": "softmax, random weights",
 }
 
 
@@ -22,8 +33,9 @@ def transfer_figure(
 ) -> Image.Image:
     """Draw a curve for each way of learning: mean over folds, one standard deviation, every fold as a dot.
 
-    ``sizes`` are training images per class, ascending; ``accuracies`` percent by way (``pretrained``, ``scratch``),
-    ``(S, folds)``, whose folds may differ in number; ``chance`` is the accuracy of guessing, in percent.
+    ``sizes`` are training images per class, ascending; ``accuracies`` percent by way (``pretrained``, ``scratch``,
+    ``random_weights``), ``(S, folds)``, whose folds may differ in number; ``chance`` is the accuracy of guessing, in
+    percent.
 
     Source: Zeiler & Fergus (2014), Fig. 9; spread and dots are ours.
     """

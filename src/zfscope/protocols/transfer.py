@@ -5,6 +5,7 @@ images of each, five folds, mean accuracy per class. What a class with fewer ima
 the paper leaves open; what stands here is our choice.
 """
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Target:
         images = JoinedImages(parts)
         last = np.arange(len(images)) >= len(images) - len(parts[-1])
         return cls(images, None if splits.carved else last)
+
+    def digest(self, fold: "Fold") -> str:
+        """Equal for two folds that train and test on the same images, whatever size these were opened at."""
+        parts = [self.images.origin.encode(), *(part.astype("<i8").tobytes() for part in (fold.train, fold.test))]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

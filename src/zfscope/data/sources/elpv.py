@@ -8,6 +8,8 @@ cells in electroluminescence images", Sec. 4: 75/25 split, probability of 1/2 or
 probability and kind of cell is theirs, the drawing is ours: the paper's list of images is not public.
 """
 
+import hashlib
+
 import numpy as np
 from PIL import Image
 
@@ -31,6 +33,12 @@ class ElpvImages(ArrayImages):
     def probability(self) -> np.ndarray:
         """How likely each cell is defective, ``(N,)`` float64: 0, 1/3, 2/3 or 1."""
         return self._probability[self._rows]
+
+    @property
+    def origin(self) -> str:
+        """Digest of which cells these are: the pixels are the package's, reduced to the size that was wanted."""
+        rows = [self._rows, self.labels, np.rint(3 * self.probability)]
+        return hashlib.sha256(b"elpv" + b"".join(np.asarray(row, "<i8").tobytes() for row in rows)).hexdigest()
 
     @property
     def types(self) -> np.ndarray:
