@@ -189,6 +189,8 @@ def test_compared_are_the_last_maps_and_the_layer_below_the_classes():
     assert layers_to_compare(chain()) == ("conv2", "fc3")
     assert layers_to_compare(zfnet_mini) == ("conv5", "fc7")
     assert layers_to_compare(resnet) == ("layer4",)
+    squeezenet = build_network(composed("model=torchvision", "model.name=squeezenet1_1")["model"], 3, 64)
+    assert layers_to_compare(squeezenet) == ("features.12",)  # its classifier is no layer
 
 
 def test_a_mask_is_a_half_open_box_and_overhangs_are_cut():

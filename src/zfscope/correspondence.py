@@ -159,8 +159,7 @@ def in_float64(module: nn.Module) -> Iterator[None]:
 
 def layers_to_compare(network: Network) -> tuple[str, ...]:
     """The last layer with feature maps and the layer below the classes': conv5 and fc7 (Table 1)."""
-    below = network.layers[-1:] if network.num_classes == 0 else network.layers[-2:-1]
-    return tuple(dict.fromkeys([*network.layers_with_maps[-1:], *below]))
+    return tuple(dict.fromkeys([*network.layers_with_maps[-1:], *network.layers_below_classes[-1:]]))
 
 
 def _features(network: Network, images: Tensor, layers: Sequence[str], batch_size: int) -> Mapping[str, Tensor]:

@@ -70,7 +70,7 @@ def test_the_checkpoints_own_recipe_trains_unless_another_is_named(tmp_path, ima
     assert (call["optim"].name, call["optim"].lr, call["batch_size"]) == ("adamw", 0.002, 5)
     way = content["conditions"]["ways"]["scratch"]
     assert (way["network"], way["image_size"], way["optimiser"], way["lr"]) == ("other", 28, "adamw", 0.002)
-    assert (way["batch_size"], way["steps"], way["from"]) == (5, {"4": 2}, str(other))
+    assert (way["batch_size"], way["steps"], way["recipe"]) == (5, {"4": 2}, str(other))
     assert content["conditions"]["question"]["scratch_model"] is None
 
 

@@ -108,3 +108,21 @@ def test_what_is_not_there_is_refused_before_images_are_read(run, tmp_path, monk
         ask(run, tmp_path, override)
 
     assert not list(tmp_path.iterdir())
+
+
+def test_a_public_network_on_other_classes_gives_distances_without_a_probability(tmp_path, run):
+    root = run / "images"
+    overrides = [
+        "analysis=invariance",
+        "checkpoint=zoo/squeezenet1_1",
+        "device=cpu",
+        "logger=none",
+        "analysis.images=2",
+    ]
+    overrides += ["data=folder", f"data.root={root}", f"data.cache={tmp_path / 'cache'}"]
+
+    analyze(check(AnalyzeConfig, composed(*overrides, name="analyze")), tmp_path)
+
+    metrics = read_results(tmp_path)["metrics"]
+    assert {"translation/features.3", "translation/features.12", "rotation/images_below"} <= metrics.keys()
+    assert not [name for name in metrics if name.endswith("probability")]

@@ -1,12 +1,14 @@
-"""Table 3 as bars: what was run has one, as long as its number, in the colour of what it is."""
+"""Table 3 as bars, each as long as its number and in the colour of what it is; transfers as curves."""
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
 from tests.report.planted import training
-from zfscope.figures import ablations_figure
+from tests.report.test_transfer import moved
+from zfscope.figures import ablations_figure, ledger
 from zfscope.report.ledger import fill
+from zfscope.report.transfer import targets
 
 
 def test_bars_are_there_for_what_was_run_and_stand_ins_have_their_own_colour():
@@ -43,3 +45,29 @@ def test_a_bar_of_the_paper_alone_stands_at_the_name_of_its_row(monkeypatch):
     row = [place for place in first if place % 1 not in (0, 0.5)]
     assert len(row) == 2 and row[1] - row[0] == pytest.approx(0.4)
     assert all(place % 0.5 == 0 for column in others for place in column)
+
+
+def test_a_transfer_has_a_panel_for_each_data_set_and_a_curve_for_each_network_and_way(monkeypatch):
+    panels = []
+    monkeypatch.setattr(ledger, "drawn", lambda figure: panels.extend(figure.axes))
+    ways = {"pretrained": {5: (50, 52, 54), 15: (60, 62, 64)}, "scratch": {5: (40, 41, 42)}}
+    runs = [
+        moved("a", ways),
+        moved("b", ways, data="phantom"),
+        moved("c", {"pretrained": {5: (70, 71, 72)}}, public=True),
+    ]
+
+    ledger.transfers_figure(targets(runs))
+
+    assert [panel.get_title(loc="left").split(";")[0] for panel in panels] == ["to elpv", "to phantom"]
+    names = [text.get_text() for text in panels[0].get_legend().get_texts()]
+    assert names == [
+        "zoo/squeezenet1_1, pretrained and frozen",
+        "zfnet_mini trained on phantom, 6 epochs, pretrained and frozen",
+        "zfnet_mini, from scratch",
+    ]
+    curves = [container.lines[0] for container in panels[0].containers]
+    assert [list(curve.get_ydata()) for curve in curves] == [[71.0], [52.0, 62.0], [41.0]]
+    assert curves[1].get_color() == curves[2].get_color() != curves[0].get_color()
+    assert curves[1].get_linestyle() != curves[2].get_linestyle()
+    assert [tick.get_text() for tick in panels[0].get_xticklabels()] == ["5", "15"]

@@ -56,11 +56,6 @@ class Recipe:
         network.preprocessing = self.preprocessing
         return network
 
-    def parameters(self, classes: int) -> int:
-        """Its number of parameters; refused if it cannot be built."""
-        with torch.device("meta"):
-            return count_parameters(build_network(self.model, classes, self.preprocessing.crop))
-
 
 def find_recipe(options: Analysis, checkpoint: str, network: Network, run: Mapping[str, Any]) -> Recipe | None:
     """What ``analysis=transfer`` trains from scratch: the checkpoint's own architecture, or ``analysis.scratch_model``.
@@ -79,7 +74,7 @@ def find_recipe(options: Analysis, checkpoint: str, network: Network, run: Mappi
     if options.scratch_image_size is not None:
         with about("analysis.scratch_image_size", options.scratch_image_size):
             recipe = replace(recipe, preprocessing=resized(recipe.preprocessing, options.scratch_image_size))
-            recipe.parameters(classes=2)
+            count_parameters_of(recipe.model, 2, recipe.preprocessing.crop)
     return recipe
 
 
@@ -116,6 +111,17 @@ def resized(preprocessing: Preprocessing, size: int) -> Preprocessing:
     return replace(preprocessing, resize=resize, crop=size, mean=mean)
 
 
+def architecture(source: str, run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The group ``model`` of a public network's config, or of a run's."""
+    return zoo_config(source) if is_zoo_name(source) else run["model"]
+
+
+def count_parameters_of(model: Mapping[str, Any], classes: int, image_size: int) -> int:
+    """How many a network would have; refused if it cannot be built."""
+    with torch.device("meta"):
+        return count_parameters(build_network(model, classes, image_size))
+
+
 def named(source: str) -> str:
     """A source by what is trained, wherever it lies: seeds of one training have one name."""
     if is_zoo_name(source):
@@ -126,7 +132,7 @@ def named(source: str) -> str:
 
 def fresh_network(source: str, run: Mapping[str, Any], network: Network, seed: int) -> Network:
     """The architecture of a checkpoint, ``network``, with random weights; in eval mode, on its device."""
-    model = zoo_config(source) if is_zoo_name(source) else run["model"]
+    model = architecture(source, run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_network(model, network.num_classes, network.image_size)

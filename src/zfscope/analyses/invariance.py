@@ -12,6 +12,7 @@ from zfscope.deconvnet.winners import as_pictures
 from zfscope.evaluation import check_classes
 from zfscope.figures import invariance_figure
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
+from zfscope.networks.public import is_zoo_name
 from zfscope.schema import printable
 
 NEAR = 20  # degrees: rotations within which a photograph still looks upright
@@ -27,20 +28,24 @@ def analyse(question: Question) -> Result:
     Metrics are taken over all amounts that change an image, ``rotation_within_20`` over those of at most 20 degrees
     either way: the mean distance at each layer, the share of amounts at which the mean curve of the high layer lies
     below that of the low one (``curve_below``), the share of pairs of an image and an amount where it does
-    (``images_below``), and the mean probability. A network without a head gives none.
+    (``images_below``), and the mean probability. A network without a head gives none, nor does a public one whose
+    number of classes is not the data set's.
     """
     options, network, images = question.options, question.network, question.images
     layers = low_and_high(network) if options.layers is None else options.layers
     for layer in layers:
         network.check_layer(layer)
-    if network.num_classes != 0:  # else there is no head, and no probability
+    # A public network knows other classes than most data sets: distances need none, and there is no probability.
+    others = is_zoo_name(str(question.checkpoint)) and network.num_classes != len(images.classes)
+    told = network.num_classes != 0 and not others
+    if told:
         check_classes(network, images.classes)
     if images.labels.ndim != 1:
         raise ValueError("analysis=invariance needs images with one true label each; these have several")
     examples = question.inputs(images, network.preprocessing.normalised_canvas)
     indices, canvases = some_inputs(examples, at_most(options.images, len(images), "analysis.images"), options.seed)
     labels = torch.from_numpy(images.labels[indices.numpy()])
-    side, known = network.preprocessing.crop, labels if network.num_classes != 0 else None
+    side, known = network.preprocessing.crop, labels if told else None
     curves = [
         compare(network, canvases, known, kind, default_amounts(kind, side), layers, batch_size=options.batch_size)
         for kind in KINDS

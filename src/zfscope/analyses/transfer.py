@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from zfscope.analyses.fresh import fresh_network
+from zfscope.analyses.fresh import architecture, count_parameters_of, fresh_network, named
 from zfscope.analyses.question import Question, Result, over_folds, percent
 from zfscope.console import console, counting
 from zfscope.data.datamodule import Examples, ImageData
@@ -24,7 +24,7 @@ from zfscope.data.transforms import TrainTransform
 from zfscope.evaluation import predict
 from zfscope.figures import transfer_figure
 from zfscope.invariance import low_and_high
-from zfscope.networks.network import Network, count_parameters
+from zfscope.networks.network import Network
 from zfscope.networks.public import is_zoo_name
 from zfscope.protocols.features import feature_tables, standardised
 from zfscope.protocols.linear_classifiers import choose_c, fit_softmax, mean_class_accuracy
@@ -63,8 +63,8 @@ def analyse(question: Question) -> Result:
     scratch within each fold. Where images have several labels (PASCAL VOC) there is one fold, all training images, and
     ``<way>/average_precision/<class>``.
 
-    The conditions hold ``ways``: what learned and how, by way; and ``same_folds``: by images per class a digest of each
-    fold, equal where other runs learned from the same images.
+    The conditions hold ``ways``: what learned and how, by way; ``target_images``, a digest of all that folds are drawn
+    from; and ``same_folds``: by images per class a digest of each fold, equal where runs learned from the same images.
 
     ``arrays.npz`` holds ``images_per_class (S,)`` and for each way ``(S, folds)``, 0-100.
     """
@@ -107,6 +107,7 @@ def analyse(question: Question) -> Result:
     metrics["chance"] = percent(chance)
     conditions = {
         "ways": {name: dict(way.about) for name, way in ways.items()},
+        "target_images": target.images.origin[:16],
         "same_folds": {str(size): [target.digest(fold) for fold in folds[size]] for size in sizes},
     }
     if "scratch" in ways:
@@ -142,7 +143,7 @@ def frozen(question: Question, network: Network, target: Target, layer: str, fol
     about = {
         "network": source if is_zoo_name(source) else question.run["model"].get("name"),
         "layer": layer,
-        "parameters": count_parameters(network),
+        "parameters": count_parameters_of(architecture(source, question.run), classes, network.image_size),
         "image_size": network.image_size,
         "optimiser": "logistic regression",
     }
@@ -156,7 +157,7 @@ def from_scratch(question: Question, target: Target) -> Way:
     """
     options, recipe, augment = question.options, question.recipe, question.data.config.augment
     preprocessing, classes = recipe.preprocessing, len(target.images.classes)
-    parameters = recipe.parameters(classes)
+    parameters = count_parameters_of(recipe.model, classes, preprocessing.crop)
     views = partial(TrainTransform, preprocessing, augment, options.seed)
     views(np.zeros((3, 3)))
     if question.other_views:
@@ -189,7 +190,7 @@ def from_scratch(question: Question, target: Target) -> Way:
 
     about = {
         "network": recipe.name,
-        "from": recipe.source,
+        "recipe": named(recipe.source),
         "parameters": parameters,
         "image_size": preprocessing.crop,
         "optimiser": recipe.optim.name,

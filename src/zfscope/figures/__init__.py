@@ -21,6 +21,7 @@ _HOMES = {
     "probes_figure": "transfer",
     "projection_sheet": "sheets",
     "transfer_figure": "transfer",
+    "transfers_figure": "ledger",
 }
 __all__ = list(_HOMES)
 

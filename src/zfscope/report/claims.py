@@ -25,6 +25,7 @@ from zfscope.report.effects import (
     dead_share,
     difference,
     ensemble_gain,
+    gain_over_best_scratch,
     in_each_run,
     minus_middle_energy,
     part_consistency,
@@ -173,6 +174,7 @@ MEASURES = {
         Measure("pretrained minus scratch, mean over sizes", pretraining_gain(slice(None))),
         Measure("the same, fewest images per class", pretraining_gain(slice(1))),
         Measure("the same, most images per class", pretraining_gain(slice(-1, None))),
+        Measure("pretrained minus the best of all from scratch, mean over sizes", gain_over_best_scratch),
         Measure(
             "PASCAL VOC, mean average precision",
             difference("transfer", "pretrained/mean_average_precision", "scratch/mean_average_precision"),

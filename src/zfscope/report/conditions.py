@@ -22,6 +22,8 @@ IRRELEVANT_OVERRIDES = re.compile(
 
 # How Sec. 5 learns from features; what it does not say (folds, optimiser, C) is free.
 PROTOCOL = {"test_images": (50,), "layer": (None, "fc7"), "shuffle_labels": (False,)}
+# From scratch the paper trains the network that it froze.
+OF_SCRATCH = ("scratch_model", "scratch_image_size")
 
 PHRASES = {
     "part": "{} images",
@@ -99,19 +101,19 @@ def stand_in(run: Run, row: str | None = None) -> str | None:
     None where network, data and protocol are the paper's; ``row`` as in ``papers_own``.
     """
     data, rows = papers_own(run, row)
-    if is_papers(run, data, rows):
+    if is_papers(run, data, rows) and not other_scratch(run):
         return None
     if run.kind == TRAINING:
         facts, conditions = run.networks[0].facts, run.conditions
         name = facts.get("model.name", "a network")
         parts = [f"{name} on {_data_text(None, conditions | {'classes': facts.get('data.classes')})}"]
     else:
-        network = "" if run.kind == "overlap" else f"{_network_text(run)}, "
+        network = "" if run.kind == "overlap" else f"{network_text(run)}, "
         known = run.conditions.get("data") is not None
         parts = [f"{network}on {_data_text(None, run.conditions) if known else 'images of your own'}"]
     if run.kind in (TRAINING, "evaluate") and run.identified and run.conditions.get("data") == data:
         parts += [f"not the network of paper={row}" if rows else "for no row of Table 3"]
-    parts += _other_protocol(run)
+    parts += _other_protocol(run) + other_scratch(run)
     parts += [] if run.identified or run.kind == "overlap" else ["training identity not recorded"]
     return printable(", ".join(parts))
 
@@ -173,6 +175,20 @@ def _other_protocol(run: Run) -> list[str]:
     """The options by which a run learns from features otherwise than the paper."""
     asked = run.question if run.kind in ("transfer", "probes") else {}
     return [f"{name}={asked[name]}" for name, usual in PROTOCOL.items() if asked.get(name, usual[0]) not in usual]
+
+
+def other_scratch(run: Run) -> list[str]:
+    """The options by which another network than the frozen one is trained from scratch."""
+    asked = run.question if run.kind == "transfer" else {}
+    return [f"{name}={asked[name]}" for name in OF_SCRATCH if asked.get(name) is not None]
+
+
+def data_text(run: Run) -> str:
+    """A run's data set with what makes it smaller than its name says; or the user's own image."""
+    if run.conditions.get("data") is None:
+        image = run.conditions.get("image")
+        return str(image) if image else "images of your own"
+    return _data_text(None, run.conditions)
 
 
 def _told(facts: Mapping[str, Any], name: str) -> str:
@@ -241,9 +257,11 @@ def _analysis_text(run: Run) -> str:
     if run.kind == "transfer":
         options.pop("images_per_class", None)  # the column says it
     unusual = conditions.get("unusual")
+    if conditions.get("image"):
+        options.pop("part", None)
     parts = [
-        _data_text(conditions.get("data"), conditions),
-        _network_text(run),
+        data_text(run),
+        network_text(run),
         " and ".join(f"{name} checkpoint" for name in checkpoints),
         *(PHRASES[name].format(value) for name, value in options.items() if name in PHRASES and value is not None),
         *(f"{name}={options.get(name)}" for name in unusual or () if name in options and name not in PHRASES),
@@ -252,7 +270,8 @@ def _analysis_text(run: Run) -> str:
     return "; ".join(filter(None, [first, rest]))
 
 
-def _network_text(run: Run) -> str:
+def network_text(run: Run) -> str:
+    """The network that a run looked at, by what tells it from others: ``zfnet_mini trained on phantom, 16 epochs``."""
     trained, facts = run.trained, run.networks[0].facts
     name = str(trained.get("model") or facts.get("model.name") or run.conditions.get("checkpoint"))
     details = []

@@ -7,8 +7,9 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from zfscope.report.conditions import Sample, papers_own, sample_of, twin_key
+from zfscope.report.conditions import Sample, other_scratch, papers_own, sample_of, twin_key
 from zfscope.report.readings import Run, folds_of, is_number, t_interval
+from zfscope.report.transfer import over_best, scores
 
 PARTS = ("right_eye", "left_eye", "nose")  # those of Table 1
 
@@ -60,7 +61,8 @@ def between_twins(
 def _sample(run: Run, value: float, **more: Any) -> Sample:
     """With the paper's data set for the analysis; None where it cannot be had."""
     data, rows = papers_own(run)
-    return sample_of(run, value, data=data, rows=rows, **more)
+    sample = sample_of(run, value, data=data, rows=rows, **more)
+    return replace(sample, stand_in=sample.stand_in or bool(other_scratch(run)))
 
 
 def difference(kind: str, first: str, second: str) -> Samples:
@@ -109,6 +111,24 @@ def pretraining_gain(sizes: slice) -> Samples:
         return fmean(gain["value"] for gain in gains), more
 
     return in_each_run("transfer", effect)
+
+
+def gain_over_best_scratch(runs: Sequence[Run]) -> Iterator[Sample]:
+    """Accuracy by pretraining over the best of all that learned from scratch from the same images.
+
+    Mean over the numbers of training images per class for which there is one, in any of the runs; over the folds.
+    """
+    known = [score for score in scores(runs) if score.way in ("pretrained", "scratch")]
+    by_run: dict[str, list[list[float]]] = {}
+    for score in known:
+        found = over_best(score, known) if score.way == "pretrained" else None
+        if found is not None:
+            by_run.setdefault(score.run.folder, []).append(found[0])
+    for run in runs:
+        if gains := by_run.get(run.folder):
+            alike = len({len(values) for values in gains}) == 1 and len(gains[0]) > 1
+            more = _over_folds([fmean(values) for values in zip(*gains, strict=True)]) if alike else {}
+            yield _sample(run, fmean(map(fmean, gains)), **more)
 
 
 def ensemble_gain(run: Run) -> Effect:

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from zfscope.report.architectures import PUBLIC
-from zfscope.report.conditions import Sample, differences, member_counts, sample_of, spread_of
+from zfscope.report.conditions import Sample, differences, member_counts, other_scratch, sample_of, spread_of
 from zfscope.report.paper import TABLES
 from zfscope.report.readings import TRAINING, Run, is_number, t_interval
 
@@ -188,7 +188,8 @@ def _transfer(run: Run) -> Iterator[tuple[Place, Sample]]:
             for size in TABLES[table - 1].columns:
                 if metric := run.metric(f"{way}/{size}/accuracy"):
                     sample = sample_of(run, metric["value"], data=PAPERS_DATA[table], **spread_of(metric))
-                    yield (table, way, size), sample
+                    other = way == "scratch" and bool(other_scratch(run))
+                    yield (table, way, size), replace(sample, stand_in=sample.stand_in or other)
 
 
 def _probes(run: Run) -> Iterator[tuple[Place, Sample]]:

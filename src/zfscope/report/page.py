@@ -18,7 +18,10 @@ from zfscope.report.claims import Finding
 from zfscope.report.designs import DOES_NOT, HOLDS, NO_EFFECT, NOT_RUN, UNDECIDED
 from zfscope.report.ledger import Cell, Line, count_numbers
 from zfscope.report.paper import TABLES, Table
+from zfscope.report.public import PublicTable, public_tables
 from zfscope.report.readings import TRAINING, Run
+from zfscope.report.sections import public_sections, transfer_sections
+from zfscope.report.transfer import Target, targets
 
 VERDICTS = {HOLDS: "✓", DOES_NOT: "✗", NO_EFFECT: "0", UNDECIDED: "?", NOT_RUN: "–"}
 COUNTED = {
@@ -31,13 +34,19 @@ COUNTED = {
 
 
 def pages(
-    cells: Sequence[Cell], findings: Sequence[Finding], runs: Sequence[Run], causes: Mapping[str, str], picture: bytes
+    cells: Sequence[Cell],
+    findings: Sequence[Finding],
+    runs: Sequence[Run],
+    causes: Mapping[str, str],
+    picture: bytes,
+    chart: bytes | None = None,
 ) -> dict[str, str]:
     """The ledger's pages by file name, ``ledger.md`` and ``ledger.html``.
 
     ``causes`` says by folder why a result was left out. ``picture`` is Table 3 as bars, a PNG; the web page holds it,
-    the Markdown shows ``figures/table3.png``.
+    the Markdown shows ``figures/table3.png``. ``chart`` is that of transfers, ``figures/transfer.png``.
     """
+    moved, public = targets(runs), public_tables(runs)
     content = {
         "marks": VERDICTS,
         "summary": _summary(cells, findings, runs, causes),
@@ -45,8 +54,11 @@ def pages(
         "tables": [_table(table, cells) for table in TABLES],
         "runs": runs,
         "causes": causes,
-        "fills": _fills(cells, findings, runs),
+        "transfers": transfer_sections(moved, _folders),
+        "publics": public_sections(public),
+        "fills": _fills(cells, findings, runs, moved, public),
         "picture": base64.b64encode(picture).decode(),
+        "chart": base64.b64encode(chart).decode() if chart else "",
         "interval": _interval,
         "condition": _condition,
         "positions": _positions,
@@ -98,7 +110,13 @@ def _counted(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-def _fills(cells: Sequence[Cell], findings: Sequence[Finding], runs: Sequence[Run]) -> dict[str, str]:
+def _fills(
+    cells: Sequence[Cell],
+    findings: Sequence[Finding],
+    runs: Sequence[Run],
+    moved: Sequence[Target],
+    public: Sequence[PublicTable],
+) -> dict[str, str]:
     """By folder, which tables and claims a run fills."""
     filled = [(f"Table {cell.table}", line) for cell in cells for line in cell.ours]
     filled += [
@@ -107,6 +125,8 @@ def _fills(cells: Sequence[Cell], findings: Sequence[Finding], runs: Sequence[Ru
         for _, lines in finding.results
         for line in lines
     ]
+    filled += [("Transfer", line) for target in moved for row in target.rows for line in row.cells.values()]
+    filled += [("Public networks", line) for table in public for row in table.rows for _, line in row.cells]
     names: dict[str, dict[str, None]] = {run.folder: {} for run in runs}
     for name, line in filled:
         for folder in line.runs:
