@@ -166,5 +166,58 @@ $(PAPER)/elpv/%/results.json:
 $(PAPER)/elpv_transfer/%/results.json: $(PAPER)/elpv/%/results.json
 	$(call look,transfer) data.cells=poly analysis.seed=$* analysis.images_per_class=[15,30,60,120] analysis.folds=3 analysis.test_images=null analysis.scratch_folds=1
 
+# Real images, and what public networks see: `make transfer`, which `make paper` does not (docs/transfer.md).
+# Every network learns the same folds of elpv and, where its files are, of Fashion-MNIST: fashion_mnist=DIR.
+fashion_mnist ?= $(wildcard /usr/share/datasets/fashion-mnist)
+MOVED := outputs/transfer
+REAL := $(strip $(if $(wildcard .venv/lib/python*/site-packages/elpv_dataset),elpv) $(if $(fashion_mnist),fashion_mnist))
+DATA_elpv := data=elpv
+DATA_fashion_mnist := data=fashion_mnist data.root=$(fashion_mnist)
+ONTO_elpv := $(DATA_elpv) analysis.test_images=null
+ONTO_fashion_mnist := $(DATA_fashion_mnist) analysis.test_images=200
+FOLDS := analysis.folds=3 analysis.images_per_class
+PUBLIC := squeezenet1_1 efficientnet_lite0
+# The first layer and the last one below the classes.
+ENDS_squeezenet1_1 := [features.3,features.12]
+ENDS_efficientnet_lite0 := [blocks.0,blocks.6]
+PHOTOGRAPHS := $(firstword $(REAL))
+public := $(foreach look,$(if $(REAL),invariance probes) occlusion correspondence,$(addprefix $(look)/,$(PUBLIC)))
+learned := $(foreach to,$(REAL),$(addprefix $(to)/,zfnet_mini $(PUBLIC) squeezenet1_1_scratch))
+transfers := $(addprefix $(MOVED)/,$(addsuffix /results.json,$(learned) $(public)))
+
+.PHONY: transfer transfer-runs
+transfer: .venv/installed
+	-$(MAKE) --no-print-directory -k -j2 transfer-runs
+	$(LOOK) analysis=ledger analysis.runs=[$(MOVED)] hydra.run.dir=$(MOVED)/ledger
+	@echo "open $(MOVED)/ledger/ledger.html"
+	@for result in $(transfers); do test -f $$result || { echo "make: there is no $$result; its run failed"; missing=1; }; done; test -z "$$missing"
+
+transfer-runs: export OMP_NUM_THREADS ?= 1
+transfer-runs: $(transfers)
+
+$(MOVED)/pretrained/results.json: | $(PAPER)/phantom
+	$(call train,scale=laptop data=phantom optim.epochs=16 evaluate.enabled=false callbacks=none logger=none)
+
+define onto
+$(addprefix $(MOVED)/$(1)/,$(addsuffix /results.json,$(PUBLIC))): $(MOVED)/$(1)/%/results.json:
+	$$(LOOK) analysis=transfer checkpoint=zoo/$$* $(ONTO_$(1)) $(FOLDS)=[5,15,30,60] analysis.scratch=false analysis.random_weights=true hydra.run.dir=$$(@D)
+$(MOVED)/$(1)/zfnet_mini/results.json: $(MOVED)/pretrained/results.json
+	$$(LOOK) analysis=transfer checkpoint=$$(<D) $(ONTO_$(1)) $(FOLDS)=[5,15,30,60] analysis.random_weights=true hydra.run.dir=$$(@D)
+# At one number of images: a training of it takes as long as four of zfnet_mini.
+$(MOVED)/$(1)/squeezenet1_1_scratch/results.json: $(MOVED)/$(1)/squeezenet1_1/results.json
+	$$(LOOK) analysis=transfer checkpoint=zoo/squeezenet1_1 $(ONTO_$(1)) $(FOLDS)=[60] analysis.scratch_image_size=80 analysis.scratch_steps=1000 hydra.run.dir=$$(@D)
+endef
+$(foreach to,elpv fashion_mnist,$(eval $(call onto,$(to))))
+
+# The parts of faces are known on the phantom alone.
+$(MOVED)/probes/%/results.json:
+	$(LOOK) analysis=probes checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.folds=3 analysis.random_weights=true hydra.run.dir=$(@D)
+$(MOVED)/invariance/%/results.json:
+	$(LOOK) analysis=invariance checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) hydra.run.dir=$(@D)
+$(MOVED)/occlusion/%/results.json:
+	$(LOOK) analysis=occlusion checkpoint=zoo/$* image=docs/cat.jpg hydra.run.dir=$(@D)
+$(MOVED)/correspondence/%/results.json: | $(PAPER)/phantom
+	$(LOOK) analysis=correspondence checkpoint=zoo/$* data=phantom analysis.layers=$(ENDS_$*) analysis.images=20 hydra.run.dir=$(@D)
+
 # Intermediate runs are results too.
 .SECONDARY:

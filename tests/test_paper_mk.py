@@ -1,4 +1,4 @@
-"""What `make paper` would run: every command composes, and together they make the whole paper."""
+"""What `make paper` and `make transfer` would run: every command composes, together they make the whole."""
 
 import re
 import shlex
@@ -36,9 +36,9 @@ def commands(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv/lib/python3.11/site-packages/elpv_dataset").mkdir(parents=True)
 
-    def listed(*variables):
+    def listed(*variables, target="paper"):
         made = subprocess.run(
-            ["make", "-n", "paper", *variables], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+            ["make", "-n", target, *variables], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
         )
         lines = [shlex.split(line) for line in made.stdout.splitlines() if ".py " in line]
         return [
@@ -80,6 +80,47 @@ def test_all_rows_members_and_analyses_are_there(commands, variables):
     assert analyses - analyses_run == {"evaluate", "projections", "embedding"} | own
     for claim_over_seeds in ("evolution", "invariance", "occlusion", "correspondence", "transfer", "probes"):
         assert sum(f"analysis={claim_over_seeds} " in line for line in run) >= 3
+
+
+def test_make_transfer_has_every_row_on_the_same_folds_and_every_look_at_public_networks(commands):
+    made = commands("fashion_mnist=/f", target="transfer")
+
+    learned: dict[tuple[str, str], list[list[str]]] = {}
+    for command, overrides in made:
+        if command == "train.py":
+            check(TrainConfig, composed(*overrides))
+            continue
+        config = check(AnalyzeConfig, composed(*overrides, name="analyze"))
+        if config.analysis.name == "transfer":
+            row = (config.data["name"], str(config.checkpoint).removeprefix("outputs/"))
+            learned.setdefault(row, []).append(config.analysis)
+    networks = ("zoo/squeezenet1_1", "zoo/efficientnet_lite0", "transfer/pretrained")
+    assert learned.keys() == {(data, network) for data in ("elpv", "fashion_mnist") for network in networks}
+    for (data, network), several in learned.items():
+        assert {(one.folds, one.seed, one.test_images) for one in several} == {(3, 0, None if data == "elpv" else 200)}
+        assert any(one.images_per_class == (5, 15, 30, 60) and one.random_weights for one in several)
+        scratch = [one.images_per_class for one in several if one.scratch]
+        assert scratch == {"zoo/squeezenet1_1": [(60,)], "transfer/pretrained": [(5, 15, 30, 60)]}.get(network, [])
+    looks = [re.search(r"analysis=(\w+) checkpoint=zoo/(\w+)", " ".join(overrides)) for _, overrides in made]
+    looks = {look.groups() for look in looks if look and look[1] != "transfer"}
+    kinds = ("invariance", "occlusion", "correspondence", "probes")
+    assert looks == {(kind, name) for kind in kinds for name in ("squeezenet1_1", "efficientnet_lite0")}
+    assert "analysis.runs=[outputs/transfer]" in made[-1][1]
+
+
+def test_make_transfer_leaves_out_the_data_sets_whose_files_are_not_there(commands, tmp_path):
+    made = [" ".join(overrides) for _, overrides in commands("fashion_mnist=", target="transfer")]
+    shutil.rmtree(tmp_path / ".venv")
+    neither = [" ".join(overrides) for _, overrides in commands("fashion_mnist=", target="transfer")]
+
+    assert any("data=elpv" in line for line in made) and not any("fashion_mnist" in line for line in made)
+    assert {word for line in neither for word in line.split() if word.startswith("analysis=")} == {
+        "analysis=occlusion", "analysis=correspondence", "analysis=ledger",
+    }  # fmt: skip
+
+
+def test_make_paper_runs_none_of_it(commands):
+    assert not [overrides for _, overrides in commands(*LAPTOP) if "outputs/transfer" in " ".join(overrides)]
 
 
 def test_what_is_there_is_not_made_again_and_what_was_interrupted_goes_on(tmp_path):
