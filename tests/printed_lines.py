@@ -55,6 +55,8 @@ NOT_RUN = {
     "make paper scale=imagenet imagenet=DIR caltech101=DIR caltech256=DIR voc2012=DIR faces=FILE.csv": (
         f"weeks of a GPU; {COMPOSED}"
     ),
+    "make transfer": f"25 minutes; {COMPOSED}",
+    "make transfer fashion_mnist=DIR": f"25 minutes; {COMPOSED}",
     "make outputs/paper/laptop/elpv_transfer/0/results.json": f"40 epochs; {COMPOSED}",
     "python benchmarks/contrast_norm.py --threads 1": MINUTES,
     "python benchmarks/occlusion.py": MINUTES,
