@@ -173,7 +173,7 @@ MOVED := outputs/transfer
 REAL := $(strip $(if $(wildcard .venv/lib/python*/site-packages/elpv_dataset),elpv) $(if $(fashion_mnist),fashion_mnist))
 DATA_elpv := data=elpv
 DATA_fashion_mnist := data=fashion_mnist data.root=$(fashion_mnist)
-ONTO_elpv := $(DATA_elpv) analysis.test_images=null
+ONTO_elpv := $(DATA_elpv) analysis.test_images=null analysis.random_weights=true
 ONTO_fashion_mnist := $(DATA_fashion_mnist) analysis.test_images=200
 FOLDS := analysis.folds=3 analysis.images_per_class
 PUBLIC := squeezenet1_1 efficientnet_lite0
@@ -200,9 +200,9 @@ $(MOVED)/pretrained/results.json: | $(PAPER)/phantom
 
 define onto
 $(addprefix $(MOVED)/$(1)/,$(addsuffix /results.json,$(PUBLIC))): $(MOVED)/$(1)/%/results.json:
-	$$(LOOK) analysis=transfer checkpoint=zoo/$$* $(ONTO_$(1)) $(FOLDS)=[5,15,30,60] analysis.scratch=false analysis.random_weights=true hydra.run.dir=$$(@D)
+	$$(LOOK) analysis=transfer checkpoint=zoo/$$* $(ONTO_$(1)) $(FOLDS)=[5,15,30,60] analysis.scratch=false hydra.run.dir=$$(@D)
 $(MOVED)/$(1)/zfnet_mini/results.json: $(MOVED)/pretrained/results.json
-	$$(LOOK) analysis=transfer checkpoint=$$(<D) $(ONTO_$(1)) $(FOLDS)=[5,15,30,60] analysis.random_weights=true hydra.run.dir=$$(@D)
+	$$(LOOK) analysis=transfer checkpoint=$$(<D) $(ONTO_$(1)) $(FOLDS)=[5,15,30,60] hydra.run.dir=$$(@D)
 # At one number of images: a training of it takes as long as four of zfnet_mini.
 $(MOVED)/$(1)/squeezenet1_1_scratch/results.json: $(MOVED)/$(1)/squeezenet1_1/results.json
 	$$(LOOK) analysis=transfer checkpoint=zoo/squeezenet1_1 $(ONTO_$(1)) $(FOLDS)=[60] analysis.scratch_image_size=80 analysis.scratch_steps=1000 hydra.run.dir=$$(@D)
@@ -213,7 +213,7 @@ $(foreach to,elpv fashion_mnist,$(eval $(call onto,$(to))))
 $(MOVED)/probes/%/results.json:
 	$(LOOK) analysis=probes checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.folds=3 analysis.random_weights=true hydra.run.dir=$(@D)
 $(MOVED)/invariance/%/results.json:
-	$(LOOK) analysis=invariance checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) hydra.run.dir=$(@D)
+	$(LOOK) analysis=invariance checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.images=32 hydra.run.dir=$(@D)
 $(MOVED)/occlusion/%/results.json:
 	$(LOOK) analysis=occlusion checkpoint=zoo/$* image=docs/cat.jpg hydra.run.dir=$(@D)
 $(MOVED)/correspondence/%/results.json: | $(PAPER)/phantom

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from tests.analyses import test_transfer
-from tests.analyses.test_transfer import on_caltech, save_run
+from tests.analyses.test_transfer import SMALL, on_caltech, save_run
 from tests.commands.refusals import refused
-from tests.conftest import tiny_images, write_folders
+from tests.conftest import composed, tiny_images, write_folders
 from zfscope.analyses import probes, question, transfer
 from zfscope.analyses.fresh import MODERN, recipe_of, resized
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.elpv import ElpvImages
 from zfscope.data.splits import Splits
-from zfscope.networks.checkpoints import load_network
+from zfscope.networks.checkpoints import load_network, read_checkpoint, save_network, write_checkpoint
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.protocols.transfer import Target, draw_fold
 
@@ -260,8 +260,14 @@ def test_what_cannot_train_from_scratch_is_refused_in_one_line(
     assert told.startswith(f"analyze.py: {message}")
 
 
-def test_a_checkpoint_without_its_run_cannot_be_a_recipe(tmp_path, runs):
-    torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
+def test_a_checkpoint_without_its_run_is_no_recipe_and_has_none(tmp_path, images, runs):
+    network = load_network(runs[0])
+    save_network(network, {"model": composed("model=zfnet_mini", *SMALL)["model"]}, tmp_path / "bare.ckpt")
+    content = read_checkpoint(tmp_path / "bare.ckpt")
+    content["zfscope"]["config"] = None
+    write_checkpoint(content, tmp_path / "bare.ckpt")
 
-    with pytest.raises(ValueError):
-        recipe_of(str(tmp_path / "weights.ckpt"))
+    with pytest.raises(ValueError, match="it does not tell how its network was trained; give the folder of a run"):
+        recipe_of(str(tmp_path / "bare.ckpt"))
+    with pytest.raises(ValueError, match="bare.ckpt does not tell how .* trained; give analysis.scratch_model, or "):
+        ask(tmp_path, tmp_path / "bare.ckpt", *on_caltech(images), *QUICK)

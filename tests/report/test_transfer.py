@@ -134,7 +134,7 @@ def test_results_of_older_versions_voc_and_controls_stand_in_no_row():
 def test_conditions_of_another_form_are_no_harm(broken):
     run = moved("a", {"pretrained": {5: (50, 51, 52)}, "scratch": {5: (50, 51, 52)}})
 
-    for name in ("ways", "same_folds"):
+    for name in ("ways", "same_folds", "seed", "target_images"):
         targets([replace(run, conditions=run.conditions | {name: broken})])
 
 

@@ -32,6 +32,7 @@ from zfscope.training.spec import OptimConfig
 # The paper's SGD at batches of 128 makes a step an epoch of such folds, and learns nothing in 500 steps.
 MODERN = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "epochs": 100}, 32
 PAPERS = {}, 128  # of the paper's own network: Sec. 3
+UNTOLD = "does not tell how its network was trained"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def find_recipe(options: Analysis, checkpoint: str, network: Network, run: Mappi
         return None
     source = options.scratch_model
     if source is None:
+        if not is_zoo_name(checkpoint) and not run.get("model"):
+            raise ValueError(f"{checkpoint} {UNTOLD}; give analysis.scratch_model, or analysis.scratch=false")
         recipe = _recipe(checkpoint, run, network.preprocessing)
     else:
         with about("analysis.scratch_model", source):
@@ -86,7 +89,7 @@ def recipe_of(source: str) -> Recipe:
     content, run = read_checkpoint(path), run_config(source)
     preprocessing = recorded_preprocessing(content, path) if run else None
     if not run.get("model") or preprocessing is None:
-        raise ValueError("it does not tell how its network was trained; give the folder of a run, or zoo/squeezenet1_1")
+        raise ValueError(f"it {UNTOLD}; give the folder of a run, or a public name such as zoo/squeezenet1_1")
     return _recipe(source, run, preprocessing)
 
 

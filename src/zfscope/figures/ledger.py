@@ -97,7 +97,7 @@ def transfers_figure(targets: Sequence[Target]) -> Image.Image:
             panel.axhline(target.chance, color=GREY, linewidth=1)
             place = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "bottom", "color": GREY}
             panel.annotate("chance", (0.5, target.chance), **place)
-        panel.set_title(f"to {clipped(target.data, 60)}; {target.protocol}", fontsize=12, loc="left")
+        panel.set_title(f"to {clipped(target.data, 60)}; {target.protocol}", fontsize=12, loc="left", parse_math=False)
         panel.set_xticks(list(places.values()), [f"{size}" for size in places])
         panel.minorticks_off()
         panel.set_xlabel("training images per class")
@@ -105,7 +105,11 @@ def transfers_figure(targets: Sequence[Target]) -> Image.Image:
         panel.grid(axis="y", color="#e4e4e4")
         panel.set_axisbelow(True)
         open_axes(panel)
-        panel.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, handlelength=3.5)
+        legend = panel.legend(
+            frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, handlelength=3.5
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names come from runs
     stand_ins = all(row.stand_in for target in targets for row in target.rows)
     entitle(figure, "Transfer" + (": stand-ins, none comparable with the paper's numbers" if stand_ins else ""))
     return drawn(figure)

@@ -8,6 +8,7 @@ Source: Zeiler & Fergus (2014), Sec. 5.2 has one network from scratch, its own; 
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -139,7 +140,7 @@ def _scores_of(run: Run) -> Iterator[Score]:
         row = _row_key(run, way, about)
         for size, digests in folds.items():
             metric = run.metric(f"{way}/{size}/accuracy")
-            if metric and str(size).isdecimal() and isinstance(digests, list):
+            if metric and re.fullmatch(r"[1-9]\d{0,8}", str(size)) and isinstance(digests, list):
                 pairs = tuple(zip(map(str, digests), folds_of(metric), strict=False))  # from scratch there may be fewer
                 yield Score(run, way, int(size), about, pairs, target, row)
 
