@@ -96,7 +96,9 @@ def test_both_pages_mark_them_as_stand_ins_and_name_their_condition():
     written = pages(fill(runs), measure(runs), runs, {}, b"png")
 
     web, text = written["ledger.html"], written["ledger.md"]
-    assert "| zoo/squeezenet1_1 [a] | linear SVM | features.3 **51 ± 1.4**, features.12 **61 ± 1.4** |" in text
+    assert (
+        "| *stand-in* zoo/squeezenet1_1 [a] | linear SVM | features.3 **51 ± 1.4**, features.12 **61 ± 1.4** |" in text
+    )
     assert "- [a] *stand-in* elpv; zoo/squeezenet1_1; 30 training images per class" in text
     assert "| cat | occlusion | Public networks |" in text
     assert "<h2>Public networks</h2>" in web and "61 ± 1.4<small>features.12</small>" in web

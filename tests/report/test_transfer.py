@@ -232,7 +232,7 @@ def test_both_pages_show_every_row_with_its_recipe_and_standing():
     assert "| public | transfer | claim 9, Transfer |" in text
     assert "![Accuracy by training images per class](figures/transfer.png)" in text
     for part in (
-        "+8.0 (+5.5 to +10.5) ahead",
+        "+8.0 ahead</small><small>(+5.5 to +10.5)",
         "sgd, rate 0.01, batch 32",
         "best from scratch",
         "data:image/png;base64,Y2hhcnQ=",

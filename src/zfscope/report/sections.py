@@ -24,7 +24,7 @@ def transfer_sections(targets: Sequence[Target], folders: Callable[[Sequence[str
             "title": f"To {target.data}",
             "about": f"{target.protocol}; mean accuracy per class in %"
             + ("" if target.chance is None else f", by chance {target.chance:.3g}"),
-            "columns": [*COLUMNS, *map(str, target.sizes)],
+            "columns": [*COLUMNS, *(f"{size} per class" for size in target.sizes)],
             "rows": [_row(row, target.sizes) for row in target.rows],
             "told": list(told(target)),
             "notes": [
@@ -67,7 +67,15 @@ def public_sections(tables: Sequence[PublicTable]) -> list[dict[str, Any]]:
             key = (first.condition, first.stand_in, first.runs)
             letter = notes.setdefault(key, chr(97 + len(notes) % 26) * (1 + len(notes) // 26))
             cells = [{"place": place, "number": _number(line)} for place, line in row.cells]
-            rows.append({"network": row.network, "measure": row.measure, "cells": cells, "letter": letter})
+            rows.append(
+                {
+                    "network": row.network,
+                    "measure": row.measure,
+                    "cells": cells,
+                    "letter": letter,
+                    "stand_in": first.stand_in,
+                }
+            )
         sections.append(
             {
                 "title": table.title,
@@ -112,16 +120,17 @@ def _about(about: Mapping[str, Any]) -> list[str]:
 def _cell(row: Row, size: int) -> dict[str, Any]:
     line, ahead = row.cells.get(size), row.ahead.get(size)
     if line is None:
-        return {"number": "", "over": "", "best": False, "ahead": "", "standing": ""}
+        return {"number": "", "over": "", "best": False, "ahead": "", "interval": "", "standing": ""}
     spread = "" if line.spread is None else f" ± {line.spread:.1f}"
     interval = ""
     if ahead is not None and ahead.interval is not None:
-        interval = f" ({ahead.interval[0]:+.1f} to {ahead.interval[1]:+.1f})"
+        interval = f"({ahead.interval[0]:+.1f} to {ahead.interval[1]:+.1f})"
     return {
         "number": f"{line.value:.1f}{spread}",
         "over": line.over,
         "best": size in row.best,
-        "ahead": "" if ahead is None else f"{ahead.value:+.1f}{interval}",
+        "ahead": "" if ahead is None else f"{ahead.value:+.1f}",
+        "interval": interval,
         "standing": "" if ahead is None else standing(ahead),
     }
 
