@@ -29,7 +29,7 @@ from zfscope.schema import about, check
 from zfscope.training.spec import OptimConfig
 
 # Of a public network, which has no run: as experiment=elpv_resnet18 trains a network of timm's on two thousand images.
-# The paper's SGD at batches of 128 makes a step an epoch of such folds, and learns nothing in 500 steps.
+# In the paper's batches of 128 every step is a whole epoch of such folds.
 MODERN = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "epochs": 100}, 32
 PAPERS = {}, 128  # of the paper's own network: Sec. 3
 UNTOLD = "does not tell how its network was trained"
