@@ -196,7 +196,7 @@ transfer-runs: export OMP_NUM_THREADS ?= 1
 transfer-runs: $(transfers)
 
 $(MOVED)/pretrained/results.json: | $(PAPER)/phantom
-	$(call train,scale=laptop data=phantom optim.epochs=16 evaluate.enabled=false callbacks=none logger=none)
+	$(call train,scale=laptop data=phantom optim.epochs=8 evaluate.enabled=false callbacks=none logger=none)
 
 define onto
 $(addprefix $(MOVED)/$(1)/,$(addsuffix /results.json,$(PUBLIC))): $(MOVED)/$(1)/%/results.json:
