@@ -190,7 +190,7 @@ def test_the_papers_number_beside_another_network_is_marked_and_the_conditions_t
 
     printed = " ".join(capsys.readouterr().out.split())
     assert content["metrics"]["pretrained/15/accuracy"]["paper"] == 83.8
-    by = "zfnet_mini trained on folder, 22 epochs, on caltech101, training identity not recorded"
+    by = "zfnet_mini trained on folder, 12 epochs, on caltech101, training identity not recorded"
     assert content["conditions"]["stand_in"] == by
     assert (
         "83.8 % (stand-in)" in printed

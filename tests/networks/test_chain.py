@@ -171,7 +171,7 @@ def test_he_s_start_keeps_the_scale_on_the_way_up():
     for layer in ("conv1", "conv2", "conv5", "fc6"):
         weight = getattr(network, layer)[0].weight
         fan_in = weight[0].numel()
-        first = 0.25 if layer == "conv1" else 1.0
+        first = 0.02 if layer == "conv1" else 1.0
         assert weight.std().item() == pytest.approx(first * (2 / fan_in) ** 0.5, rel=0.03)
 
 

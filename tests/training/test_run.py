@@ -126,7 +126,7 @@ def test_what_a_leg_changes_is_part_of_the_identity_and_later_legs_keep_it(comma
 
     (leg,) = changed["legs"]
     assert leg["step"] == 6
-    assert leg["changed"]["optim.weight_decay"] == [5e-4, 0.01]
+    assert leg["changed"]["optim.weight_decay"] == [2.0, 0.01]
     assert changed["digest"] != before["digest"]
     assert later["legs"][0] == leg and later["legs"][1]["step"] == 9
     assert "optim.weight_decay" not in later["legs"][1]["changed"]
@@ -151,7 +151,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, run_copy):
         ("model.fc6.units=8", r"model\.fc6\.units=8: this run has 16"),
         ("data.batch_size=4", r"data\.batch_size=4: this run has 8"),
         ("seed=5", r"seed=5: this run has 0"),
-        ("optim.name=adamw", r"optim\.name=adamw: this run has sgd"),
+        ("optim.name=adamw", r"optim\.name=adamw: this run has muon"),
         (
             "weights=x.ckpt",
             r"weights=x\.ckpt: a run that goes on has weights of its own \(this one began with weights=null\)",

@@ -164,7 +164,7 @@ def test_the_memory_that_a_network_is_known_to_need_is_what_it_holds(monkeypatch
     maps = sum(
         maps * size**2 for maps, size in zip([32, 64, 96, 96, 64], [54, 12, 6, 6, 6], strict=True)
     ) + 512 + 512 + 2  # fmt: skip
-    needs = 3 * weights + 10 * 4 * maps + 2 * 3 * 128**2 * 8
+    needs = 4 * weights + 10 * 4 * maps + 2 * 3 * 128**2 * 8
 
     monkeypatch.setattr("zfscope.training.spec.available_memory", lambda: needs)
     check(TrainConfig, values)

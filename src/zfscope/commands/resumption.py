@@ -148,7 +148,8 @@ def _group_refusal(override: Override, keys: Mapping[str, Any], typed: set[str],
     today = _composed_with(override, folder)
     fixed = [key for key in today if FIXED_KEYS.fullmatch(key) and key != "seed" and today[key] != keys.get(key)]
     if fixed:
-        other = next((key for key in fixed if key.endswith(".name")), fixed[0])
+        own = [key for key in fixed if key.startswith(f"{group.partition('/')[0]}.")] or fixed
+        other = next((key for key in own if key.endswith(".name")), own[0])
         has = f"this one has {other}={keys.get(other)}"
         start = f"start a new run with weights={folder} {override.input_line}"
         return f"{override.input_line}: the {group} of a run cannot change in its middle ({has}); {start}"

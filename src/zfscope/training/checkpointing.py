@@ -23,6 +23,7 @@ from zfscope.data.readers import LoaderEnded
 from zfscope.networks.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from zfscope.networks.finite import broken_state
 from zfscope.networks.network import Network
+from zfscope.training.optimisers import share_by_muon
 from zfscope.training.spec import TrainConfig
 
 # Says to CheckpointFiles that only what ``load_network`` needs is kept: half to a third of a whole checkpoint's size.
@@ -190,7 +191,8 @@ def announce_room(config: TrainConfig, network: Network, folder: Path) -> None:
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     if (size := re.fullmatch(r"(?:bf)?(16|64)-true", str(config.trainer.precision))) is not None:
         weights = weights * int(size[1]) // 32
-    whole = weights * (2 + (config.optim.name != "sgd") + (config.optim.ema is not None))
+    second = {"sgd": 0.0, "adamw": 1.0, "muon": 1 - share_by_muon(network)}[config.optim.name]  # moments of gradients
+    whole = round(weights * (2 + second + (config.optim.ema is not None)))
     most = config.trainer.max_epochs
     epochs = [epoch for epoch in config.checkpoints.epochs if most in (None, -1) or epoch <= most]
     names = ["best.ckpt", "last.ckpt", *(f"epoch_{epoch:03d}.ckpt" for epoch in epochs)]

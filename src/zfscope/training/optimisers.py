@@ -4,7 +4,7 @@ Source: Zeiler & Fergus (2014), Sec. 3: SGD, momentum 0.9; Krizhevsky et al. (20
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
     """
     if optim.name == "muon":
         weights = list(parameters)
-        filters = [weight for weight in weights if weight.ndim == 4][1:]
+        filters = _by_muon(weights)
         if not filters:
             raise ValueError("optim.name=muon is for networks of two conv layers or more; use optim.name=adamw")
         chosen = {id(weight) for weight in filters}
@@ -38,6 +38,16 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
     return torch.optim.SGD(
         parameters, optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
     )
+
+
+def share_by_muon(network: nn.Module) -> float:
+    """Of all weights, the share that Muon moves, 0-1."""
+    weights = list(network.parameters())
+    return sum(weight.numel() for weight in _by_muon(weights)) / max(1, sum(weight.numel() for weight in weights))
+
+
+def _by_muon(weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    return [weight for weight in weights if weight.ndim == 4][1:]
 
 
 def warn_of_decay(optim: OptimConfig) -> None:
