@@ -30,7 +30,7 @@ FC8192 := model.fc6.units=1024 model.fc7.units=1024
 PRETRAIN := data.classes=[face,cat,rabbit,car,clock] optim.epochs=8
 # Where filters may grow: the paper's inputs (grey levels) and SGD; the radius ten times the start of conv1, as in the paper.
 GROWING := model.input_scale=1.0 model.init.first=0.05 optim.name=sgd optim.lr=0.03 optim.momentum=0.9 \
-	optim.nesterov=false optim.weight_decay=5e-4 optim.label_smoothing=0 optim.epochs=3
+	optim.nesterov=false optim.weight_decay=5e-4 optim.label_smoothing=0 optim.epochs=4
 RADIUS := 0.06
 TARGETS := phantom
 TO_phantom := data=phantom data.classes=[dog,owl,fish,bicycle,flower] analysis.test_images=200
