@@ -19,10 +19,13 @@ LAPTOP = ["scale=laptop"]
 IMAGENET = ["scale=imagenet", "imagenet=/i", "caltech101=/c", "caltech256=/d", "voc2012=/v", "faces=f.csv"]
 
 
+MAKEFILES = ("Makefile", "paper.mk", "requirements.txt", "requirements.lock", "pyproject.toml")
+
+
 @pytest.fixture
 def lines(tmp_path):
     """What make would run where nothing was run yet: the words of a command by its run folder."""
-    for name in ("Makefile", "paper.mk", "requirements.txt", "requirements.lock", "pyproject.toml"):
+    for name in MAKEFILES:
         shutil.copy(ROOT / name, tmp_path)
     made = subprocess.run(["make", "-n", "paper"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     words = [shlex.split(line) for line in made.splitlines() if "hydra.run.dir=" in line]
@@ -32,7 +35,7 @@ def lines(tmp_path):
 @pytest.fixture
 def commands(tmp_path):
     """What make would run where nothing was run yet, as (command, overrides)."""
-    for name in ("Makefile", "paper.mk", "requirements.txt", "requirements.lock", "pyproject.toml"):
+    for name in MAKEFILES:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv/lib/python3.11/site-packages/elpv_dataset").mkdir(parents=True)
 
@@ -125,7 +128,7 @@ def test_make_paper_runs_none_of_it(commands):
 
 
 def test_what_is_there_is_not_made_again_and_what_was_interrupted_goes_on(tmp_path):
-    for name in ("Makefile", "paper.mk", "requirements.txt", "requirements.lock", "pyproject.toml"):
+    for name in MAKEFILES:
         shutil.copy(ROOT / name, tmp_path)
     members = tmp_path / "outputs/paper/laptop/members"
     for folder in ("1", "2/checkpoints"):

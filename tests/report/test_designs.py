@@ -72,6 +72,24 @@ def test_the_seeds_of_the_design_decide_and_those_that_chose_it_stand_apart():
     assert "seeds that do not decide" in told[DOES_NOT] and "do not decide" not in told[NO_EFFECT]
 
 
+def test_nothing_is_decided_before_all_seeds_of_the_design_are_run():
+    runs = [moved(seed, 0.3 + 0.001 * seed) for seed in INVARIANCE.design.seeds[:-1]]
+
+    found = finding(runs, "Invariance")
+
+    assert (found.verdict, found.missing) == (UNDECIDED, INVARIANCE.design.seeds[-1:])
+    page = pages(fill(runs), measure(runs), runs, {}, b"")["ledger.md"]
+    assert f"Not all seeds of the design were run: {found.missing[0]} are missing" in page
+
+
+def test_a_condition_without_an_interval_says_nothing_else():
+    runs = [moved(seed, 0.3 + 0.001 * seed) for seed in INVARIANCE.design.seeds]
+
+    found = finding([*runs, moved(0, -9.0, "data.crop=64", folder="small")], "Invariance")
+
+    assert found.verdict == HOLDS and found.told == found.deciding
+
+
 def test_seeds_that_chose_the_design_decide_where_no_others_were_run():
     found = finding([moved(seed, 0.3 + 0.01 * seed) for seed in (0, 1, 2)], "Invariance")
 

@@ -64,19 +64,22 @@ class Finding:
     claim: Claim  # the claim
     results: tuple[tuple[Measure, tuple[Line, ...]], ...]  # for each measure, a line for each condition
     deciding: tuple[Line, ...]  # those of the first measure that decide
+    missing: tuple[int, ...] = ()  # seeds of the design that were not run, where others were
 
     @property
     def verdict(self) -> str:
-        """What all conditions that decide agree on, of those that have an interval."""
+        """What all conditions that decide agree on, of those with an interval, once all seeds of a design are run."""
         if not self.results[0][1]:
             return NOT_RUN
+        if self.missing:
+            return UNDECIDED
         verdicts = {self.verdict_of(line) for line in self.deciding if line.interval is not None}
         return verdicts.pop() if len(verdicts) == 1 else UNDECIDED
 
     @property
     def told(self) -> tuple[Line, ...]:
         """What a summary must show: the lines that decide, and every other that says something else."""
-        others = [line for line in self.results[0][1] if line not in self.deciding]
+        others = [line for line in self.results[0][1] if line.interval is not None and line not in self.deciding]
         return (*self.deciding, *(line for line in others if self.verdict_of(line) != self.verdict))
 
     def verdict_of(self, line: Line, measure: Measure | None = None) -> str:
@@ -98,7 +101,8 @@ def _finding(claim: Claim, runs: Sequence[Run]) -> Finding:
     everything = results[0][1]
     own = tuple(line for line in everything if not line.stand_in)
     designed = lines(sample for sample in samples[0] if sample.stand_in and design.decides(sample))
-    return Finding(claim, results, own or designed or everything)
+    missing = design.missing(samples[0]) if designed and not own else ()
+    return Finding(claim, results, own or designed or everything, missing)
 
 
 def _by_design(design: Design, samples: Iterator[Sample]) -> Iterator[Sample]:

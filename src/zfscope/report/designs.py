@@ -6,7 +6,7 @@ ours; ``designs.yaml`` has them, by claim.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -49,12 +49,22 @@ class Design:
 
     def decides(self, sample: Sample) -> bool:
         """Whether a sample was measured under the condition and with the seeds of the design."""
-        seeds = {int(seed) for seed in str(sample.seed).split(", ") if seed.isdigit()}
+        seeds = _seeds_of(sample)
         return self.fits(sample) and bool(seeds) and seeds <= set(self.seeds)
+
+    def missing(self, samples: Iterable[Sample]) -> tuple[int, ...]:
+        """Seeds that no sample which decides has; before all are run there is nothing to decide by."""
+        there = {seed for sample in samples if self.decides(sample) for seed in _seeds_of(sample)}
+        return tuple(seed for seed in self.seeds if seed not in there)
 
     def fits(self, sample: Sample) -> bool:
         """Whether a sample was measured under the condition of the design, whatever its seed."""
         return all(sample.facts.get(name) == value for name, value in self.where.items())
+
+
+def _seeds_of(sample: Sample) -> set[int]:
+    """That of its network; of an ensemble those of its members."""
+    return {int(seed) for seed in str(sample.seed).split(", ") if seed.isdigit()}
 
 
 def power(effect: float, spread: float, n: int) -> float:
