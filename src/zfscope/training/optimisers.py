@@ -20,7 +20,8 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
     """SGD, AdamW or Muon with the rate, momentum and decay of ``optim``.
 
     Muon is for the filters of conv layers but for the first's, which are no maps of features to features; all other
-    weights go by AdamW at the same rate. Without a second conv layer there is nothing for it to do: ValueError.
+    weights go by AdamW at the same rate. Without a second conv layer there is nothing for it to do: ValueError. Three
+    steps of Newton-Schulz: five bring also a fading momentum to full size, which keeps a map dead that has died once.
 
     Source: Jordan et al. (2024), Muon, as timm has it, its steps scaled to those of AdamW (Liu et al. 2025).
     """
@@ -32,7 +33,7 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
         chosen = {id(weight) for weight in filters}
         others = {"params": [weight for weight in weights if id(weight) not in chosen], "use_fallback": True}
         more = {"momentum": optim.momentum, "nesterov": optim.nesterov, "weight_decay": optim.weight_decay}
-        return Muon([{"params": filters}, others], optim.lr, **more)
+        return Muon([{"params": filters}, others], optim.lr, ns_steps=3, **more)
     if optim.name == "adamw":
         return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
     return torch.optim.SGD(
