@@ -173,7 +173,8 @@ MOVED := outputs/transfer
 REAL := $(strip $(if $(wildcard .venv/lib/python*/site-packages/elpv_dataset),elpv) $(if $(fashion_mnist),fashion_mnist))
 DATA_elpv := data=elpv
 DATA_fashion_mnist := data=fashion_mnist data.root=$(fashion_mnist)
-ONTO_elpv := $(DATA_elpv) analysis.test_images=null analysis.random_weights=true
+CONTROL := analysis.random_weights=true
+ONTO_elpv := $(DATA_elpv) analysis.test_images=null $(CONTROL)
 ONTO_fashion_mnist := $(DATA_fashion_mnist) analysis.test_images=200
 FOLDS := analysis.folds=3 analysis.images_per_class
 PUBLIC := squeezenet1_1 efficientnet_lite0
@@ -211,13 +212,13 @@ $(foreach to,elpv fashion_mnist,$(eval $(call onto,$(to))))
 
 # The parts of faces are known on the phantom alone.
 $(MOVED)/probes/%/results.json:
-	$(LOOK) analysis=probes checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.folds=3 analysis.random_weights=true hydra.run.dir=$(@D)
+	$(LOOK) analysis=probes checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.folds=3 $(CONTROL) hydra.run.dir=$(@D)
 $(MOVED)/invariance/%/results.json:
-	$(LOOK) analysis=invariance checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.images=32 hydra.run.dir=$(@D)
+	$(LOOK) analysis=invariance checkpoint=zoo/$* $(DATA_$(PHOTOGRAPHS)) analysis.images=32 $(CONTROL) hydra.run.dir=$(@D)
 $(MOVED)/occlusion/%/results.json:
-	$(LOOK) analysis=occlusion checkpoint=zoo/$* image=docs/cat.jpg hydra.run.dir=$(@D)
+	$(LOOK) analysis=occlusion checkpoint=zoo/$* image=docs/cat.jpg $(CONTROL) hydra.run.dir=$(@D)
 $(MOVED)/correspondence/%/results.json: | $(PAPER)/phantom
-	$(LOOK) analysis=correspondence checkpoint=zoo/$* data=phantom analysis.layers=$(ENDS_$*) analysis.images=20 hydra.run.dir=$(@D)
+	$(LOOK) analysis=correspondence checkpoint=zoo/$* data=phantom analysis.layers=$(ENDS_$*) analysis.images=20 $(CONTROL) hydra.run.dir=$(@D)
 
 # Intermediate runs are results too.
 .SECONDARY:

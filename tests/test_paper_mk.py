@@ -109,6 +109,8 @@ def test_make_transfer_has_every_row_on_the_same_folds_and_every_look_at_public_
     looks = {look.groups() for look in looks if look and look[1] != "transfer"}
     kinds = ("invariance", "occlusion", "correspondence", "probes")
     assert looks == {(kind, name) for kind in kinds for name in ("squeezenet1_1", "efficientnet_lite0")}
+    seen = [overrides for _, overrides in made if {f"analysis={kind}" for kind in kinds} & set(overrides)]
+    assert len(seen) == 8 and all("analysis.random_weights=true" in overrides for overrides in seen)
     assert "analysis.runs=[outputs/transfer]" in made[-1][1]
 
 

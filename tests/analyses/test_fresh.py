@@ -13,12 +13,20 @@ from zfscope.analyses.fresh import MODERN, recipe_of, resized
 from zfscope.data.imageset import ArrayImages
 from zfscope.data.sources.elpv import ElpvImages
 from zfscope.data.splits import Splits
-from zfscope.networks.checkpoints import load_network, read_checkpoint, save_network, write_checkpoint
+from zfscope.networks.checkpoints import load_network, read_checkpoint, run_config, save_network, write_checkpoint
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.protocols.transfer import Target, draw_fold
 
 FEW = ["analysis.folds=2", "analysis.test_images=4"]
 QUICK = [*FEW, "analysis.images_per_class=[4]", "analysis.scratch_steps=2"]
+PARTS = """image,part,x0,y0,x1,y1
+{0}/cat/0.jpg,nose,8,8,16,16
+{0}/cat/0.jpg,ear,14,4,20,10
+{0}/dog/1.jpg,nose,8,9,16,17
+{0}/dog/1.jpg,ear,14,5,20,11
+{0}/owl/2.jpg,nose,9,8,17,16
+{0}/owl/2.jpg,ear,15,4,21,10
+"""
 OWN = {"optim.name": "adamw", "optim.lr": 0.002, "optim.epochs": 7, "data.batch_size": 5, "data.augment.erase": 0.25}
 
 
@@ -185,10 +193,47 @@ def test_random_weights_are_a_way_of_their_own_and_change_no_other_number(tmp_pa
     assert with_control["conditions"]["ways"]["random_weights"]["network"] == "zfnet_mini"
 
 
+@pytest.mark.parametrize("name", ["invariance", "occlusion", "correspondence", "probes"])
+def test_the_control_is_what_the_analysis_finds_in_an_untrained_network(tmp_path, images, runs, name):
+    untrained, trained = runs[0], tmp_path / "trained"
+    network = load_network(untrained)
+    for weight in network.parameters():
+        weight.data.mul_(0.9).add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    save_network(network, run_config(untrained), trained / "checkpoints" / "best.ckpt")
+    (tmp_path / "parts.csv").write_text(PARTS.format(images / "val"))
+    own = {
+        "invariance": ["analysis.images=5"],
+        "occlusion": ["analysis.images=2", "analysis.top=0", "analysis.shown=0"],
+        "correspondence": [f"analysis.boxes={tmp_path}/parts.csv", "analysis.masks=8"],
+        "probes": [*on_caltech(images), *FEW, "analysis.images_per_class=4", "analysis.layers=[conv1,fc7]"],
+    }[name]
+
+    control = "analysis.random_weights=true"
+    expected, plain, both = (
+        ask(tmp_path / str(number), checkpoint, *own, *more, name=name)["metrics"]
+        for number, (checkpoint, *more) in enumerate([(untrained,), (trained,), (trained, control)])
+    )
+
+    assert {metric: both[metric] for metric in plain} == plain
+    found = {metric.replace("_random_weights", ""): each for metric, each in both.items() if metric not in plain}
+    assert found and found == {metric: expected[metric] | {"paper": None} for metric in found}
+    assert any(found[metric] != plain[metric] for metric in found)
+
+
+def test_an_architecture_that_is_not_told_has_no_random_weights(tmp_path, images, runs):
+    content = read_checkpoint(runs[0] / "checkpoints" / "best.ckpt")
+    content["zfscope"]["config"] = None
+    write_checkpoint(content, tmp_path / "bare.ckpt")
+    data = ["data=folder", f"data.root={images}", "data.resize=32", "data.crop=28", "analysis.random_weights=true"]
+
+    with pytest.raises(ValueError, match="bare.ckpt does not tell its architecture, so there is none to give random"):
+        ask(tmp_path, tmp_path / "bare.ckpt", *data, name="invariance")
+
+
 @pytest.mark.parametrize(("name", "prefix"), [("transfer", "random_weights/4/"), ("probes", "svm/fc7/")])
 def test_random_weights_are_drawn_by_the_seed(tmp_path, images, runs, name, prefix, monkeypatch):
     drawn = []
-    module = {"transfer": transfer, "probes": probes}[name]
+    module = {"transfer": transfer, "probes": question}[name]
     fresh = module.fresh_network
 
     def note(*about):

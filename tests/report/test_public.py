@@ -16,19 +16,30 @@ PROBES = {
     "chance": 10.0,
 }
 MEASURED = {
-    "invariance": {"translation/a": 0.8, "translation/b": 0.5, "translation/curve_below": 90.0, "scale/a": 0.7},
-    "occlusion": {"mean_drop": 0.7, "largest_drop": 26.2, "other_class": 36.1},
-    "correspondence": {"nose/a": 9.0, "nose/a/changed": 1.0, "nose/a/random_above": 90.0, "random/a": 11.0},
+    "invariance": {
+        **{"translation/a": 0.8, "translation/b": 0.5, "translation/curve_below": 90.0, "scale/a": 0.7},
+        **{"translation/a_random_weights": 0.9, "translation/curve_below_random_weights": 40.0},
+    },
+    "occlusion": {"mean_drop": 0.7, "largest_drop": 26.2, "other_class": 36.1, "mean_drop_random_weights": 0.1},
+    "correspondence": {
+        **{"nose/a": 9.0, "nose/a/changed": 1.0, "nose/a/random_above": 90.0, "random/a": 11.0},
+        **{"nose/a_random_weights": 19.0, "nose/a_random_weights/random_above": 50.0},
+    },
     "embedding": {"pixels/same_class": 11.0, "a/same_class": 13.0, "a/same_class_random_weights": 12.0},
     "probes": PROBES,
 }
 SHOWN = {
-    "invariance": {"translation": {"a": 0.8, "b": 0.5}, "scale": {"a": 0.7}},
+    "invariance": {
+        "translation": {"a": 0.8, "b": 0.5},
+        "translation, random weights": {"a": 0.9},
+        "scale": {"a": 0.7},
+    },
     "occlusion": {
         "drop of the class's probability, % points": {"mean": 0.7, "largest": 26.2},
+        "drop of the class's probability, % points, random weights": {"mean": 0.1},
         "another class is the most probable, % of positions": {"": 36.1},
     },
-    "correspondence": {"nose": {"a": 9.0}, "random masks": {"a": 11.0}},
+    "correspondence": {"nose": {"a": 9.0}, "nose, random weights": {"a": 19.0}, "random masks": {"a": 11.0}},
     "embedding": {"pixels": {"": 11.0}, "trained": {"a": 13.0}, "random weights": {"a": 12.0}},
     "probes": {
         "linear SVM": {"features.3": 51.0, "features.12": 61.0},

@@ -34,7 +34,7 @@ def test_muon_moves_filters_of_features_by_orthogonal_matrices_and_all_else_by_a
     moved = {name: (weight - before[name]).detach() for name, weight in network.named_parameters()}
     singular = torch.linalg.svdvals(moved["conv2.conv.weight"].flatten(1))
     # Near orthogonal of 6 x 54, of a step of AdamW's size: 0.2 sqrt(54) times the rate, where three steps of
-    # Newton-Schulz, written out for each singular value, have brought a large one near 1 and left a vanishing one small.
+    # Newton-Schulz, written out for each singular value, have brought a large one near 1 and left a small one small.
     gradient = torch.linalg.svdvals(network.conv2.conv.weight.grad.flatten(1))
     expected = gradient / gradient.square().sum().sqrt()
     for a, b, c in ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037)):

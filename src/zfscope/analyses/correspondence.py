@@ -4,6 +4,7 @@ Source: Zeiler & Fergus (2014), Sec. 4.3, Fig. 8 and Table 1. How many random ma
 not say; all of that is our choice.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from zfscope.analyses.question import Metric, Question, Result, percent
 from zfscope.console import counting
-from zfscope.correspondence import correspond, layers_to_compare, occluded, random_boxes
+from zfscope.correspondence import SignChanges, correspond, layers_to_compare, occluded, random_boxes
 from zfscope.data.parts import COLUMNS, PartImages, aligned_faces, read_parts
 from zfscope.data.sources.phantom import Phantom
 from zfscope.deconvnet.winners import as_pictures, layers_to_watch
@@ -35,7 +36,9 @@ def analyse(question: Question) -> Result:
     middles within the box that holds all parts); ``same_place/<layer>`` over those at one place in all images. Their
     spread and 95 % interval are over masks. ``<part>/<layer>/random_above`` … is the share of the masks of that part's
     own sizes whose Delta is larger: 97.5 % and more is below the 95 % interval. ``<part>/<layer>/changed`` is the share
-    of dimensions that hiding the part changes at all. ``misalignment``: see ``PartImages``.
+    of dimensions that hiding the part changes at all. ``misalignment``: see ``PartImages``. With
+    ``analysis.random_weights`` there is also ``<layer>_random_weights`` for each layer, of the same architecture with
+    random weights, under the same masks.
 
     ``arrays.npz`` holds ``images (N,)``, ``parts (P,)``, ``boxes (P, N, 4)``, ``random_boxes (P, masks, N, 4)`` …, and
     for each layer ``<layer>/pairs (P, pairs)``, ``<layer>/changed (P,)``, ``<layer>/random (P, masks)`` … and
@@ -45,7 +48,8 @@ def analyse(question: Question) -> Result:
     layers = layers_to_compare(network) if options.layers is None else layers_to_watch(network, options.layers)
     examples = _examples(question)
     # float64 is unknown to Apple's GPUs, and rounding must not make signs.
-    network = network.to("cpu" if question.device.type == "mps" else question.device)
+    device = "cpu" if question.device.type == "mps" else question.device
+    networks = {way: model.to(device) for way, model in question.networks.items()}
 
     size, generator = examples.inputs.shape[2:], torch.Generator().manual_seed(options.seed)
     masks = {}
@@ -54,18 +58,20 @@ def analyse(question: Question) -> Result:
         masks[part, "random"] = random_boxes(boxes, options.masks, size, generator)
         masks[part, "on_object"] = random_boxes(boxes, options.masks, size, generator, around=examples.objects())
         masks[part, "same_place"] = random_boxes(boxes, options.masks, size, generator, together=True)
-    changes = {}
-    with counting("Hiding", len(masks)) as count:
-        for key, boxes in masks.items():
-            changes[key] = correspond(network, examples.inputs, boxes, layers, batch_size=options.batch_size)
+    changes: dict[tuple[str, str], dict[str, SignChanges]] = {key: {} for key in masks}
+    with counting("Hiding", len(networks) * len(masks)) as count:
+        for (way, model), (key, boxes) in product(networks.items(), masks.items()):
+            found = correspond(model, examples.inputs, boxes, layers, batch_size=options.batch_size)
+            changes[key] |= {layer + way: change for layer, change in found.items()}
             count()
+    compared = tuple(layer + way for way in networks for layer in layers)
 
     parts = tuple(examples.boxes)
     arrays = {"images": np.array(examples.names), "parts": np.array(parts)}
     arrays["boxes"] = torch.stack(list(examples.boxes.values())).numpy()
     for kind in CONTROLS:
         arrays[f"{kind}_boxes"] = torch.stack([masks[part, kind] for part in parts]).numpy()
-    for layer in layers:
+    for layer in compared:
         arrays[f"{layer}/pairs"] = np.stack([changes[part, "part"][layer].pairs[0] for part in parts])
         arrays[f"{layer}/changed"] = np.array([float(changes[part, "part"][layer].changed.mean()) for part in parts])
         for kind in CONTROLS:
@@ -83,7 +89,7 @@ def analyse(question: Question) -> Result:
     pictures = torch.stack([as_pictures(network, inputs[:SHOWN]) for inputs in shown], dim=1)
     title = f"{question.title}: do the same features change in all {len(examples.names)} images?"
     sheet = correspondence_sheet(pictures, parts, deltas, title=title)
-    return Result(_metrics(parts, layers, arrays, examples), arrays, {"correspondence": sheet})
+    return Result(_metrics(parts, compared, arrays, examples), arrays, {"correspondence": sheet})
 
 
 def _examples(question: Question) -> PartImages:

@@ -115,7 +115,9 @@ def resized(preprocessing: Preprocessing, size: int) -> Preprocessing:
 
 
 def architecture(source: str, run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The group ``model`` of a public network's config, or of a run's."""
+    """The group ``model`` of a public network's config, or of a run's; refused where none is told."""
+    if not is_zoo_name(source) and not run.get("model"):
+        raise ValueError(f"{source} does not tell its architecture, so there is none to give random weights to")
     return zoo_config(source) if is_zoo_name(source) else run["model"]
 
 

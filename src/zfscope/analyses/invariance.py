@@ -3,6 +3,8 @@
 Source: Zeiler & Fergus (2014), Fig. 5.
 """
 
+from itertools import product
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +31,8 @@ def analyse(question: Question) -> Result:
     either way: the mean distance at each layer, the share of amounts at which the mean curve of the high layer lies
     below that of the low one (``curve_below``), the share of pairs of an image and an amount where it does
     (``images_below``), and the mean probability. A network without a head gives none, nor does a public one whose
-    number of classes is not the data set's.
+    number of classes is not the data set's. With ``analysis.random_weights`` the distances, their arrays and metrics
+    also of the same architecture with random weights: ``translation/conv1_random_weights`` …
     """
     options, network, images = question.options, question.network, question.images
     layers = low_and_high(network) if options.layers is None else options.layers
@@ -46,10 +49,22 @@ def analyse(question: Question) -> Result:
     indices, canvases = some_inputs(examples, at_most(options.images, len(images), "analysis.images"), options.seed)
     labels = torch.from_numpy(images.labels[indices.numpy()])
     side, known = network.preprocessing.crop, labels if told else None
-    curves = [
-        compare(network, canvases, known, kind, default_amounts(kind, side), layers, batch_size=options.batch_size)
-        for kind in KINDS
-    ]
+    curves_of = {
+        way: [
+            compare(
+                model,
+                canvases,
+                None if way else known,
+                kind,
+                default_amounts(kind, side),
+                layers,
+                batch_size=options.batch_size,
+            )
+            for kind in KINDS
+        ]
+        for way, model in question.networks.items()
+    }
+    curves = curves_of[""]
 
     shown = of_different_classes(labels, options.shown)
     arrays = {"indices": indices.numpy(), "labels": labels.numpy(), "shown": shown.numpy()}
@@ -58,33 +73,34 @@ def analyse(question: Question) -> Result:
         kind = curve.kind
         arrays |= {f"{kind}/amounts": curve.amounts.numpy()}
         arrays |= {f"{kind}/probability": curve.probability.numpy()} if known is not None else {}
-        arrays |= {f"{kind}/{layer}": distances.numpy() for layer, distances in curve.distances.items()}
         amounts = curve.amounts[torch.linspace(0, len(curve.amounts) - 1, 5).long()]
         pictures = [as_pictures(network, moved(canvases[shown], kind, amount, side)) for amount in amounts.tolist()]
         tiles[kind] = amounts, torch.stack(pictures, 1)
-    for layer in layers:
-        arrays[f"another/{layer}"] = np.array(curves[0].another[layer])
-        arrays[f"norms/{layer}"] = curves[0].norms[layer].numpy()
+    for way, layer in product(curves_of, layers):
+        arrays |= {f"{curve.kind}/{layer}{way}": curve.distances[layer].numpy() for curve in curves_of[way]}
+        arrays[f"another/{layer}{way}"] = np.array(curves_of[way][0].another[layer])
+        arrays[f"norms/{layer}{way}"] = curves_of[way][0].norms[layer].numpy()
     names = [printable(images.classes[labels[number]]) for number in shown.tolist()]
     title = f"{question.title}: {len(indices):,} images of {question.part}"
     figure = invariance_figure(curves, tiles, shown, names, title=title)
     metrics = {}
-    for curve in curves:
-        metrics |= _metrics(curve, curve.kind, curve.changed, layers)
-    rotation = curves[KINDS.index("rotation")]
-    near = rotation.changed & (rotation.turn <= NEAR)
-    metrics |= _metrics(rotation, f"rotation_within_{NEAR}", near, layers)
+    for way, its in curves_of.items():
+        for curve in its:
+            metrics |= _metrics(curve, curve.kind, curve.changed, layers, way)
+        rotation = its[KINDS.index("rotation")]
+        near = rotation.changed & (rotation.turn <= NEAR)
+        metrics |= _metrics(rotation, f"rotation_within_{NEAR}", near, layers, way)
     return Result(metrics, arrays, {"invariance": figure})
 
 
-def _metrics(curve: Invariance, name: str, amounts: Tensor, layers: tuple[str, str]) -> dict[str, Metric]:
+def _metrics(curve: Invariance, name: str, amounts: Tensor, layers: tuple[str, str], way: str) -> dict[str, Metric]:
     low, high = (curve.relative(layer)[:, amounts] for layer in layers)
     curve_below, images_below = high.mean(0) < low.mean(0), high < low
     metrics = {
-        f"{name}/{layers[0]}": {"value": float(low.mean()), "unit": "of the distance to another image"},
-        f"{name}/{layers[1]}": {"value": float(high.mean()), "unit": "of the distance to another image"},
-        f"{name}/curve_below": {"value": 100 * float(curve_below.double().mean()), "unit": "%"},
-        f"{name}/images_below": {"value": 100 * float(images_below.double().mean()), "unit": "%"},
+        f"{name}/{layers[0]}{way}": {"value": float(low.mean()), "unit": "of the distance to another image"},
+        f"{name}/{layers[1]}{way}": {"value": float(high.mean()), "unit": "of the distance to another image"},
+        f"{name}/curve_below{way}": {"value": 100 * float(curve_below.double().mean()), "unit": "%"},
+        f"{name}/images_below{way}": {"value": 100 * float(images_below.double().mean()), "unit": "%"},
     }
     if curve.probability is not None:
         probability = float(curve.probability[:, amounts].mean())

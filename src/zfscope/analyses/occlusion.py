@@ -42,6 +42,7 @@ def analyse(question: Question) -> Result:
     Metrics are the mean and largest drop of the target's probability, in percentage points, and how often another class
     is the most probable one; on the phantom those of ``drop_places`` too. Of the user's own image the most probable
     classes are told, and its strongest maps are projected; without data the panel has no projections from other images.
+    With ``analysis.random_weights`` also ``mean_drop_random_weights`` …: same squares, same target, random weights.
     """
     options, network, own = question.options, question.network, question.image
     network.check_head()
@@ -57,14 +58,21 @@ def analyse(question: Question) -> Result:
         names = [str(index) for index in indices]
     examples = question.inputs(images)
 
-    def look_at(index: int) -> Sensitivity:
+    networks = question.networks
+
+    def look_at(index: int) -> dict[str, Sensitivity]:
         inputs, label, _ = examples[index]
         aim = _label(network, inputs.to(network.device), label) if target is None and images is pool else target
-        return look(
-            network, inputs, aim, size=options.size, stride=options.stride, fill=options.fill, layer=options.layer
-        )
+        found: dict[str, Sensitivity] = {}
+        for way, model in networks.items():
+            aim = found[""].target if found else aim
+            found[way] = look(
+                model, inputs, aim, size=options.size, stride=options.stride, fill=options.fill, layer=options.layer
+            )
+        return found
 
-    maps = [look_at(index) for index in progress(indices, "Covering images")]
+    found = [look_at(index) for index in progress(indices, "Covering images")]
+    maps = [ways[""] for ways in found]
     shown = list(zip(names, indices, maps, strict=True))[: options.shown]
     tiles: list[Tensor | None] = [None] * len(shown)
     others: list[tuple[Tensor, Tensor] | None] = [None] * len(shown)
@@ -97,7 +105,9 @@ def analyse(question: Question) -> Result:
         figures[f"occlusion/{name}"] = occlusion_panel(
             picture, image, classes=network.classes, projection=tile, others=other, title=title
         )
-    metrics = _drops(maps)
+    metrics = {
+        f"{name}{way}": metric for way in networks for name, metric in _drops([ways[way] for ways in found]).items()
+    }
     if images is pool and isinstance(images, Phantom) and target is None:
         metrics |= _places(images, indices, maps, network.preprocessing)
     notes = []

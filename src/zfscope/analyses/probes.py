@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 import torch
 
-from zfscope.analyses.fresh import fresh_network
 from zfscope.analyses.question import Question, Result, over_folds, percent
 from zfscope.console import counting
 from zfscope.figures import probes_figure
@@ -20,7 +19,6 @@ from zfscope.report.paper import TABLE_7
 
 SIZES = {"caltech256": 60}  # training images per class: Table 7
 FITS = {"svm": fit_svm, "softmax": fit_softmax}
-RANDOM = "_random_weights"  # the end of the names of the control's numbers
 
 
 def analyse(question: Question) -> Result:
@@ -43,9 +41,7 @@ def analyse(question: Question) -> Result:
     classes, size = target.images.classes, options.images_per_class or SIZES.get(data.config.name, 30)
     folds = [draw_fold(target, size, options.test_images, fold=n, seed=options.seed) for n in range(options.folds)]
     used = used_by(folds)
-    networks = {"": network}
-    if options.random_weights:
-        networks[RANDOM] = fresh_network(question.checkpoint, question.run, network, options.seed)
+    networks = question.networks
     tables = {
         way: feature_tables(model, data, target.images.subset(used), layers, options.batch_size, question.device)
         for way, model in networks.items()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zfscope.analyses.fresh import Recipe
+from zfscope.analyses.fresh import Recipe, fresh_network
 from zfscope.analyses.members import Member
 from zfscope.analyses.spec import Analysis
 from zfscope.console import progress
@@ -31,6 +31,7 @@ from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
 
 Metric = dict[str, Any]
+RANDOM = "_random_weights"  # the end of the names of the control's numbers
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ class Question:
         if getattr(self.data.splits, part) is None:
             raise ValueError(f"analysis.part={part}: this data set has no labelled {part} images; use val")
         return part
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The network by the end of its numbers' names, ``""``; with ``analysis.random_weights`` also the control.
+
+        That one has the same architecture and random weights, drawn by ``analysis.seed``.
+        """
+        networks = {"": self.network}
+        if self.options.random_weights:
+            networks[RANDOM] = fresh_network(self.checkpoint, self.run, self.network, self.options.seed)
+        return networks
 
     @property
     def title(self) -> str:

@@ -90,6 +90,7 @@ class OcclusionAnalysis(SampledOptions):
     layer: str | None = None
     rule: Rule = "auto"
     top: Annotated[int, Field(ge=0)] = 9
+    random_weights: bool = False
 
 
 class InvarianceAnalysis(SampledOptions):
@@ -100,6 +101,7 @@ class InvarianceAnalysis(SampledOptions):
     images: Annotated[int, Field(ge=2)] = 64
     shown: Annotated[int, Field(ge=1, le=10)] = 5
     layers: tuple[str, ...] | None = None
+    random_weights: bool = False
 
     @field_validator("layers")
     @classmethod
@@ -118,6 +120,7 @@ class CorrespondenceAnalysis(SampledOptions):
     images: Annotated[int, Field(ge=2)] = 5
     layers: tuple[str, ...] | None = None
     masks: Count = 100
+    random_weights: bool = False
 
 
 class DiagnosticsAnalysis(SampledOptions):

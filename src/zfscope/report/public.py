@@ -17,7 +17,9 @@ Entry = tuple[str, str, str]
 SHARES = {"svm": "linear SVM", "softmax": "softmax"}
 PARTS = {"right_eye": "right eye", "left_eye": "left eye", "nose": "nose"}
 LAYERS = "by layer, the lowest first"
-CONTROLS = {"random": "random masks", "same_place": "masks at one place"}
+MASKS = {"random": "random masks", "same_place": "masks at one place"}
+RANDOM = "_random_weights"
+WAYS = {"": "", RANDOM: ", random weights"}
 
 
 @dataclass(frozen=True)
@@ -76,27 +78,37 @@ def _rows(runs: Sequence[Run], entries: Callable[[Run], Iterator[Entry]]) -> Ite
 
 def _invariance(run: Run) -> Iterator[Entry]:
     for kind in ("translation", "scale", "rotation"):
-        for name in run.metrics:
-            layer = name.removeprefix(f"{kind}/")
-            if name.startswith(f"{kind}/") and layer not in ("curve_below", "images_below", "probability"):
-                yield kind, layer, name
+        for way, words in WAYS.items():
+            for layer, name in _by_layer(run, kind, way):
+                if layer not in ("curve_below", "images_below", "probability"):
+                    yield kind + words, layer, name
 
 
 def _occlusion(run: Run) -> Iterator[Entry]:
-    yield "drop of the class's probability, % points", "mean", "mean_drop"
-    yield "drop of the class's probability, % points", "largest", "largest_drop"
-    yield "another class is the most probable, % of positions", "", "other_class"
+    for way, words in WAYS.items():
+        yield "drop of the class's probability, % points" + words, "mean", f"mean_drop{way}"
+        yield "drop of the class's probability, % points" + words, "largest", f"largest_drop{way}"
+        yield "another class is the most probable, % of positions" + words, "", f"other_class{way}"
 
 
 def _correspondence(run: Run) -> Iterator[Entry]:
-    for part, text in (PARTS | CONTROLS).items():
-        for name in run.metrics:
-            if name.startswith(f"{part}/") and not name.endswith(("_above", "/changed")):
-                yield text, name.removeprefix(f"{part}/"), name
+    for part, text in (PARTS | MASKS).items():
+        for way, words in WAYS.items():
+            for layer, name in _by_layer(run, part, way):
+                if not name.endswith(("_above", "/changed")):
+                    yield text + words, layer, name
+
+
+def _by_layer(run: Run, prefix: str, way: str) -> Iterator[tuple[str, str]]:
+    """Layer and metric of those named ``prefix/<layer>`` of one way: of the network, or of the control."""
+    for name in run.metrics:
+        match = re.fullmatch(rf"{prefix}/(.+?)({RANDOM})?", name)
+        if match and (match[2] or "") == way:
+            yield match[1], name
 
 
 def _probes(run: Run) -> Iterator[Entry]:
-    for way, words in {"": "", "_random_weights": ", random weights"}.items():
+    for way, words in WAYS.items():
         for classifier, text in SHARES.items():
             for name in run.metrics:
                 if match := re.fullmatch(rf"{classifier}/(.+)/accuracy{way}", name):
@@ -105,7 +117,7 @@ def _probes(run: Run) -> Iterator[Entry]:
 
 def _embedding(run: Run) -> Iterator[Entry]:
     yield "pixels", "", "pixels/same_class"
-    for way, text in {"": "trained", "_random_weights": "random weights"}.items():
+    for way, text in {"": "trained", RANDOM: "random weights"}.items():
         for name in run.metrics:
             match = re.fullmatch(rf"(.+)/same_class{way}", name)
             if match and match[1] != "pixels":
