@@ -161,7 +161,7 @@ $(foreach to,$(TARGETS),$(eval $(call moving,$(to))))
 
 # Photographs: from monocrystalline to polycrystalline solar cells.
 $(PAPER)/elpv/%/results.json:
-	$(call train,experiment=elpv_mono scale=laptop optim.epochs=40 evaluate.enabled=false callbacks=none logger=none seed=$*)
+	$(call train,experiment=elpv_mono scale=laptop optim.lr=1e-3 optim.epochs=40 evaluate.enabled=false callbacks=none logger=none seed=$*)
 
 $(PAPER)/elpv_transfer/%/results.json: $(PAPER)/elpv/%/results.json
 	$(call look,transfer) data.cells=poly analysis.seed=$* analysis.images_per_class=[15,30,60,120] analysis.folds=3 analysis.test_images=null analysis.scratch_folds=1

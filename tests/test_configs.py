@@ -63,7 +63,10 @@ def test_every_model_brings_its_recipe_and_optim_says_otherwise():
     mini, paper = composed("optim=mini")["optim"], composed("optim=paper")["optim"]
     assert (mini["epochs"], mini["lr"], mini["schedule"]["name"]) == (12, 0.001, "cosine")
     changed = {name for name in mini if mini[name] != paper[name]}
-    assert changed == {"epochs", "name", "lr", "momentum", "nesterov", "weight_decay", "label_smoothing", "schedule"}
+    assert changed == {
+        "epochs", "name", "lr", "momentum", "nesterov", "weight_decay", "label_smoothing", "revive",
+        "schedule",
+    }  # fmt: skip
 
 
 def test_an_experiment_of_table_3_names_the_row_whose_numbers_are_the_papers():

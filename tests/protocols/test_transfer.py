@@ -152,6 +152,16 @@ def test_a_network_from_scratch_learns_what_can_be_learned():
     torch.testing.assert_close(found.sum(1), torch.ones(30))
 
 
+def test_a_network_from_scratch_revives_maps_as_its_optim_says(monkeypatch):
+    rates, revive = [], transfer.revive_
+    monkeypatch.setattr(transfer, "revive_", lambda network, rate: rates.append(rate) or revive(network, rate))
+
+    for share in (0.0, 0.5):
+        scratch(4, optim=OptimConfig(lr=0.01, revive=share))
+
+    assert rates == pytest.approx([0.005 * transfer.cosine_share(step, 4, 0.2, 0.0) for step in range(4)])
+
+
 def test_the_rate_goes_up_over_a_twentieth_of_the_steps_and_down_half_a_cosine(monkeypatch):
     asked, cosine = [], transfer.cosine_share
     monkeypatch.setattr(transfer, "cosine_share", lambda *values: asked.append(values) or cosine(*values))

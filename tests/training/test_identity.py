@@ -90,6 +90,7 @@ def test_what_changes_no_weight_makes_no_other_training(key, value):
         ("optim.weight_decay", 0.5),
         ("optim.schedule", {"name": "constant"}),
         ("optim.label_smoothing", 0.25),
+        ("optim.revive", 0.5),
         ("optim.ema", {"decay": 0.5}),
         ("optim.mixup", {"mixup": 0.25, "cutmix": 0.0}),
         ("data.name", "fashion_mnist"),

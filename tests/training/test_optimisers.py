@@ -2,13 +2,24 @@
 
 import warnings
 
+import lightning
 import pytest
 import torch
+from torch import nn
 
 from tests.training.conftest import MODEL, StopAt
 from zfscope.networks.build import build_network
-from zfscope.training.optimisers import optimizer_of, warn_of_decay
+from zfscope.training.optimisers import optimizer_of, revive_, warn_of_decay
 from zfscope.training.spec import OptimConfig
+
+
+class Dying(lightning.Callback):
+    """One map of conv1 is dead from the start."""
+
+    def on_train_start(self, trainer, module):
+        if not trainer.global_step:
+            module.network.conv1.conv.bias.data[4] = -100
+
 
 TWO = {**MODEL, "conv2": {"maps": 6, "kernel_size": 3, "padding": 1}}
 
@@ -80,6 +91,68 @@ def test_a_training_by_muon_resumes_exactly_with_another_rate(fit, tmp_path):
             for weight, expected in zip(resumed.network.parameters(), whole.network.parameters(), strict=True)
         ]
         assert all(same) == (folder == "run")
+
+
+class Maps(nn.Module):
+    """Three maps of one pixel each: alive, one that some images activate, one that none does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 1), nn.Linear(3, 2)
+        with torch.no_grad():
+            self.conv.weight[:] = torch.tensor([1.0, 1.0, -1.0]).view(3, 1, 1, 1)
+            self.conv.bias[:] = torch.tensor([0.5, -1.5, -0.25])
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().flatten(1))
+
+
+def test_the_bias_of_a_map_that_no_image_activates_rises_until_one_does():
+    network, images = Maps(), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    before, steps = network.conv.bias.detach().clone(), 0
+
+    while not network.conv(images)[:, 2].gt(0).any():  # -1.25 where it is strongest
+        network.zero_grad()
+        network(images)[:, 0].sum().backward()
+        revive_(network, 0.3)
+        steps += 1
+    network.zero_grad()
+    network(images)[:, 0].sum().backward()
+    revive_(network, 0.3)
+
+    assert steps == 5
+    assert network.conv.bias.tolist() == pytest.approx([*before[:2].tolist(), before[2].item() + 5 * 0.3])
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_has_no_gradient_is_left_as_it_is(frozen):
+    network = Maps()
+    network.conv.get_parameter(frozen).requires_grad_(False)
+    before = network.conv.bias.detach().clone()
+
+    network(torch.ones(2, 1, 1, 1)).sum().backward()
+    revive_(network, 0.5)
+
+    assert network.conv.bias.tolist() == pytest.approx(
+        [0.5, *(before[1:] + (0.5 if frozen == "weight" else 0)).tolist()]
+    )
+
+
+def test_a_training_revives_by_its_share_of_the_rate_and_resumes_exactly(fit, tmp_path):
+    def dead(folder, revive, **more):
+        optim = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": {"name": "constant"}, "revive": revive}
+        return fit(tmp_path / folder, epochs=1, optim=optim, callbacks=[Dying(), *more.pop("callbacks", ())], **more)
+
+    (_, none), (trainer, half) = dead("none", 0.0), dead("half", 0.5)
+    with pytest.raises(SystemExit):
+        dead("run", 0.5, callbacks=[StopAt(2)])
+    (_, resumed) = dead("run", 0.5, last=tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+    biases = [one.network.conv1.conv.bias for one in (none, half, resumed)]
+    assert biases[0][4].item() == -100  # no gradient and no decay: where it was
+    assert trainer.global_step > 2
+    assert biases[1][4].item() == pytest.approx(-100 + trainer.global_step * 0.5 * 0.1, abs=1e-4)
+    assert torch.equal(biases[1], biases[2])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from zfscope.networks.layers import conv_layers, rescale_filters_
 from zfscope.networks.network import Network
 from zfscope.schema import listed
 from zfscope.training.classifier import shared_targets
-from zfscope.training.optimisers import cosine_share, optimizer_of
+from zfscope.training.optimisers import cosine_share, optimizer_of, revive_
 from zfscope.training.spec import OptimConfig
 
 LEAST_STEPS = 500  # of training from scratch: a few epochs of a few images would teach nothing
@@ -141,6 +141,8 @@ def train_from_scratch(
             raise ValueError(f"training from scratch: the loss became {loss.item()} at step {done}; lower optim.lr")
         optimizer.zero_grad()
         loss.backward()
+        if optim.revive:
+            revive_(network, optim.revive * optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
         for layer in filters:

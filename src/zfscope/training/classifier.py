@@ -25,7 +25,7 @@ from zfscope.networks.checkpoints import network_state
 from zfscope.networks.finite import broken_entry, broken_state, first_broken_module
 from zfscope.networks.network import Network
 from zfscope.training.identity import end_of
-from zfscope.training.optimisers import cosine_share, optimizer_of, retune
+from zfscope.training.optimisers import cosine_share, optimizer_of, retune, revive_
 from zfscope.training.spec import CosineConfig, OptimConfig, PlateauConfig
 from zfscope.training.watch import Watch
 
@@ -119,7 +119,12 @@ class Classifier(lightning.LightningModule):
         return loss * self._missing_share(batch_idx)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse gradients that are not finite before they reach the weights; a scaler of float16 leaves them out."""
+        """Refuse gradients that are not finite before they reach the weights; a scaler of float16 leaves them out.
+
+        Maps that no image of the step has activated are helped to come back.
+        """
+        if self.optim.revive:
+            revive_(self.network, self.optim.revive * optimizer.param_groups[0]["lr"])
         gradients = {name: weight.grad for name, weight in self.named_parameters() if weight.grad is not None}
         if self.trainer.precision == "16-mixed" or not gradients or not self.watch.finds(gradients.values()):
             return

@@ -77,15 +77,16 @@ def training_identity(
     """
     config = plain(config)
     data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}
-    # Keys that earlier trainings did not have: where they say nothing, the identity is as it was.
+    # Keys that earlier trainings did not have, optim.revive too: where they say nothing, the identity is as it was.
     data = {key: value for key, value in data.items() if value is not None or key not in ("dataset", "target")}
     data |= {"images": image_fingerprint, "exclude": _content_of(data.get("exclude"))}
+    optim = {key: value for key, value in config["optim"].items() if key != "revive" or value}
     if val_fingerprint is not None:
         data["val_images"] = val_fingerprint
     values = {
         "model": config["model"],
         "data": data,
-        "optim": config["optim"],
+        "optim": optim,
         "trainer": _trainer_facts(config.get("trainer") or {}),
         "callbacks": callback_facts(config.get("callbacks") or {}),
         "weights": start or _weights_of(config.get("weights"), config.get("weights_file")),

@@ -21,7 +21,7 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
 
     Muon is for the filters of conv layers but for the first's, which are no maps of features to features; all other
     weights go by AdamW at the same rate. Without a second conv layer there is nothing for it to do: ValueError. Three
-    steps of Newton-Schulz: five bring also a fading momentum to full size, which keeps a map dead that has died once.
+    steps of Newton-Schulz: five bring also the fading momentum of a map that has died to full size, and push it on.
 
     Source: Jordan et al. (2024), Muon, as timm has it, its steps scaled to those of AdamW (Liu et al. 2025).
     """
@@ -39,6 +39,17 @@ def optimizer_of(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torc
     return torch.optim.SGD(
         parameters, optim.lr, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay
     )
+
+
+@torch.no_grad()
+def revive_(network: nn.Module, rate: float) -> None:
+    """Raise the bias of each map of a conv layer that no image of a step has activated; its gradient is exactly 0.
+
+    Such a map has no gradient that would bring it back. ``rate`` is what its bias gains, before the optimiser's step.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None and layer.bias.grad is not None:
+            layer.bias += rate * (layer.bias.grad == 0)
 
 
 def share_by_muon(network: nn.Module) -> float:

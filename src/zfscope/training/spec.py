@@ -68,6 +68,7 @@ class OptimConfig(Strict):
     weight_decay: NotNegative = 5e-4
     schedule: Annotated[PlateauConfig | CosineConfig | ConstantConfig, Field(discriminator="name")] = PlateauConfig()
     label_smoothing: Share = 0.0
+    revive: NotNegative = 0.0
     ema: EMAConfig | None = None
     mixup: MixupConfig | None = None
     channels_last: bool = True
