@@ -17,7 +17,8 @@ ifeq ($(scale),laptop)
 MEMBER_SEEDS := 10 11 12 13 14 15
 SEEDS := 10 11 12 13 14
 RADIUS_SEEDS := 10 11 12 13 14 15 16
-TRANSFER_SEEDS := 10 11 12
+TRANSFER_SEEDS := 10 11 12 13 14 15 16
+ELPV_SEEDS := 10 11 12
 # Two runs side by side, one thread each, are faster than one run of two threads.
 jobs ?= 2
 paper-runs: export OMP_NUM_THREADS ?= 1
@@ -34,7 +35,7 @@ GROWING := model.input_scale=1.0 model.init.first=0.05 optim.name=sgd optim.lr=0
 RADIUS := 0.06
 TARGETS := phantom
 TO_phantom := data=phantom data.classes=[dog,owl,fish,bicycle,flower] analysis.test_images=200
-TRANSFER := analysis.images_per_class=[6,15,30,60] analysis.scratch_folds=2
+TRANSFER := analysis.images_per_class=[6,15,30,60] analysis.scratch_folds=1
 OCCLUSION := analysis.part=test analysis.images=100 analysis.shown=3 analysis.top=0
 CORRESPONDENCE := analysis.images=20
 FACES := yes
@@ -69,7 +70,7 @@ stems := $(call result,$(addprefix stem_diagnostics/,$(SEEDS)))
 radius := $(call result,$(foreach kind,$(if $(RADIUS),bounded) unbounded,$(addprefix $(kind)_diagnostics/,$(RADIUS_SEEDS))))
 moved := $(call result,$(foreach to,$(TARGETS),$(addprefix transfer/$(to)/,$(TRANSFER_SEEDS)))\
 	$(foreach to,$(filter-out voc2012,$(TARGETS)),$(addprefix probes/$(to)/,$(TRANSFER_SEEDS))))
-elpv := $(if $(ELPV),$(call result,$(addprefix elpv_transfer/,$(TRANSFER_SEEDS))))
+elpv := $(if $(ELPV),$(call result,$(addprefix elpv_transfer/,$(ELPV_SEEDS))))
 
 # Train with these overrides, or go on where it was interrupted.
 train = $(TRAIN) $(if $(wildcard $(@D)/checkpoints),resume=$(@D),$(1) hydra.run.dir=$(@D))
