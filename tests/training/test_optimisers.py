@@ -124,6 +124,16 @@ def test_the_bias_of_a_map_that_no_image_activates_rises_until_one_does():
     assert network.conv.bias.tolist() == pytest.approx([*before[:2].tolist(), before[2].item() + 5 * 0.3])
 
 
+def test_a_loss_without_gradient_revives_nothing():
+    network = Maps()
+    before = network.conv.bias.detach().clone()
+
+    (0 * network(torch.ones(2, 1, 1, 1))).sum().backward()
+    revive_(network, 0.5)
+
+    assert torch.equal(network.conv.bias, before)
+
+
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_what_has_no_gradient_is_left_as_it_is(frozen):
     network = Maps()

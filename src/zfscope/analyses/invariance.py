@@ -38,6 +38,7 @@ def analyse(question: Question) -> Result:
     layers = low_and_high(network) if options.layers is None else options.layers
     for layer in layers:
         network.check_layer(layer)
+    networks = question.networks
     # A public network knows other classes than most data sets: distances need none, and there is no probability.
     others = is_zoo_name(str(question.checkpoint)) and network.num_classes != len(images.classes)
     told = network.num_classes != 0 and not others
@@ -62,7 +63,7 @@ def analyse(question: Question) -> Result:
             )
             for kind in KINDS
         ]
-        for way, model in question.networks.items()
+        for way, model in networks.items()
     }
     curves = curves_of[""]
 

@@ -46,10 +46,13 @@ def revive_(network: nn.Module, rate: float) -> None:
     """Raise the bias of each map of a conv layer that no image of a step has activated; its gradient is exactly 0.
 
     Such a map has no gradient that would bring it back. ``rate`` is what its bias gains, before the optimiser's step.
+    Where the loss itself has none, its images being learned to the last digit, nothing is known of any map.
     """
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    learns = gradients[-1].any() if gradients else False  # of the classes; a tensor, since asking a GPU waits for it
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None and layer.bias.grad is not None:
-            layer.bias += rate * (layer.bias.grad == 0)
+            layer.bias += rate * ((layer.bias.grad == 0) & learns)
 
 
 def share_by_muon(network: nn.Module) -> float:
