@@ -29,9 +29,9 @@ from zfscope.deconvnet.winners import random_order
 from zfscope.files import WholeFile
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.report.public import RANDOM
 
 Metric = dict[str, Any]
-RANDOM = "_random_weights"  # the end of the names of the control's numbers
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ SHARES = {"svm": "linear SVM", "softmax": "softmax"}
 PARTS = {"right_eye": "right eye", "left_eye": "left eye", "nose": "nose"}
 LAYERS = "by layer, the lowest first"
 MASKS = {"random": "random masks", "same_place": "masks at one place"}
-RANDOM = "_random_weights"
+RANDOM = "_random_weights"  # the end of the names of the control's numbers
 WAYS = {"": "", RANDOM: ", random weights"}
 
 
