@@ -23,7 +23,7 @@ from zfscope.report.readings import TRAINING, Run
 from zfscope.report.sections import public_sections, transfer_sections
 from zfscope.report.transfer import Target, targets
 
-VERDICTS = {HOLDS: "✓", DOES_NOT: "✗", NO_EFFECT: "0", UNDECIDED: "?", NOT_RUN: "–"}
+VERDICTS = {HOLDS: "✓", DOES_NOT: "✗", NO_EFFECT: "≈", UNDECIDED: "?", NOT_RUN: "–"}
 COUNTED = {
     HOLDS: "found to hold",
     DOES_NOT: "found not to hold",
