@@ -80,7 +80,7 @@ def together(networks: list[Network], images: FileImages, crops: bool, workers: 
 
 def apart(networks: list[Network], images: FileImages, crops: bool, workers: int) -> None:
     for network in networks:
-        examples = Examples(images, network.preprocessing.normalised_canvas, network.preprocessing.resize)
+        examples = Examples(images, network.preprocessing.normalised_canvas, network.preprocessing.canvas_kind)
         predict(network, DataLoader(examples, BATCH, num_workers=workers), crops=crops)
 
 

@@ -48,7 +48,7 @@ def images(count=11, height=26, width=31, classes=CLASSES, seed=0):
 def alone(member, examples, **options):
     """A network evaluated by itself, as ``analysis=evaluate`` does."""
     own = member.preprocessing
-    return predict(member, DataLoader(Examples(examples, own.normalised_canvas, own.resize), 4), **options)
+    return predict(member, DataLoader(Examples(examples, own.normalised_canvas, own.canvas_kind), 4), **options)
 
 
 def together(members, examples, **options):
@@ -115,7 +115,7 @@ def test_the_centre_crop_is_the_same_with_ten_crops_and_without():
 
 def test_predictions_come_in_the_order_of_the_data_set_whatever_the_loaders():
     member, examples = network(), images()
-    dataset = Examples(examples, member.preprocessing.normalised_canvas, 20)
+    dataset = Examples(examples, member.preprocessing.normalised_canvas, CanvasKind(20))
     order = torch.randperm(11, generator=torch.Generator().manual_seed(3)).tolist()
 
     shuffled = predict(member, DataLoader(dataset, 4, sampler=order))
@@ -176,9 +176,9 @@ def test_the_ensemble_is_the_mean_over_members_and_crops_of_a_hand_made_loop():
 
 def test_every_image_is_read_once_for_all_members_at_the_largest_side(monkeypatch):
     members, examples, read = different(), images(), []
-    original = ArrayImages.read
+    original = ArrayImages.pixels
     monkeypatch.setattr(
-        ArrayImages, "read", lambda self, i, short_side=None: read.append((i, short_side)) or original(self, i)
+        ArrayImages, "pixels", lambda self, i, short_side=None: read.append((i, short_side)) or original(self, i)
     )
 
     together(members, examples)

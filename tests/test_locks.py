@@ -89,9 +89,8 @@ def test_of_starts_side_by_side_in_one_folder_each_holds_it_alone_or_is_refused(
 def test_control_without_the_lock_starts_side_by_side_mix_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_acquired", lambda folder, key: SimpleNamespace(release=lambda: None))
 
-    codes = start_all(tmp_path / "outputs/run", 30, [HELD] * 30, 0.0)
-
-    assert 1 in codes  # some found another's number in the folder that they held
+    # Some found another's number in the folder that they held; on a busy machine they may come one by one.
+    assert any(1 in start_all(tmp_path / f"outputs/{turn}", 30, [HELD] * 30, 0.0) for turn in range(5))
 
 
 @pytest.mark.parametrize("count", COUNTS)

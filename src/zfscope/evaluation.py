@@ -50,8 +50,8 @@ class Canvases(ImageItems):
         self.labels = torch.from_numpy(images.labels)
 
     def __getitem__(self, index: int) -> tuple[dict[CanvasKind, Tensor], Tensor, int]:
-        image = self.images.read(index, short_side=self.kinds[-1].side)
-        canvases = {kind: torch.from_numpy(np.array(kind.draw(image))) for kind in self.kinds}
+        pixels = self.images.pixels(index, short_side=self.kinds[-1].side)
+        canvases = {kind: torch.from_numpy(np.array(kind.draw(pixels))) for kind in self.kinds}
         return canvases, self.labels[index], index
 
 

@@ -39,6 +39,7 @@ from zfscope.data.quarantine import (
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import statistics_of
+from zfscope.networks.preprocessing import CanvasKind
 from zfscope.schema import check
 
 # --- the limit ---
@@ -124,13 +125,13 @@ def test_a_long_list_is_shortened_and_all_parts_are_told_at_once(home):
 
 def decoded(monkeypatch):
     """The files that are decoded from here on."""
-    names, original = [], reading.read_image
+    names, original = [], reading.read_pixels
 
     def noting(path, short_side=None):
         names.append(Path(path))
         return original(path, short_side)
 
-    monkeypatch.setattr("zfscope.data.imageset.read_image", noting)
+    monkeypatch.setattr("zfscope.data.imageset.read_pixels", noting)
     return names
 
 
@@ -151,7 +152,7 @@ def test_what_was_decoded_is_not_decoded_again_also_in_a_copy_and_what_is_bad_or
 
 def test_a_check_that_is_stopped_goes_on_from_where_it_was(tmp_path, monkeypatch):
     write_folders(tmp_path / "images", {"train": 40, "val": 4}, ("cat", "dog"))  # val holds copies of some of train
-    original = reading.read_image
+    original = reading.read_pixels
 
     def stopped(path, short_side=None):
         if len(names) == 70:
@@ -160,7 +161,7 @@ def test_a_check_that_is_stopped_goes_on_from_where_it_was(tmp_path, monkeypatch
         return original(path, short_side)
 
     names = []
-    monkeypatch.setattr("zfscope.data.imageset.read_image", stopped)
+    monkeypatch.setattr("zfscope.data.imageset.read_pixels", stopped)
     with pytest.raises(KeyboardInterrupt):
         checked(tmp_path)
     again = decoded(monkeypatch)
@@ -190,7 +191,7 @@ def test_the_mean_image_is_that_of_the_others_and_its_pass_is_part_of_the_check(
     splits, names = opened(home), decoded(monkeypatch)
 
     with collecting(splits):
-        statistics = statistics_of(splits.train, SIDE, home / "cache")
+        statistics = statistics_of(splits.train, CanvasKind(SIDE), home / "cache")
         check_images(splits, home / "cache", SIDE, 0)
 
     paths = set((home / "images/train").rglob("*.jpg")) - {bad}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfscope.data.reading import UnreadableImage, read_image
+from zfscope.data import reading
+from zfscope.data.reading import UnreadableImage, read_image, read_pixels
 
 
 def saved(image, path, **options):
@@ -235,6 +236,51 @@ def test_an_unreadable_image_can_be_built_anew_from_its_text_as_a_dataloader_doe
     text = f"Caught UnreadableImage in DataLoader worker process 0.\n{raised.value}"
     assert str(UnreadableImage(text)) == text
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+JPEGS = {
+    "colour": {},
+    "progressive": {"progressive": True},
+    "subsampled": {"subsampling": 2},
+    "not subsampled": {"subsampling": 0},
+    "kept in RGB": {"keep_rgb": True},
+    "grey": {"mode": "L"},
+    "ink": {"mode": "CMYK"},
+    "as it was taken": {"orientation": 1},
+    "mirrored": {"orientation": 2},
+    "upside down": {"orientation": 3},
+    "turned": {"orientation": 6},
+    "odd": {"size": (37, 53)},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(tmp_path, kind, monkeypatch):
+    options = dict(JPEGS[kind])
+    width, height = options.pop("size", (64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = options.pop("orientation", 1)
+    image = Image.fromarray(noise(height, width)).convert(options.pop("mode", "RGB"))
+    path = saved(image, tmp_path / "a.jpg", quality=90, exif=exif, **options)
+    fast, seen = reading._fast_jpeg, []
+    monkeypatch.setattr(reading, "_fast_jpeg", lambda image: seen.append(fast(image)) or seen[-1])
+
+    pixels = read_pixels(path)
+    monkeypatch.setattr(reading, "_fast_jpeg", lambda image: None)
+
+    assert np.array_equal(pixels, read_pixels(path))
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, np.asarray(read_image(path)))
+    assert (seen[0] is None) == (kind == "ink")
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.99])
+def test_a_truncated_jpeg_is_refused_in_pillow_s_words(tmp_path, kept):
+    path = saved(Image.fromarray(noise(64, 64)), tmp_path / "a.jpg", quality=90)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+
+    with pytest.raises(UnreadableImage, match="image file is truncated"):
+        read_pixels(path)
 
 
 @pytest.mark.parametrize("size", [(1000, 700), (700, 1000), (1023, 1025)])

@@ -12,12 +12,13 @@ from tests.conftest import tiny_images
 from zfscope.data import statistics as module
 from zfscope.data.imageset import ArrayImages, FileImages
 from zfscope.data.statistics import statistics_of
+from zfscope.networks.preprocessing import CanvasKind
 
 
 def test_statistics_equal_numpys(tmp_path):
     images, labels = tiny_images(50, side=8)
 
-    statistics = statistics_of(ArrayImages(images, labels, ("a", "b", "c"), "tiny"), 8, tmp_path)
+    statistics = statistics_of(ArrayImages(images, labels, ("a", "b", "c"), "tiny"), CanvasKind(8), tmp_path)
 
     values = images.astype(np.float64)
     np.testing.assert_allclose(statistics.mean.permute(1, 2, 0).numpy(), values.mean(0), rtol=1e-6)
@@ -28,7 +29,7 @@ def test_statistics_equal_numpys(tmp_path):
 
 def test_unit_inputs_have_mean_zero_and_variance_one(tmp_path):
     images, labels = tiny_images(50, side=8)
-    statistics = statistics_of(ArrayImages(images, labels, ("a", "b", "c"), "tiny"), 8, tmp_path)
+    statistics = statistics_of(ArrayImages(images, labels, ("a", "b", "c"), "tiny"), CanvasKind(8), tmp_path)
     prepare = statistics.preprocessing(8, "unit")
 
     inputs = torch.stack([prepare(image) for image in images])
@@ -40,12 +41,12 @@ def test_unit_inputs_have_mean_zero_and_variance_one(tmp_path):
 def test_statistics_are_computed_once_and_anew_for_other_images(tmp_path):
     images, labels = tiny_images(20, side=8)
     data = ArrayImages(images, labels, ("a", "b", "c"), "tiny")
-    first = statistics_of(data, 8, tmp_path)
+    first = statistics_of(data, CanvasKind(8), tmp_path)
     (stored,) = tmp_path.iterdir()
     written = stored.stat().st_mtime_ns
 
-    again = statistics_of(data, 8, tmp_path)
-    other = statistics_of(data.subset(np.arange(10)), 8, tmp_path)
+    again = statistics_of(data, CanvasKind(8), tmp_path)
+    other = statistics_of(data.subset(np.arange(10)), CanvasKind(8), tmp_path)
 
     assert stored.stat().st_mtime_ns == written
     torch.testing.assert_close(first.mean, again.mean, rtol=0, atol=0)
@@ -55,18 +56,18 @@ def test_statistics_are_computed_once_and_anew_for_other_images(tmp_path):
 def test_a_sample_of_the_images_is_spread_over_all(tmp_path):
     images, labels = tiny_images(21, side=8)
 
-    statistics = statistics_of(ArrayImages(images, labels, ("a", "b", "c"), "tiny"), 8, tmp_path, most=3)
+    statistics = statistics_of(ArrayImages(images, labels, ("a", "b", "c"), "tiny"), CanvasKind(8), tmp_path, most=3)
 
     np.testing.assert_allclose(statistics.mean.permute(1, 2, 0).numpy(), images[[0, 10, 20]].mean(0), rtol=1e-5)
 
 
 def test_a_file_replaced_under_its_name_and_size_makes_new_statistics(tmp_path):
     images = files_of(tmp_path / "images")
-    first = statistics_of(images, 8, tmp_path / "cache")
+    first = statistics_of(images, CanvasKind(8), tmp_path / "cache")
     pixels, _ = tiny_images(12, side=8, seed=1)
     Image.fromarray(pixels[3]).save(tmp_path / "images/3.bmp")
 
-    again = statistics_of(images, 8, tmp_path / "cache")
+    again = statistics_of(images, CanvasKind(8), tmp_path / "cache")
 
     changed = np.stack([np.asarray(images.read(number)) for number in range(12)])
     assert files_of(tmp_path / "images", write=False).fingerprint == images.fingerprint
@@ -75,11 +76,11 @@ def test_a_file_replaced_under_its_name_and_size_makes_new_statistics(tmp_path):
 
 
 def test_a_copied_folder_has_the_statistics_that_are_known(tmp_path, monkeypatch):
-    first = statistics_of(files_of(tmp_path / "images"), 8, tmp_path / "cache")
+    first = statistics_of(files_of(tmp_path / "images"), CanvasKind(8), tmp_path / "cache")
     shutil.copytree(tmp_path / "images", tmp_path / "copy")
     monkeypatch.setattr(module, "_measure", lambda *_: pytest.fail("measured again"))
 
-    copy = statistics_of(files_of(tmp_path / "copy", write=False), 8, tmp_path / "cache")
+    copy = statistics_of(files_of(tmp_path / "copy", write=False), CanvasKind(8), tmp_path / "cache")
 
     torch.testing.assert_close(copy.mean, first.mean, rtol=0, atol=0)
 
@@ -104,15 +105,15 @@ def flip_a_pixel(path):
 def test_damaged_statistics_are_measured_anew_with_one_line(tmp_path, damage):
     images, labels = tiny_images(12, side=16)
     data = ArrayImages(images, labels, ("a", "b", "c"), "tiny")
-    whole = statistics_of(data, 16, tmp_path)
+    whole = statistics_of(data, CanvasKind(16), tmp_path)
     (stored,) = tmp_path.glob("statistics_*.pt")
     damage(stored)
 
     with pytest.warns(UserWarning, match=r"statistics_\w+\.pt is damaged; the mean image is measured anew") as told:
-        again = statistics_of(data, 16, tmp_path)
+        again = statistics_of(data, CanvasKind(16), tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        later = statistics_of(data, 16, tmp_path)
+        later = statistics_of(data, CanvasKind(16), tmp_path)
 
     assert len(told) == 1
     for statistics in (again, later):

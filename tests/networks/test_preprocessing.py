@@ -5,7 +5,16 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from zfscope.networks.preprocessing import Preprocessing, as_pil, centre_crop, pil_to_tensor, square, ten_crops
+from zfscope.networks.preprocessing import (
+    INTERPOLATIONS,
+    RESIZERS,
+    CanvasKind,
+    Preprocessing,
+    as_pixels,
+    as_tensor,
+    centre_crop,
+    ten_crops,
+)
 
 
 def photograph(width, height, seed=0):
@@ -18,6 +27,10 @@ def gradient(width, height):
     """Red grows to the right, green downwards: a pixel's colour tells where it was."""
     red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.dstack([red, green, 0 * red]).round().astype(np.uint8))
+
+
+def square(image, side, resizer="pil"):
+    return CanvasKind(side, resizer=resizer).draw(np.asarray(image))
 
 
 def per_channel(resize=40, crop=32):
@@ -74,23 +87,24 @@ def test_fifth_crop_is_what_the_network_sees_with_one_crop():
 # --- the square canvas ---
 
 
+@pytest.mark.parametrize("resizer", RESIZERS)
 @pytest.mark.parametrize(
     "size", [(40, 40), (80, 40), (40, 81), (41, 57), (333, 500), (500, 375), (17, 23), (1, 3), (40, 41), (39, 400)]
 )
-def test_canvas_is_square_whatever_the_size(size):
-    assert square(photograph(*size), 40).size == (40, 40)
+def test_canvas_is_square_whatever_the_size(size, resizer):
+    assert square(photograph(*size), 40, resizer).shape == (40, 40, 3)
 
 
 def test_image_of_the_right_size_is_not_touched():
-    image = photograph(40, 40)
+    pixels = np.asarray(photograph(40, 40))
 
-    assert square(image, 40) is image
+    assert np.shares_memory(CanvasKind(40).draw(pixels), pixels)
 
 
 def test_middle_is_kept_where_nothing_is_resized():
     image = photograph(57, 40)
 
-    canvas = np.asarray(square(image, 40))
+    canvas = square(image, 40)
 
     assert np.array_equal(canvas, np.asarray(image)[:, 8:48])
 
@@ -100,7 +114,7 @@ def test_aspect_is_kept_and_the_middle_shown(size):
     width, height = size
     short = min(size)
 
-    canvas = np.asarray(square(gradient(*size), 100)).astype(float)
+    canvas = square(gradient(*size), 100).astype(float)
 
     # The colours at the borders tell which pixels of the image stand there: the middle square, as wide as high.
     for channel, length, axis in ((0, width, 0), (1, height, 1)):
@@ -113,10 +127,31 @@ def test_aspect_is_kept_and_the_middle_shown(size):
 def test_canvas_is_torchvision_s_resize_and_centre_crop():
     image = photograph(301, 200)
 
-    canvas = pil_to_tensor(square(image, 100))
+    canvas = as_tensor(square(image, 100))
 
     expected = F.pil_to_tensor(F.center_crop(F.resize(image, 100), 100)).int()
     assert (canvas.int() - expected).abs().float().mean() < 1  # they round the long side down
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("size", [(301, 200), (500, 375), (41, 57), (640, 90)])
+def test_both_resizers_agree_to_one_grey_level(size, interpolation):
+    pixels = np.asarray(photograph(*size))
+
+    one, other = (CanvasKind(64, interpolation, resizer=resizer).draw(pixels).astype(int) for resizer in RESIZERS)
+
+    assert np.abs(one - other).max() <= 1 and (one != other).mean() < 0.3
+
+
+def test_a_resizer_comes_back_from_a_state_and_is_pil_s_in_one_from_before():
+    own = Preprocessing(40, 32, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), resizer="torch")
+    state = own.state()
+
+    assert Preprocessing.from_state(state).canvas_kind == own.canvas_kind
+    del state["resizer"]
+    assert Preprocessing.from_state(state).resizer == "pil"
+    with pytest.raises(ValueError, match="resizer must be one of pil, torch, but is 'opencv'"):
+        Preprocessing(40, 32, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), resizer="opencv")
 
 
 # --- kinds of images ---
@@ -142,7 +177,7 @@ def test_pil_array_and_tensor_give_the_same_input(size):
 def test_other_modes_become_rgb(mode):
     image = photograph(40, 40).convert(mode)
 
-    assert as_pil(image).mode == "RGB"
+    assert np.array_equal(as_pixels(image), np.asarray(image.convert("RGB")))
     assert per_channel().canvas(image).shape == (3, 40, 40)
 
 
@@ -193,7 +228,7 @@ def test_unpreprocess_inverts(preprocessing):
 
     back = preprocessing.unpreprocess(torch.stack([preprocessing(image) for image in images]))
 
-    expected = torch.stack([centre_crop(pil_to_tensor(image), 32) for image in images])
+    expected = torch.stack([centre_crop(as_tensor(np.asarray(image)), 32) for image in images])
     torch.testing.assert_close(back, expected.float(), rtol=0, atol=1e-3)
     assert torch.equal(back.round().byte(), expected)
     torch.testing.assert_close(preprocessing.unpreprocess(preprocessing(images[0])), back[0])

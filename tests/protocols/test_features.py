@@ -38,7 +38,7 @@ def network():
 def loader(network, count=21, batch_size=8):
     pixels, labels = tiny_images(count)
     images = ArrayImages(pixels, labels, ("cat", "dog", "owl"), "tiny")
-    return DataLoader(Examples(images, network.preprocessing, 24), batch_size)
+    return DataLoader(Examples(images, network.preprocessing, network.preprocessing.canvas_kind), batch_size)
 
 
 def extracted(network, cache, layers=("conv1", "conv2", "fc6"), images="a" * 64, **options):
@@ -74,7 +74,7 @@ def test_the_gram_matrix_is_the_product_of_all_pairs_whatever_memory_there_is(
 def test_a_second_call_reads_what_the_first_one_wrote(network, tmp_path):
     first = extracted(network, tmp_path)
     unread = loader(network)
-    unread.dataset.images.read = None  # any use of an image would fail
+    unread.dataset.images.pixels = None  # any use of an image would fail
 
     again = extract(network, unread, ["fc6"], "a" * 64, tmp_path)
 
@@ -142,8 +142,8 @@ def test_an_image_replaced_under_its_name_and_size_has_features_of_its_own(netwo
 
 def test_nothing_half_written_stays_behind(network, tmp_path):
     broken = loader(network)
-    read = broken.dataset.images.read
-    broken.dataset.images.read = lambda index, short_side=None: read(index) if index < 10 else 1 / 0
+    read = broken.dataset.images.pixels
+    broken.dataset.images.pixels = lambda index, short_side=None: read(index) if index < 10 else 1 / 0
 
     with pytest.raises(ZeroDivisionError, match="division"):
         extract(network, broken, ["conv1"], "a" * 64, tmp_path)

@@ -127,7 +127,7 @@ def scratch(steps, seed=0, filter_rms=None, optim=None):
     torch.manual_seed(seed)
     network = build_network(MODEL, 3, 20)
     network.preprocessing = preprocessing
-    views = Examples(few, TrainTransform(preprocessing, AugmentConfig(), seed), 24)
+    views = Examples(few, TrainTransform(preprocessing, AugmentConfig(), seed), preprocessing.canvas_kind)
     train_from_scratch(
         network,
         lambda batches: DataLoader(views, batch_sampler=batches),
@@ -139,7 +139,7 @@ def scratch(steps, seed=0, filter_rms=None, optim=None):
         filter_rms=filter_rms,
     )
     unseen = images(30, start=5)
-    loader = DataLoader(Examples(unseen, preprocessing, 24), 7)
+    loader = DataLoader(Examples(unseen, preprocessing, preprocessing.canvas_kind), 7)
     found = predict(network, loader, crops=False)
     return network, found.probabilities["centre"], torch.from_numpy(unseen.labels)
 

@@ -24,10 +24,10 @@ class Broken(ArrayImages):
 
     gone = frozenset()
 
-    def read(self, index, short_side=None):
+    def pixels(self, index, short_side=None):
         if self._rows[index] in self.gone:
             raise UnreadableImage(f"cannot read the image {index}: broken", "broken")
-        return super().read(index, short_side)
+        return super().pixels(index, short_side)
 
 
 def without(images, gone):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from zfscope.activations import TopTable
@@ -26,7 +25,7 @@ from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, top
 from zfscope.evaluation import check_classes
 from zfscope.figures import occlusion_panel
 from zfscope.networks.network import Network
-from zfscope.networks.preprocessing import Preprocessing, centre_crop, square
+from zfscope.networks.preprocessing import Preprocessing, centre_crop
 from zfscope.occlusion.positions import hidden, spans
 from zfscope.occlusion.sensitivity import Sensitivity, look, projected
 from zfscope.schema import printable
@@ -136,7 +135,8 @@ def class_number(network: Network, target: str) -> int:
 
 def object_mask(images: Phantom, index: int, preprocessing: Preprocessing) -> Tensor:
     """Where the phantom's object is seen in a network's input, ``(crop, crop)`` bool."""
-    canvas = square(Image.fromarray(255 * images.mask(index).astype(np.uint8)), preprocessing.resize)
+    grey = np.repeat(255 * images.mask(index).astype(np.uint8)[..., None], 3, axis=2)
+    canvas = preprocessing.canvas_kind.draw(grey)[..., 0]
     return centre_crop(torch.from_numpy(np.array(canvas)) >= 128, preprocessing.crop)
 
 

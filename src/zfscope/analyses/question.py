@@ -107,7 +107,7 @@ class Question:
     ) -> Examples:
         """Images as a network's inputs (or as ``transform`` makes them), one at a time: ``(inputs, label, index)``."""
         preprocessing = (network or self.network).preprocessing
-        return Examples(images, transform or preprocessing, preprocessing.resize)
+        return Examples(images, transform or preprocessing, preprocessing.canvas_kind)
 
 
 class Writable(Protocol):

@@ -25,6 +25,7 @@ from zfscope.evaluation import predict
 from zfscope.figures import transfer_figure
 from zfscope.invariance import low_and_high
 from zfscope.networks.network import Network
+from zfscope.networks.preprocessing import CanvasKind
 from zfscope.networks.public import is_zoo_name
 from zfscope.protocols.features import feature_tables, standardised
 from zfscope.protocols.linear_classifiers import choose_c, fit_softmax, mean_class_accuracy
@@ -173,7 +174,7 @@ def from_scratch(question: Question, target: Target) -> Way:
         seed = seed_of(fold, options.seed)
         torch.manual_seed(seed)
         fresh = recipe.build(classes)
-        examples = Examples(images, views(colours), preprocessing.resize)
+        examples = Examples(images, views(colours), preprocessing.canvas_kind)
         train_from_scratch(
             fresh,
             lambda batches: Loader(examples, batch_sampler=batches, num_workers=data.num_workers),
@@ -210,8 +211,8 @@ def steps_of(question: Question, count: int) -> int:
 
 def colours_of(images: ImageSet, data: ImageData) -> np.ndarray:
     """How the colours of a fold's training images vary, ``(3, 3)``, for ``data.augment.pca_colour``."""
-    measured = statistics_of(images, data.preprocessing.resize, data.config.cache, num_workers=data.num_workers)
-    return measured.colour_directions()
+    kind = CanvasKind(data.preprocessing.resize, resizer=data.preprocessing.resizer)
+    return statistics_of(images, kind, data.config.cache, num_workers=data.num_workers).colour_directions()
 
 
 def _average_precisions(question: Question, target: Target, layer: str) -> Result:

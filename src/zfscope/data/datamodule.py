@@ -114,7 +114,7 @@ class ImageData(lightning.LightningDataModule):
         )
         batches.only = overfit if isinstance(overfit, int) else -int(-overfit * len(batches) // 1)
         return Loader(
-            Examples(self.splits.train, transform, self.preprocessing.resize),
+            Examples(self.splits.train, transform, self.preprocessing.canvas_kind),
             batch_sampler=batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -146,7 +146,7 @@ class ImageData(lightning.LightningDataModule):
         keeps_empty: bool = False,
     ) -> DataLoader:
         return Loader(
-            Examples(images, transform, self.preprocessing.resize),
+            Examples(images, transform, self.preprocessing.canvas_kind),
             batch_size=batch_size,
             sampler=None if world_size == 1 else range(rank, len(images), world_size),
             num_workers=self.num_workers,

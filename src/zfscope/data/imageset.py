@@ -15,7 +15,8 @@ from typing import Protocol, Self
 import numpy as np
 from PIL import Image
 
-from zfscope.data.reading import UnreadableImage, read_image, unreadable
+from zfscope.data.reading import UnreadableImage, read_pixels, unreadable
+from zfscope.networks.preprocessing import CanvasKind
 from zfscope.schema import nearest, printable
 
 
@@ -63,7 +64,15 @@ class ImageSet:
 
     def read(self, index: int, short_side: int | None = None) -> Image.Image:
         """Image number ``index`` as 8-bit RGB; ``short_side`` says that no more pixels than that are needed there."""
+        return Image.fromarray(self.pixels(index, short_side))
+
+    def pixels(self, index: int, short_side: int | None = None) -> np.ndarray:
+        """What ``read`` gives, as ``(H, W, 3)`` uint8, not to be written to."""
         raise NotImplementedError
+
+    def canvas(self, index: int, kind: CanvasKind) -> np.ndarray:
+        """Image number ``index`` on a canvas of this kind, ``(side, side, 3)`` uint8, not to be written to."""
+        return kind.draw(self.pixels(index, kind.side))
 
     def name(self, index: int) -> str:
         """What to call an image in a message: a path, or ``phantom/test/17``."""
@@ -183,11 +192,11 @@ class FileImages(ImageSet):
             sizes[index] = size
         return _digest(b"\0".join(self._rows.tolist()), sizes.tobytes(), _described(self))
 
-    def read(self, index: int, short_side: int | None = None) -> Image.Image:
-        """The decoded file, see `read_image`."""
+    def pixels(self, index: int, short_side: int | None = None) -> np.ndarray:
+        """The decoded file, see `read_pixels`."""
         if self.quarantine is not None and self._rows[index] in self.quarantine.settled:
             raise unreadable(self.path(index), self.quarantine.causes[self._rows[index]])
-        return read_image(self.path(index), short_side)
+        return read_pixels(self.path(index), short_side)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """As in the base class; of all images the size of today counts."""
@@ -222,9 +231,10 @@ class ArrayImages(ImageSet):
         self.prefix = prefix
         self._rows = np.arange(len(images))
 
-    def read(self, index: int, short_side: int | None = None) -> Image.Image:
-        """A copy of one image, at its full size, grey repeated."""
-        return Image.fromarray(np.asarray(self.images[self._rows[index]])).convert("RGB")
+    def pixels(self, index: int, short_side: int | None = None) -> np.ndarray:
+        """One image at its full size, grey repeated."""
+        pixels = np.asarray(self.images[self._rows[index]])
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
     def name(self, index: int) -> str:
         """Prefix and position in the whole array, also in a subset."""
@@ -270,10 +280,15 @@ class JoinedImages(ImageSet):
         owners = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
         self._rows = np.stack([owners, np.concatenate([np.arange(len(images)) for images in sets])], axis=1)
 
-    def read(self, index: int, short_side: int | None = None) -> Image.Image:
+    def pixels(self, index: int, short_side: int | None = None) -> np.ndarray:
         """Image number ``index`` as its own set reads it."""
         images, position = self._find(index)
-        return images.read(position, short_side)
+        return images.pixels(position, short_side)
+
+    def canvas(self, index: int, kind: CanvasKind) -> np.ndarray:
+        """The same of its canvas."""
+        images, position = self._find(index)
+        return images.canvas(position, kind)
 
     def name(self, index: int) -> str:
         """Its name in its own set."""

@@ -16,6 +16,13 @@ from zfscope.data.reading import UnreadableImage
 from zfscope.stops import held
 
 
+class Fetched(NamedTuple):
+    """A batch as it was read."""
+
+    batch: Any  # None where no image of it can be read
+    unread: list[tuple[int, str, str]]  # of those that cannot: index, message, cause
+
+
 class ImageItems(Dataset):
     """What is made of the images of a set, an item each; base class of the data sets that a `Loader` reads.
 
@@ -38,6 +45,10 @@ class ImageItems(Dataset):
                 items.append(error)
         return items
 
+    def fetch(self, keys: Sequence[Any]) -> Fetched:
+        """The items of a batch, stacked; those of images that cannot be read are left out."""
+        return _stacked(self.__getitems__(keys))
+
     def nothing(self) -> Any:
         """A batch without any image."""
         raise NotImplementedError
@@ -58,7 +69,7 @@ class Loader(DataLoader):
         self.keeps_empty = keeps_empty
         own = {"worker_init_fn": begin_reading}  # given here: Lightning puts a function of its own where there is none
         if self.items is not None:
-            own["collate_fn"] = _fetched
+            own["collate_fn"] = _stacked
         super().__init__(dataset, *arguments, **{**own, **options})
 
     def __iter__(self) -> Any:
@@ -75,15 +86,10 @@ class Loader(DataLoader):
         return start_readers(self, _Batches)
 
 
-class _Fetched(NamedTuple):
-    batch: Any  # None where no image of it can be read
-    unread: list[tuple[int, str, str]]  # of those that cannot: index, message, cause
-
-
-def _fetched(items: list[Any]) -> _Fetched:
+def _stacked(items: list[Any]) -> Fetched:
     read = [item for item in items if not isinstance(item, UnreadableImage)]
     unread = [(error.index, str(error), error.cause) for error in items if isinstance(error, UnreadableImage)]
-    return _Fetched(default_collate(read) if read else None, unread)
+    return Fetched(default_collate(read) if read else None, unread)
 
 
 class _LeavingOut:
@@ -96,7 +102,7 @@ class _LeavingOut:
     def _next_data(self) -> Any:
         while True:
             data = super()._next_data()
-            if not isinstance(data, _Fetched):
+            if not isinstance(data, Fetched):
                 return data
             for index, message, cause in data.unread:
                 self._items.images.leave_out(index, UnreadableImage(message, cause))
@@ -107,7 +113,10 @@ class _LeavingOut:
 
 
 class _BatchesHere(_LeavingOut, _SingleProcessDataLoaderIter):
-    pass
+    def __init__(self, loader: Loader) -> None:
+        super().__init__(loader)
+        if self._items is loader.dataset and loader.batch_sampler is not None:
+            self._dataset_fetcher = self._items
 
 
 class _Batches(_LeavingOut, WatchedBatches):

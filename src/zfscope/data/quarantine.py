@@ -229,7 +229,7 @@ class _Decoded(ImageItems):
         self.images, self.short_side = images, short_side
 
     def __getitem__(self, index: int) -> int:
-        self.images.read(index, self.short_side)
+        self.images.pixels(index, self.short_side)
         return index
 
     def nothing(self) -> None:

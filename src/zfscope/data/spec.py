@@ -61,6 +61,7 @@ class DataConfig(Strict):
     cache: PathText = "data_cache"
     resize: Count = 256
     crop: Count = 224
+    resizer: Literal["pil", "torch"] = "pil"
     batch_size: Count = 128
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1

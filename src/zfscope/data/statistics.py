@@ -7,12 +7,10 @@ Source: Zeiler & Fergus (2014), Sec. 3 (per-pixel mean); Krizhevsky et al. (2012
 import hashlib
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from zfscope.console import progress
@@ -23,7 +21,7 @@ from zfscope.data.quarantine import note_decoded
 from zfscope.data.transforms import Examples
 from zfscope.files import replacing
 from zfscope.networks.checkpoints import read_checkpoint
-from zfscope.networks.preprocessing import Preprocessing, pil_to_tensor, square
+from zfscope.networks.preprocessing import CanvasKind, Preprocessing, as_tensor
 from zfscope.schema import printable
 
 
@@ -35,10 +33,10 @@ class Statistics:
     std: float  # root mean square deviation from it over all pixels and channels, in grey levels
     covariance: Tensor  # of the colours red, green, blue on a scale 0-1, ``(3, 3)``, over all pixels
 
-    def preprocessing(self, crop: int, input_scale: float | str) -> Preprocessing:
+    def preprocessing(self, crop: int, input_scale: float | str, resizer: str = "pil") -> Preprocessing:
         """Subtract the mean image and scale; ``"unit"`` gives inputs of unit variance, 1.0 grey levels."""
         scale = 1.0 / max(self.std, 1e-6) if input_scale == "unit" else float(input_scale)
-        return Preprocessing(self.mean.shape[-1], crop, self.mean, torch.full((3, 1, 1), scale))
+        return Preprocessing(self.mean.shape[-1], crop, self.mean, torch.full((3, 1, 1), scale), resizer=resizer)
 
     def colour_directions(self) -> np.ndarray:
         """PCA of the colours: columns are eigenvectors times eigenvalues, ``(3, 3)``, for values 0-255.
@@ -52,14 +50,14 @@ class Statistics:
 
 def statistics_of(
     images: ImageSet,
-    resize: int,
+    kind: CanvasKind,
     cache: str | Path,
     *,
     most: int | None = None,
     num_workers: int = 0,
     contents: np.ndarray | None = None,
 ) -> Statistics:
-    """Statistics of the training images on square canvases of ``resize`` pixels, from the cache where they are known.
+    """Statistics of the training images on square canvases of a ``kind``, from the cache where they are known.
 
     Only ``most`` images are read, spread evenly; None reads all. They are known of images with the same ``contents``,
     as `content_hashes` returns them; None asks it. What is damaged in the cache is measured anew, with a warning.
@@ -68,13 +66,14 @@ def statistics_of(
     indices = evenly_spread(len(images), most)
     contents = content_hashes(images, cache, most) if contents is None else contents
     digest = hashlib.sha256(contents[indices].tobytes()).hexdigest()
-    path = Path(cache) / f"statistics_{digest[:16]}_{resize}_{len(indices)}.pt"
+    resizer = "" if kind.resizer == "pil" else f"_{kind.resizer}"
+    path = Path(cache) / f"statistics_{digest[:16]}_{kind.side}{resizer}_{len(indices)}.pt"
     if path.exists():
         try:
             return Statistics(**read_checkpoint(path))
         except (ValueError, TypeError):  # checksums that differ, or other keys
             warnings.warn(f"{printable(path)} is damaged; the mean image is measured anew", stacklevel=2)
-    statistics, read = _measure(images, resize, indices, num_workers)
+    statistics, read = _measure(images, kind, indices, num_workers)
     if isinstance(images, FileImages):
         note_decoded(contents[indices[read]], cache)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,12 +82,14 @@ def statistics_of(
     return statistics
 
 
-def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: int) -> tuple[Statistics, np.ndarray]:
+def _measure(
+    images: ImageSet, kind: CanvasKind, indices: np.ndarray, num_workers: int
+) -> tuple[Statistics, np.ndarray]:
     """The statistics of these images, and the positions in ``indices`` of those that could be read."""
-    canvases = Examples(images.subset(indices), partial(_canvas, side=resize), resize)
+    canvases = Examples(images.subset(indices), as_tensor, kind)
     loader = Loader(canvases, batch_size=32, num_workers=num_workers)
-    total = torch.zeros(3, resize, resize, dtype=torch.float64)
-    squares = torch.zeros(3, resize, resize, dtype=torch.float64)
+    total = torch.zeros(3, kind.side, kind.side, dtype=torch.float64)
+    squares = torch.zeros(3, kind.side, kind.side, dtype=torch.float64)
     products = torch.zeros(3, 3, dtype=torch.float64)
     read = []
     for batch, _, positions in progress(loader, "Mean image of the training set"):
@@ -103,9 +104,5 @@ def _measure(images: ImageSet, resize: int, indices: np.ndarray, num_workers: in
     mean = total / count
     variance = (squares / count - mean**2).clamp(min=0).mean()
     colour_mean = mean.flatten(1).mean(1) / 255
-    covariance = products / (count * resize**2) - torch.outer(colour_mean, colour_mean)
+    covariance = products / (count * kind.side**2) - torch.outer(colour_mean, colour_mean)
     return Statistics(mean.float(), float(variance.sqrt()), covariance.float()), read
-
-
-def _canvas(image: Image.Image, side: int) -> Tensor:
-    return pil_to_tensor(square(image, side))

@@ -6,7 +6,7 @@ Source: Zeiler & Fergus (2014), Sec. 3; Krizhevsky et al. (2012), Sec. 4.1 for c
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import timm.data
@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from zfscope.data.imageset import ImageSet
-from zfscope.data.loader import ImageItems
+from zfscope.data.loader import Fetched, ImageItems
+from zfscope.data.reading import UnreadableImage
 from zfscope.data.spec import AugmentConfig
-from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.preprocessing import CanvasKind, Preprocessing, as_pixels
 
 
 class TrainTransform:
@@ -37,62 +38,65 @@ class TrainTransform:
             raise ValueError("pca_colour needs the colour directions of the training set")
         self.augment, self.seed, self.colour_directions = augment, seed, colour_directions
         self.resize, self.crop = preprocessing.resize, preprocessing.crop
-        self.canvas_kind = preprocessing.canvas_kind
-        mean = preprocessing.mean.permute(1, 2, 0).numpy()
-        self.mean = np.ascontiguousarray(np.broadcast_to(mean, (self.resize, self.resize, 3)))
-        self.scale = preprocessing.scale.view(3).numpy()
+        # What is cut from: timm's recipe takes its views from the whole image.
+        self.canvas_kind = None if augment.policy == "timm" else preprocessing.canvas_kind
+        self.mean = preprocessing.mean.expand(3, self.resize, self.resize).contiguous()
+        self.mirrored_mean = self.mean.flip(2)
+        self.scale = preprocessing.scale
         try:
             self.timm = self._timm_transform() if augment.policy == "timm" else None
         except AssertionError as error:  # how timm refuses
             policy = f"data.augment.auto_augment={augment.auto_augment}"
             raise ValueError(f"{policy}: {error}; write it as timm does, such as rand-m7-mstd0.5-inc1") from None
 
-    def __call__(self, image: Image.Image, epoch: int, index: int) -> Tensor:
+    def __call__(self, image: Image.Image | np.ndarray | Tensor, epoch: int, index: int) -> Tensor:
         """The view of image ``index`` in this epoch, ``(3, crop, crop)`` float32."""
+        pixels = as_pixels(image)
+        view = torch.empty(3, self.crop, self.crop)
+        self.write(view, pixels if self.canvas_kind is None else self.canvas_kind.draw(pixels), epoch, index)
+        return view
+
+    def write(self, view: Tensor, canvas: np.ndarray, epoch: int, index: int) -> None:
+        """Write the view of a canvas ``(resize, resize, 3)`` uint8 into ``(3, crop, crop)`` float32."""
         generator = np.random.default_rng((self.seed, epoch, index))
         if self.timm is not None:
-            return self._timm_view(image, generator)
-        view = self._view(image, generator)
-        return torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
-
-    def _view(self, image: Image.Image, generator: np.random.Generator) -> np.ndarray:
+            view.copy_(self._timm_view(canvas, generator))
+            return
         augment, side = self.augment, self.crop
         # Draw every number whether it is used or not: switching one option leaves the others' choices as they were.
-        across, down, flip, flip_vertical, area, light, erase = generator.random(7)
+        across, down, flip, flip_vertical, area, light, erase = generator.random(7).tolist()
         turns = int(generator.integers(4))
         colour = generator.normal(size=3)
-        canvas = self.canvas_kind.draw(image)
+        is_mirrored = augment.flip and flip < 0.5
         if augment.scale is None:
             left, top = (int(share * (self.resize - side + 1)) for share in (across, down))
-            pixels = np.asarray(canvas)[top : top + side, left : left + side].astype(np.float32)
-            mean = self.mean[top : top + side, left : left + side]
+            pixels = canvas[top : top + side, left : left + side]
         else:
             smallest, largest = augment.scale
             extent = self.resize * np.sqrt(smallest + area * (largest - smallest))
             left, top = across * (self.resize - extent), down * (self.resize - extent)
             box = (left, top, left + extent, top + extent)
-            pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BILINEAR, box)).astype(np.float32)
-            margin = (self.resize - side) // 2
-            mean = self.mean[margin : margin + side, margin : margin + side]
-        if augment.brightness:
-            pixels *= 1 + augment.brightness * (2 * light - 1)
+            pixels = np.asarray(Image.fromarray(canvas).resize((side, side), Image.Resampling.BILINEAR, box))
+            left = top = (self.resize - side) // 2
+        pixels = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+        if is_mirrored:  # bytes and mean, each by itself, sooner than the numbers of the view
+            pixels, left = pixels.flip(2), self.resize - side - left
+        mean = self.mirrored_mean if is_mirrored else self.mean
+        view.copy_(pixels.double() * (1 + augment.brightness * (2 * light - 1)) if augment.brightness else pixels)
         if augment.pca_colour:
-            pixels += self.colour_directions @ (augment.pca_colour * colour).astype(np.float32)
-        pixels -= mean
-        pixels *= self.scale
-        if augment.flip and flip < 0.5:
-            pixels = pixels[:, ::-1]
+            shift = self.colour_directions @ (augment.pca_colour * colour).astype(np.float32)
+            view += torch.from_numpy(shift).view(3, 1, 1)
+        view -= mean[:, top : top + side, left : left + side]
+        view *= self.scale
         if augment.flip_vertical and flip_vertical < 0.5:
-            pixels = pixels[::-1]
+            view.copy_(view.flip(1))
         if augment.rotate90:
-            pixels = np.rot90(pixels, turns)
+            view.copy_(view.rot90(turns, (1, 2)))
         if erase < augment.erase:
             # A mean-grey (0) rectangle of 2 to 15 % of the view; Zhong et al. (2020), random erasing.
             height, width = (int(round(side * share)) for share in generator.uniform(0.15, 0.4, size=2))
             row, column = generator.integers(side - height + 1), generator.integers(side - width + 1)
-            pixels = pixels.copy()
-            pixels[row : row + height, column : column + width] = 0
-        return pixels
+            view[:, row : row + height, column : column + width] = 0
 
     def _timm_transform(self):
         augment = self.augment
@@ -110,27 +114,30 @@ class TrainTransform:
             std=(1, 1, 1),
         )
 
-    def _timm_view(self, image: Image.Image, generator: np.random.Generator) -> Tensor:
+    def _timm_view(self, image: np.ndarray, generator: np.random.Generator) -> Tensor:
         # timm draws from the three global generators; its choices still follow from (seed, epoch, index).
         number = int(generator.integers(2**32))
         random.seed(number)
         np.random.seed(number)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)
-            pixels = self.timm(image) * 255
+            pixels = self.timm(Image.fromarray(image)) * 255
         margin = (self.resize - self.crop) // 2
-        mean = self.mean[margin : margin + self.crop, margin : margin + self.crop]
-        return (pixels - torch.from_numpy(mean).permute(2, 0, 1)) * torch.from_numpy(self.scale).view(3, 1, 1)
+        return (pixels - self.mean[:, margin : margin + self.crop, margin : margin + self.crop]) * self.scale
 
 
 class Examples(ImageItems):
     """Images with labels and positions: ``(image (3, H, W), label, index)``.
 
-    Keys are ``(epoch, index)`` where views are random, else the index alone.
+    Keys are ``(epoch, index)`` where views are random, else the index alone. ``transform`` is given an image on the
+    canvas of a ``kind``.
     """
 
-    def __init__(self, images: ImageSet, transform: Callable[..., Tensor], canvas: int) -> None:
-        self.images, self.transform, self.canvas = images, transform, canvas
+    def __init__(self, images: ImageSet, transform: Callable[..., Tensor], kind: CanvasKind) -> None:
+        self.images, self.transform = images, transform
+        self.is_random = isinstance(transform, TrainTransform)
+        self.whole = self.is_random and transform.canvas_kind is None
+        self.kind = kind
         self.labels = torch.from_numpy(images.labels)
 
     def nothing(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +146,27 @@ class Examples(ImageItems):
 
     def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Tensor, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image = self.images.read(index, short_side=self.canvas)
-        is_random = isinstance(self.transform, TrainTransform)
-        view = self.transform(image, epoch, index) if is_random else self.transform(image)
+        image = self._image(index)
+        view = self.transform(image, epoch, index) if self.is_random else self.transform(image)
         return view, self.labels[index], index
+
+    def fetch(self, keys: Sequence[tuple[int, int] | int]) -> Fetched:
+        """A batch of random views, each written at its place."""
+        if not self.is_random:
+            return super().fetch(keys)
+        views = torch.empty(len(keys), 3, self.transform.crop, self.transform.crop)
+        read, unread = [], []
+        for epoch, index in keys:
+            try:
+                self.transform.write(views[len(read)], self._image(index), epoch, index)
+            except UnreadableImage as error:
+                unread.append((index, str(error), error.cause))
+            else:
+                read.append(index)
+        indices = torch.tensor(read, dtype=torch.int64)
+        return Fetched((views[: len(read)], self.labels[indices], indices) if read else None, unread)
+
+    def _image(self, index: int) -> np.ndarray:
+        if self.whole:
+            return self.images.pixels(index, self.kind.side)
+        return self.images.canvas(index, self.kind)

@@ -78,7 +78,8 @@ def training_identity(
     config = plain(config)
     data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT_DATA_KEYS}
     # Keys that earlier trainings did not have, optim.revive too: where they say nothing, the identity is as it was.
-    data = {key: value for key, value in data.items() if value is not None or key not in ("dataset", "target")}
+    unsaid = {"dataset": None, "target": None, "resizer": "pil"}
+    data = {key: value for key, value in data.items() if key not in unsaid or value != unsaid[key]}
     data |= {"images": image_fingerprint, "exclude": _content_of(data.get("exclude"))}
     optim = {key: value for key, value in config["optim"].items() if key != "revive" or value}
     if val_fingerprint is not None:

@@ -26,6 +26,7 @@ from zfscope.data.quarantine import (
 from zfscope.data.spec import DataConfig
 from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics, statistics_of
+from zfscope.networks.preprocessing import CanvasKind
 
 
 def examine(
@@ -50,7 +51,8 @@ def examine(
         if checkpoint is not None:
             recall(splits, folder)
         options = {"most": config.mean_images, "num_workers": workers, "contents": contents["train"]}
-        statistics = statistics_of(splits.train, config.resize, config.cache, **options)
+        kind = CanvasKind(config.resize, resizer=config.resizer)
+        statistics = statistics_of(splits.train, kind, config.cache, **options)
         if config.check:
             check_images(splits, config.cache, config.resize, workers, contents)
     if config.check:

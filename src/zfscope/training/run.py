@@ -106,7 +106,9 @@ def train(
     statistics, contents = examine(splits, config.data, folder, checkpoint, last)
     del checkpoint
     if network.preprocessing is None:
-        network.preprocessing = statistics.preprocessing(config.data.crop, config.model.input_scale)
+        network.preprocessing = statistics.preprocessing(
+            config.data.crop, config.model.input_scale, config.data.resizer
+        )
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
     classifier = Classifier(
         network,

@@ -21,6 +21,7 @@ from zfscope.data.sources.phantom import open_phantom
 from zfscope.data.sources.phantom_objects import CLASSES
 from zfscope.data.sources.phantom_scene import SIZE, draw
 from zfscope.data.transforms import Examples
+from zfscope.networks.preprocessing import CanvasKind
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_images_are_drawn_once_before_processes_read_them(tmp_path, monkeypatch)
     monkeypatch.setattr(phantom, "_draw_into", lambda *work: drawn.append(os.getpid()) or draw_into(*work))
     images = open_phantom(tmp_path, sizes=(8, 1, 1)).train
 
-    batches = Loader(Examples(images, lambda image: torch.tensor(np.asarray(image)), 128), num_workers=2)
+    batches = Loader(Examples(images, torch.tensor, CanvasKind(128)), num_workers=2)
     read = [int(index) for _, _, index in batches]
 
     assert read == [*range(8)] and drawn == [os.getpid()]
