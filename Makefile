@@ -8,7 +8,7 @@ BIN := .venv/bin
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 4 minutes on 2 cores)"
 	@echo "make paper      set up, then the whole paper at small scale, with a ledger (about three quarters of an hour on 2 cores)"
-	@echo "make transfer   set up, then public networks and ours on solar cells and Fashion-MNIST, with a ledger (about 27 minutes)"
+	@echo "make transfer   set up, then public networks and ours on solar cells and Fashion-MNIST, with a ledger (about 40 minutes)"
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
