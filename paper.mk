@@ -95,7 +95,7 @@ paper-runs: $(results)
 
 # Drawn before two runs would draw it at once.
 $(PAPER)/phantom:
-	$(BIN)/python -c "from zfscope.data.sources.phantom import open_phantom; open_phantom('data_cache/phantom')"
+	$(BIN)/python -c "from zfscope.data.sources.phantom import open_phantom; [part.ready() for part in open_phantom('data_cache/phantom').parts.values()]"
 	mkdir -p $(@D) && touch $@
 
 # Table 2: five networks of Fig. 3 and a wide one.

@@ -13,7 +13,6 @@ process, some 0.1 s. Ratios of medians of rounds in turns, as JSON.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,11 +30,9 @@ from zfscope import build_network
 from zfscope.data.datamodule import Examples
 from zfscope.data.imageset import FileImages
 from zfscope.evaluation import Canvases, predict, predict_members
+from zfscope.networks.devices import keep_memory
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing, centre_crop, ten_crops
-
-sys.path.insert(0, str(ROOT))
-from zfscope.training.run import keep_memory  # noqa: E402
 
 BATCH = 64
 

@@ -1,17 +1,22 @@
 """Training batches from JPEG files of 500 x 375 px, against torchvision's ImageFolder; one process, one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/loader.py [--images 256] [--rounds 5] [--pca 0.1]
+    OMP_NUM_THREADS=1 python benchmarks/loader.py [--images 512] [--rounds 5] [--pca 0.1] [--cold 8192]
 
 Both sides end in normalised float32 batches of 64 x 3 x 224 x 224: resized to 256, cropped at random, mirrored at
 random. ImageFolder has Resize, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize on Pillow's images, as
-torchvision's own recipe has; zfscope subtracts a mean image. "pil" and "torch" are ``data.resizer``. Images a second of
-CPU, medians of rounds in turns, and ratios of these, as JSON. The files are photographs of scikit-image.
+torchvision's own recipe has; zfscope subtracts a mean image. "pil" and "torch" are ``data.resizer``, "cache" is
+``data.cache_images`` with its pages in memory. Images a second of CPU, medians of rounds in turns, and ratios of these,
+as JSON. The files are photographs of scikit-image.
+
+"waiting" is the share of its time that a consumer waits which sleeps as long as 4,000 images a second allow, while one
+thread makes its batches. With ``--cold N`` that many decoded images are read whose pages were dropped: images a second
+on the clock, one thread, and how many of that size the disk gives to plain reads of one at a time, in the same order.
 """
 
 import argparse
 import json
+import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -21,20 +26,19 @@ import numpy as np
 import skimage.data
 import torch
 from PIL import Image
-from projections import ROOT
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from zfscope.data.imageset import FileImages, ImageSet
+from zfscope.data.cache import CANVASES, CanvasCache, fill
+from zfscope.data.imageset import FileImages, ImageSet, Stored
 from zfscope.data.loader import Loader
 from zfscope.data.order import TrainBatches
 from zfscope.data.spec import AugmentConfig
+from zfscope.data.splits import Splits
 from zfscope.data.transforms import Examples, TrainTransform
-from zfscope.networks.preprocessing import Preprocessing
-
-sys.path.insert(0, str(ROOT))
-from zfscope.training.run import keep_memory  # noqa: E402
+from zfscope.networks.devices import keep_memory
+from zfscope.networks.preprocessing import CanvasKind, Preprocessing
 
 RESIZE, CROP, BATCH = 256, 224, 64
 SHOWN = (skimage.data.astronaut, skimage.data.chelsea, skimage.data.coffee, skimage.data.rocket)
@@ -58,12 +62,64 @@ def image_folder(folder: Path) -> DataLoader:
     return DataLoader(ImageFolder(folder, transforms.Compose(steps)), BATCH, shuffle=True)
 
 
-def own_loader(images: ImageSet, resizer: str, pca: float) -> Loader:
+def own_loader(images: ImageSet, resizer: str, pca: float, threads: int = 0) -> Loader:
     mean = torch.full((3, RESIZE, RESIZE), 110.0)
     preprocessing = Preprocessing(RESIZE, CROP, mean, torch.full((3, 1, 1), 1 / 60), resizer=resizer)
     views = TrainTransform(preprocessing, AugmentConfig(pca_colour=pca), 0, np.eye(3, dtype=np.float32))
     batches = TrainBatches(len(images), BATCH, 0, lambda: 0)
-    return Loader(Examples(images, views, preprocessing.canvas_kind), batch_sampler=batches)
+    return Loader(Examples(images, views, preprocessing.canvas_kind), batch_sampler=batches, threads=threads)
+
+
+def stored(images: FileImages, place: Path) -> FileImages:
+    """The same images, decoded."""
+    fill(Splits(images, images.subset([0])), place, CanvasKind(RESIZE, resizer="torch"), 0)
+    return images
+
+
+def share_of_waiting(batches: Loader, rate: float = 4000.0) -> float:
+    """Of the time that a consumer of so many images a second takes; the first batch is not counted."""
+    waited, iterator = 0.0, iter(batches)
+    count, since = len(next(iterator)[0]), time.perf_counter()
+    while True:
+        time.sleep(count / rate)
+        before = time.perf_counter()
+        batch = next(iterator, None)
+        if batch is None:
+            return waited / (before - since)
+        count, waited = len(batch[0]), waited + time.perf_counter() - before
+
+
+def from_disk(place: Path, count: int) -> dict[str, float]:
+    """Images a second, on the clock, from files of canvases whose pages were dropped, and of plain reads."""
+    kind = CanvasKind(RESIZE, resizer="torch")
+    canvases = CanvasCache(place, kind)
+    canvases.folder.mkdir(parents=True)
+    random = np.random.default_rng(1)
+    hashes = random.integers(1, 256, (count, 8), dtype=np.uint8)
+    for first in range(0, count, CANVASES):
+        own = hashes[first : first + CANVASES]
+        canvases.append([torch.from_numpy(random.integers(0, 256, (len(own), 3, RESIZE, RESIZE), dtype=np.uint8))], own)
+    images = FileImages([f"{number}.jpg" for number in range(count)], np.arange(count) % 10, tuple("abcdefghij"), place)
+    rates = {}
+    for name in ("cache", "plain reads", "cache again", "plain reads again"):
+        canvases = CanvasCache(place, kind)
+        images.stored = Stored(canvases, canvases.rows(hashes))
+        for path in canvases.files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        batches, since = own_loader(images, "torch", 0.0), time.perf_counter()
+        if name.startswith("cache"):
+            for _ in batches:
+                pass
+        else:
+            files = [os.open(path, os.O_RDONLY) for path in canvases.files]
+            for batch in batches.batch_sampler:
+                for _, index in batch:
+                    row = int(images.stored.rows[index])
+                    os.pread(files[row // CANVASES], 3 * RESIZE**2, (row % CANVASES) * 3 * RESIZE**2)
+        rates[name] = len(batches) * BATCH / (time.perf_counter() - since)
+    return rates
 
 
 def images_a_second(batches: Iterable) -> float:
@@ -76,9 +132,10 @@ def images_a_second(batches: Iterable) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pca", type=float, default=0.0)
+    parser.add_argument("--cold", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()  # as train.py does; it serves both sides
@@ -86,17 +143,24 @@ def main() -> None:
         images = photographs(Path(place), options.images)
         ways = {"ImageFolder": image_folder(Path(place))}
         ways |= {resizer: own_loader(images, resizer, options.pca) for resizer in ("pil", "torch")}
+        decoded = stored(images.subset(range(len(images))), Path(place, "cache"))
+        ways["cache"] = own_loader(decoded, "torch", options.pca)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, batches in ways.items():
                 rates[name].append(images_a_second(batches))
+        ahead = own_loader(decoded, "torch", options.pca, threads=1)
+        waiting = [share_of_waiting(ahead) for _ in range(options.rounds)]
+        cold = from_disk(Path(place, "cold"), options.cold) if options.cold else {}
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {
         name: [round(each, 2) for each in sorted(np.divide(rates[name], rates["ImageFolder"]).tolist())]
         for name in ways
         if name != "ImageFolder"
     }
-    print(json.dumps({"images a second": {n: round(v) for n, v in medians.items()}, "times ImageFolder": ratios}))
+    found = {"images a second": {name: round(rate) for name, rate in medians.items()}, "times ImageFolder": ratios}
+    found |= {"waiting": round(statistics.median(waiting), 4), "cold": {n: round(rate) for n, rate in cold.items()}}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

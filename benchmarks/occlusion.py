@@ -17,16 +17,14 @@ import sys
 from pathlib import Path
 
 import torch
-from projections import ROOT, photographs, seconds, zfnet
+from projections import photographs, seconds, zfnet
 from torch import nn
 
 from zfscope import build_network
 from zfscope.networks.chain import ConvNet
+from zfscope.networks.devices import keep_memory
 from zfscope.occlusion.maps import occlude
 from zfscope.occlusion.passes import FullPasses
-
-sys.path.insert(0, str(ROOT))
-from zfscope.training.run import keep_memory  # noqa: E402
 
 SQUARES = ((48, 16), (16, 16), (50, 4))
 PEERS = ("as_written", "tuned")

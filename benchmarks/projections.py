@@ -27,10 +27,9 @@ from zfscope.deconvnet.boxes import conv_cells, strongest
 from zfscope.deconvnet.chain import ChainDeconvnet, _whole
 from zfscope.deconvnet.winners import TopActivationsHook, project_winners
 from zfscope.networks.chain import ConvNet
+from zfscope.networks.devices import keep_memory
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from zfscope.training.run import keep_memory  # noqa: E402
 
 PEERS = ("as_written", "tuned", *(("zennit_crp",) if importlib.util.find_spec("crp") else ()))
 NAMES = {"as_written": "captum_as_written", "tuned": "captum_tuned", "zennit_crp": "zennit_crp"}

@@ -55,6 +55,9 @@ NOT_RUN = {
     "make paper scale=imagenet imagenet=DIR caltech101=DIR caltech256=DIR voc2012=DIR faces=FILE.csv": (
         f"weeks of a GPU; {COMPOSED}"
     ),
+    "make cache": "needs a data set; tests/analyses/test_cache.py types its command",
+    "make cache data=imagenet root=DIR": "tests/analyses/test_cache.py types its command",
+    "make cache data=imagenet root=DIR check=true": "tests/analyses/test_cache.py types its command",
     "make transfer": f"40 minutes; {COMPOSED}",
     "make transfer fashion_mnist=DIR": f"40 minutes; {COMPOSED}",
     "python benchmarks/contrast_norm.py --threads 1": MINUTES,

@@ -40,7 +40,7 @@ def test_every_option_of_every_group_composes_and_is_valid(choices):
 
 @pytest.mark.parametrize("name", options("analysis"))
 def test_every_analysis_composes_and_is_valid(name):
-    looked_at = [] if name in ("ledger", "overlap") else ["checkpoint=RUN"]
+    looked_at = [] if name in ("cache", "ledger", "overlap") else ["checkpoint=RUN"]
 
     check(AnalyzeConfig, composed(f"analysis={name}", *looked_at, name="analyze"))
 

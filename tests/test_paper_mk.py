@@ -79,7 +79,7 @@ def test_all_rows_members_and_analyses_are_there(commands, variables):
     assert members == [*(("table3_zfnet", str(first + n)) for n in range(5)), ("table3_zfnet_wide", str(first + 5))]
     analyses = {path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")}
     analyses_run = set(re.findall(r"analysis=(\w+)", " ".join(run)))
-    own = {"overlap"} if variables is LAPTOP else set()
+    own = {"cache", *(["overlap"] if variables is LAPTOP else [])}
     assert analyses - analyses_run == {"evaluate", "projections", "embedding"} | own
     for claim_over_seeds in ("evolution", "invariance", "occlusion", "correspondence", "transfer", "probes"):
         assert sum(f"analysis={claim_over_seeds} " in line for line in run) >= 3

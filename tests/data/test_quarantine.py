@@ -127,7 +127,7 @@ def decoded(monkeypatch):
     """The files that are decoded from here on."""
     names, original = [], reading.read_pixels
 
-    def noting(path, short_side=None):
+    def noting(path, short_side=None, content=None):
         names.append(Path(path))
         return original(path, short_side)
 
@@ -154,7 +154,7 @@ def test_a_check_that_is_stopped_goes_on_from_where_it_was(tmp_path, monkeypatch
     write_folders(tmp_path / "images", {"train": 40, "val": 4}, ("cat", "dog"))  # val holds copies of some of train
     original = reading.read_pixels
 
-    def stopped(path, short_side=None):
+    def stopped(path, short_side=None, content=None):
         if len(names) == 70:
             raise KeyboardInterrupt
         names.append(path)

@@ -202,7 +202,7 @@ def test_an_option_that_differs_from_its_default_is_told():
     (line,) = lines_of([run], 7, "svm/fc7", "caltech101")
 
     assert line.condition.startswith("phantom; zfnet_mini trained on phantom, 6 epochs, conv1 7x7/4; ")
-    assert line.condition.endswith("5 folds, layers=['fc7']")
+    assert line.condition.endswith("5 folds, layers=[fc7]")
 
 
 def test_filters_without_a_radius_are_told():

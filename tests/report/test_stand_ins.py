@@ -154,4 +154,4 @@ def test_views_of_training_from_scratch_that_were_typed_are_another_question():
     lines = lines_of([plain, typed], 4, "scratch", "15")
 
     assert [line.n for line in lines] == [1, 1]
-    assert sum("augment={'brightness': 0.5}" in line.condition for line in lines) == 1
+    assert sum("augment.brightness=0.5" in line.condition for line in lines) == 1

@@ -21,7 +21,7 @@ from zfscope.data.reading import UnreadableImage, read_image
 from zfscope.data.spec import AugmentConfig, DataConfig
 from zfscope.files import replacing, write_arrays, write_text
 from zfscope.networks.checkpoints import load_network, run_config, run_progress
-from zfscope.networks.devices import find_device
+from zfscope.networks.devices import find_device, keep_memory
 from zfscope.networks.preprocessing import Preprocessing
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
@@ -39,6 +39,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
 
     ``overrides`` are what was typed: an augmentation that was not is the run's (see ``find_data``).
     """
+    keep_memory()
     question = ask(config, folder, any(re.match(r"\+*data[./@]augment", override) for override in overrides))
     conditions = conditions_of(config, question)
     tell_unfinished(conditions)
@@ -157,7 +158,7 @@ def find_data(
     if not named and own is not None and not typed:
         return None  # of public weights: there is no run whose data are known
     if not named and own is None:
-        which = "analysis=overlap" if config.checkpoint is None else f"the checkpoint {config.checkpoint}"
+        which = f"the checkpoint {config.checkpoint}" if config.checkpoint else f"analysis={config.analysis.name}"
         raise ValueError(f"{which} names no data set; name one, such as data=imagenet data.root=DIR")
     sizes = {"resize": preprocessing.resize, "crop": preprocessing.crop} if preprocessing else {}
     try:

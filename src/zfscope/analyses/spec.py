@@ -224,6 +224,13 @@ class OverlapAnalysis(AnalysisOptions):
     memory_gb: Positive = 1.0
 
 
+class CacheAnalysis(AnalysisOptions):
+    """``analysis=cache``: a data set decoded once, for ``data.cache_images=true``."""
+
+    name: Literal["cache"] = "cache"
+    check: bool = False
+
+
 class LedgerAnalysis(AnalysisOptions):
     """``analysis=ledger``: every number of Tables 1 to 7 beside ours, and the paper's claims as measured."""
 
@@ -244,6 +251,7 @@ Analysis = Annotated[
     | TransferAnalysis
     | ProbesAnalysis
     | OverlapAnalysis
+    | CacheAnalysis
     | LedgerAnalysis,
     Field(discriminator="name"),
 ]
@@ -263,7 +271,7 @@ class AnalyzeConfig(Strict):
     @model_validator(mode="after")
     def _checkpoint_is_given(self) -> Self:
         name, checkpoint = self.analysis.name, self.checkpoint
-        if name in ("overlap", "ledger"):
+        if name in ("overlap", "cache", "ledger"):
             if checkpoint is not None:
                 raise ValueError(f"analysis={name} looks at no network; leave checkpoint out")
         elif not checkpoint:
@@ -278,6 +286,12 @@ class AnalyzeConfig(Strict):
         if self.weights_file is not None and self.analysis.name in ("ensemble", "evolution"):
             name = self.analysis.name
             raise ValueError(f"weights_file={self.weights_file} is one network's; analysis={name} looks at several")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_is_of_files(self) -> Self:
+        if self.analysis.name == "cache" and (name := self.data.get("name")) in ("phantom", "elpv", "fashion_mnist"):
+            raise ValueError(f"data={name} is in memory already; a cache is for images that are files")
         return self
 
     @model_validator(mode="after")

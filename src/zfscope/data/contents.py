@@ -39,19 +39,19 @@ def contents_of(splits: Splits, cache: str | Path, most: int | None = None) -> d
     return {part: content_hashes(images, cache, most if part == "train" else None) for part, images in parts}
 
 
-def content_hashes(images: ImageSet, cache: str | Path, most: int | None = None) -> np.ndarray:
+def content_hashes(images: ImageSet, cache: str | Path, most: int | None = None, *, known: bool = True) -> np.ndarray:
     """A hash of each image, ``(N, 8)`` uint8; zeros where a file was never read or cannot be.
 
     Of files that is a hash of their bytes, of arrays one of the pixels. ``most`` files, spread evenly, are read where
     the index in ``cache`` does not know them, None reads all; of the rest, those that the index knows are read again if
-    they changed.
+    they changed. With ``known`` False the index is not asked.
     """
     if isinstance(images, ArrayImages):
-        return _rows(_hash(np.ascontiguousarray(images.images[row])) for row in images._rows)
+        return _rows(hash_of(np.ascontiguousarray(images.images[row])) for row in images._rows)
     if isinstance(images, JoinedImages):
         hashes = [content_hashes(part, cache) for part in images.sets]
         return np.stack([hashes[owner][position] for owner, position in images._rows])
-    return _hashes_of_files(images, Path(cache), most)
+    return _hashes_of_files(images, Path(cache), most, known)
 
 
 def contents_digest(images: ImageSet, cache: str | Path) -> str:
@@ -108,15 +108,13 @@ def warn_of_repeats(splits: Splits, contents: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def _hashes_of_files(images: FileImages, cache: Path, most: int | None) -> np.ndarray:
+def _hashes_of_files(images: FileImages, cache: Path, most: int | None, ask: bool) -> np.ndarray:
     root, names = os.fsencode(os.path.realpath(images.root)), images._rows
-    path = cache / f"contents_{hashlib.sha256(root).hexdigest()[:16]}.npz"
-    known = _read_index(path)
-    before = time.time_ns()
-    states = np.array([_state(os.path.join(root, name)) for name in names], dtype=np.int64).reshape(-1, 4)
+    known = _read_index(_index_of(images, cache))
+    states = states_of(images)
     place = np.searchsorted(known["names"], names).clip(max=len(known["names"]) - 1)
-    is_known = known["names"][place] == names
-    same = is_known & (known["states"][place] == states).all(1)
+    is_known = (known["names"][place] == names) & ask
+    same = is_known & (states[:, 3] >= 0) & (known["states"][place] == states).all(1)
     hashes = np.where(same[:, None], known["hashes"][place], np.uint8(0))
     wanted = is_known.copy()
     wanted[evenly_spread(len(names), most)] = True
@@ -124,18 +122,40 @@ def _hashes_of_files(images: FileImages, cache: Path, most: int | None) -> np.nd
     if not len(to_read):
         return hashes
     hashes[to_read] = _read_files([os.path.join(root, name) for name in names[to_read]])
-    # Times that may come again do not tell a later change; no file has the inode -1, so that this one is read again.
+    note_hashes(images, hashes, states, cache)
+    return hashes
+
+
+def states_of(images: FileImages) -> np.ndarray:
+    """Size, time of the content, time of the inode (ns) and inode of each file, ``(N, 4)`` int64.
+
+    -1 where there is no file that can be read; of a file that may still change without a later time the inode is -1,
+    which no file has, so that it is read again.
+    """
+    root, before = os.fsencode(os.path.realpath(images.root)), time.time_ns()
+    states = np.array([_state(os.path.join(root, name)) for name in images._rows], dtype=np.int64).reshape(-1, 4)
     states[states[:, 1:3].max(1) > before - NOT_SETTLED, 3] = -1
-    others, own = ~np.isin(known["names"], names), hashes.any(1)
+    return states
+
+
+def note_hashes(images: FileImages, hashes: np.ndarray, states: np.ndarray, cache: str | Path) -> None:
+    """Keep in the index what files hold, ``(N, 8)``, of the states that they had before they were read."""
+    path, names = _index_of(images, Path(cache)), images._rows
+    known, own = _read_index(path), hashes.any(1)
+    others = ~np.isin(known["names"], names)
     known = {
         "names": np.concatenate([known["names"][others], names[own]]),
         "states": np.concatenate([known["states"][others], states[own]]),
         "hashes": np.concatenate([known["hashes"][others], hashes[own]]),
     }
     order = np.unique(known["names"], return_index=True)[1]
-    cache.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, {name: values[order] for name, values in known.items()})
-    return hashes
+
+
+def _index_of(images: FileImages, cache: Path) -> Path:
+    root = os.fsencode(os.path.realpath(images.root))
+    return cache / f"contents_{hashlib.sha256(root).hexdigest()[:16]}.npz"
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
@@ -179,12 +199,13 @@ def _read_files(paths: list[bytes]) -> np.ndarray:
 def _hash_file(path: bytes) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
-            return _hash(file.read())
+            return hash_of(file.read())
     except OSError:  # the reader of images will say it, if it is needed
         return bytes(HASH_BYTES)
 
 
-def _hash(content: bytes | np.ndarray) -> bytes:
+def hash_of(content: bytes | np.ndarray) -> bytes:
+    """The first 8 bytes of the SHA-256."""
     return hashlib.sha256(content).digest()[:HASH_BYTES]
 
 

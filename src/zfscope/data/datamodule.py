@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -99,6 +100,16 @@ class ImageData(lightning.LightningDataModule):
         """Processes that load; with ``auto`` none for small arrays in memory, else up to eight."""
         return workers_for(self.splits.train, self.config)
 
+    def readers(self, images: ImageSet) -> dict[str, Any]:
+        """The options of a loader of these images that say who reads them.
+
+        Processes decode files; what is decoded already is read by threads of this process: one, or
+        ``data.num_workers``.
+        """
+        if getattr(images, "stored", None) is not None:
+            return {"threads": 1 if self.config.num_workers == "auto" else self.config.num_workers}
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+
     def train_dataloader(self) -> DataLoader:
         """Random views of the training images."""
         trainer, config = self.trainer, self.config
@@ -116,8 +127,7 @@ class ImageData(lightning.LightningDataModule):
         return Loader(
             Examples(self.splits.train, transform, self.preprocessing.canvas_kind),
             batch_sampler=batches,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            **self.readers(self.splits.train),
             pin_memory=torch.cuda.is_available(),
             keeps_empty=True,
         )
@@ -149,8 +159,7 @@ class ImageData(lightning.LightningDataModule):
             Examples(images, transform, self.preprocessing.canvas_kind),
             batch_size=batch_size,
             sampler=None if world_size == 1 else range(rank, len(images), world_size),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            **self.readers(images),
             pin_memory=torch.cuda.is_available(),
             keeps_empty=keeps_empty,
         )

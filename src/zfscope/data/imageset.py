@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, Self
@@ -28,6 +29,23 @@ class LeftOut(Protocol):
 
     def add(self, row: bytes, cause: str) -> None:
         """Leave out one more."""
+
+
+class Canvases(Protocol):
+    """What keeps decoded images, see ``zfscope.data.cache``."""
+
+    kind: CanvasKind
+
+    def canvas(self, row: int) -> np.ndarray:
+        """One of them, ``(side, side, 3)`` uint8."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the canvases of a set's images are: ``rows (N,)`` int64 in ``canvases``, -1 for those that are not."""
+
+    canvases: Canvases
+    rows: np.ndarray
 
 
 class ImageSet:
@@ -139,8 +157,10 @@ class FileImages(ImageSet):
     """Labelled image files: ``paths`` relative to ``root`` (by default the deepest folder that holds all) or below it.
 
     Names are kept as one numpy array of bytes relative to ``root``: 1.3 million of them take about 40 MB, and pickle to
-    a worker as one block.
+    a worker as one block. Of images that are ``stored`` canvases come from there.
     """
+
+    stored: Stored | None = None
 
     def __init__(
         self,
@@ -192,16 +212,35 @@ class FileImages(ImageSet):
             sizes[index] = size
         return _digest(b"\0".join(self._rows.tolist()), sizes.tobytes(), _described(self))
 
-    def pixels(self, index: int, short_side: int | None = None) -> np.ndarray:
+    def content(self, index: int) -> bytes:
+        """What the file holds."""
+        try:
+            if not self.path(index).is_file():  # opening a pipe would wait for ever
+                return b""
+            return self.path(index).read_bytes()
+        except OSError:  # the reader of images says why
+            return b""
+
+    def canvas(self, index: int, kind: CanvasKind) -> np.ndarray:
+        """As in the base class."""
+        if self.stored is not None and self.stored.canvases.kind == kind and (row := self.stored.rows[index]) >= 0:
+            return self.stored.canvases.canvas(int(row))
+        return super().canvas(index, kind)
+
+    def pixels(self, index: int, short_side: int | None = None, content: bytes | None = None) -> np.ndarray:
         """The decoded file, see `read_pixels`."""
         if self.quarantine is not None and self._rows[index] in self.quarantine.settled:
             raise unreadable(self.path(index), self.quarantine.causes[self._rows[index]])
-        return read_pixels(self.path(index), short_side)
+        return read_pixels(self.path(index), short_side, content)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """As in the base class; of all images the size of today counts."""
         images = super().subset(indices)
         images.sizes_before = {}
+        if self.stored is not None:
+            indices = np.asarray(indices)
+            rows = self.stored.rows[indices if indices.dtype == bool else indices.astype(np.int64)]
+            images.stored = Stored(self.stored.canvases, rows)
         return images
 
     def readable(self) -> Self:

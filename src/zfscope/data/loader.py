@@ -4,14 +4,17 @@ An image that cannot be read is left out of its batch, which is smaller then, an
 ``zfscope.data.quarantine``). Where a set keeps none, the error is raised.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from zfscope.data.imageset import ImageSet
-from zfscope.data.readers import WatchedBatches, begin_reading, start_readers
+from zfscope.data.readers import SECONDS_WITHOUT_READING, LoaderEnded, WatchedBatches, begin_reading, start_readers
 from zfscope.data.reading import UnreadableImage
 from zfscope.stops import held
 
@@ -59,14 +62,17 @@ class Loader(DataLoader):
 
     A stop waits while the queues of these processes are used: raised within, it would leave them locked for ever.
     A batch of which no image can be read is passed over; with ``keeps_empty`` it comes without images, so that all
-    others keep their number. Iterating raises `LoaderEnded` where a process was killed, or where none began another
-    image for 50 s.
+    others keep their number. With ``threads`` and no processes batches are made ahead by threads of this process, which
+    share its memory: for images that need no decoding. Iterating raises `LoaderEnded` where a process was killed, or
+    where none began another image for 50 s.
     """
 
-    def __init__(self, dataset: Any, *arguments: Any, keeps_empty: bool = False, **options: Any) -> None:
+    def __init__(
+        self, dataset: Any, *arguments: Any, keeps_empty: bool = False, threads: int = 0, **options: Any
+    ) -> None:
         source = dataset.dataset if isinstance(dataset, Subset) else dataset
         self.items = source if isinstance(source, ImageItems) else None
-        self.keeps_empty = keeps_empty
+        self.keeps_empty, self.threads = keeps_empty, threads
         own = {"worker_init_fn": begin_reading}  # given here: Lightning puts a function of its own where there is none
         if self.items is not None:
             own["collate_fn"] = _stacked
@@ -80,7 +86,7 @@ class Loader(DataLoader):
 
     def _get_iterator(self) -> Any:
         if not self.num_workers:
-            return _BatchesHere(self)
+            return _BatchesAhead(self) if self.threads and self.items is self.dataset else _BatchesHere(self)
         if self.items is not None:
             self.items.images.ready()
         return start_readers(self, _Batches)
@@ -99,9 +105,12 @@ class _LeavingOut:
         self._items, self._keeps_empty = loader.items, loader.keeps_empty
         super().__init__(loader)
 
+    def _fetch(self) -> Any:
+        return super()._next_data()
+
     def _next_data(self) -> Any:
         while True:
-            data = super()._next_data()
+            data = self._fetch()
             if not isinstance(data, Fetched):
                 return data
             for index, message, cause in data.unread:
@@ -117,6 +126,53 @@ class _BatchesHere(_LeavingOut, _SingleProcessDataLoaderIter):
         super().__init__(loader)
         if self._items is loader.dataset and loader.batch_sampler is not None:
             self._dataset_fetcher = self._items
+
+
+class _Ahead:
+    """What makes batches in threads, in the order in which they are asked for."""
+
+    def __init__(self, items: ImageItems, batches: Iterator[Sequence[Any]], threads: int, pinned: bool) -> None:
+        self._items, self._batches, self._pinned, self._most = items, batches, pinned, 2 * threads + 1
+        self._pool, self._coming = ThreadPoolExecutor(threads), deque()
+
+    def fetch(self) -> Fetched:
+        """The next batch; ``StopIteration`` where there is none.
+
+        Raises:
+            LoaderEnded: If none came for five minutes.
+        """
+        while len(self._coming) < self._most and (keys := next(self._batches, None)) is not None:
+            self._coming.append(self._pool.submit(self._make, keys))
+        if not self._coming:
+            raise StopIteration
+        try:
+            return self._coming.popleft().result(SECONDS_WITHOUT_READING)
+        except TimeoutError:
+            raise LoaderEnded(
+                f"no image came for {SECONDS_WITHOUT_READING:.0f} s; look at the disk of data.cache"
+            ) from None
+
+    def close(self) -> None:
+        """Make no more; what is being made is left to end by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, keys: Sequence[Any]) -> Fetched:
+        fetched = self._items.fetch(keys)
+        return pin_memory(fetched) if self._pinned else fetched
+
+
+class _BatchesAhead(_LeavingOut, _SingleProcessDataLoaderIter):
+    def __init__(self, loader: Loader) -> None:
+        super().__init__(loader)
+        self._ahead = _Ahead(loader.items, self._sampler_iter, loader.threads, self._pin_memory)
+
+    def _fetch(self) -> Fetched:
+        with held():
+            return self._ahead.fetch()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ahead"):
+            self._ahead.close()
 
 
 class _Batches(_LeavingOut, WatchedBatches):

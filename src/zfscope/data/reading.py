@@ -3,6 +3,7 @@
 Source: the paper says nothing about reading files; all policies here are our choice.
 """
 
+import io
 import os
 import stat
 import warnings
@@ -53,7 +54,7 @@ def read_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
     return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
-def read_pixels(path: str | os.PathLike, short_side: int | None = None) -> np.ndarray:
+def read_pixels(path: str | os.PathLike, short_side: int | None = None, content: bytes | None = None) -> np.ndarray:
     """Decode one file to 8-bit RGB, ``(H, W, 3)`` uint8.
 
     Grey is repeated, CMYK converted, 16-bit values divided by 257; transparent pixels lie on grey 128; the EXIF
@@ -62,23 +63,24 @@ def read_pixels(path: str | os.PathLike, short_side: int | None = None) -> np.nd
     smaller.
 
     JPEGs in colour or grey that are decoded at their full size are given to simplejpeg, which takes two thirds of the
-    time of Pillow and gives the same pixels; what it refuses, and all else, is Pillow's.
+    time of Pillow and gives the same pixels; what it refuses, and all else, is Pillow's. ``content`` is what the file
+    holds, if it was read already.
 
     Raises:
         UnreadableImage: If the file is missing, empty, truncated, no image, or refused: more than 50 megapixels (before
             decoding), sides more than 50 : 1, 32-bit pixels whose range is not known.
     """
-    return np.asarray(_read(path, short_side))
+    return np.asarray(_read(path, short_side, content))
 
 
-def _read(path: str | os.PathLike, short_side: int | None) -> Image.Image | np.ndarray:
+def _read(path: str | os.PathLike, short_side: int | None, content: bytes | None = None) -> Image.Image | np.ndarray:
     try:
         state = os.stat(path)
         if not stat.S_ISREG(state.st_mode):  # opening a FIFO would wait for ever
             raise _Refused("it is not a regular file")
         if state.st_size == 0:
             raise _Refused("it is empty (0 bytes)")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content) if content else path, formats=_FORMATS) as image:
             _check_size(*image.size)
             if short_side is not None:
                 image.draft(None, (short_side, short_side))

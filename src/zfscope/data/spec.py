@@ -74,6 +74,7 @@ class DataConfig(Strict):
     exclude: PathText | None = None
     mean_images: Count | None = None
     check: bool = True
+    cache_images: bool = False
     augment: AugmentConfig = AugmentConfig()
 
     @property
@@ -86,6 +87,11 @@ class DataConfig(Strict):
         if self.crop > self.resize:
             raise ValueError(
                 f"crop={self.crop} is larger than resize={self.resize}; crops are cut from the resized image"
+            )
+        if self.cache_images and self.augment.policy == "timm":
+            raise ValueError(
+                "cache_images=true keeps the middle square of each image, and augment.policy=timm takes its views from "
+                "the whole; leave one of them out"
             )
         if self.cells is not None and self.name != "elpv":
             raise ValueError(f"cells={self.cells} belongs to name=elpv; classes=[…] chooses classes of any data set")

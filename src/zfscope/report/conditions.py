@@ -256,18 +256,25 @@ def _analysis_text(run: Run) -> str:
         options["images_per_class"] = 60 if conditions.get("data") == "caltech256" else 30  # analyses/probes.py
     if run.kind == "transfer":
         options.pop("images_per_class", None)  # the column says it
-    unusual = conditions.get("unusual")
     if conditions.get("image"):
         options.pop("part", None)
+    told = {name: options[name] for name in conditions.get("unusual") or () if name in options and name not in PHRASES}
     parts = [
         data_text(run),
         network_text(run),
         " and ".join(f"{name} checkpoint" for name in checkpoints),
         *(PHRASES[name].format(value) for name, value in options.items() if name in PHRASES and value is not None),
-        *(f"{name}={options.get(name)}" for name in unusual or () if name in options and name not in PHRASES),
+        *(f"{name}={_typed(value)}" for name, value in flatten(told).items() if value is not None),
     ]
     first, rest = "; ".join(filter(None, parts[:3])), ", ".join(parts[3:])
     return "; ".join(filter(None, [first, rest]))
+
+
+def _typed(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def network_text(run: Run) -> str:

@@ -132,7 +132,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
         except (ValueError, OSError) as error:
             causes[name] = shown(str(error))
             continue
-        if run.kind != "ledger":
+        if run.kind not in ("ledger", "cache"):
             runs.append(run)
     return runs, causes
 

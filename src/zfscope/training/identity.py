@@ -19,7 +19,7 @@ from zfscope.networks.public import is_zoo_name
 from zfscope.schema import flatten, leaves, plain
 from zfscope.secrets import is_from_environment, with_texts
 
-IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download", "check"})
+IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download", "check", "cache_images"})
 
 # Keywords of the Trainer that change neither steps nor precision, nor which epoch is the best one.
 IRRELEVANT_TRAINER_KEYS = re.compile(

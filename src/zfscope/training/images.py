@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zfscope.data.cache import fill
 from zfscope.data.contents import check_unchanged, contents_of, warn_of_repeats
 from zfscope.data.datamodule import workers_for
 from zfscope.data.imageset import FileImages
@@ -42,16 +43,18 @@ def examine(
         TooManyUnreadable: If more images of a part cannot be read than may be left out.
         ValueError: If images changed since the checkpoint was written.
     """
-    contents = contents_of(splits, config.cache, None if config.check else config.mean_images)
     before = {} if checkpoint is None else checkpoint.get("zfscope", {})
-    check_unchanged(before.get("contents"), path, splits, contents)
     workers = workers_for(splits.train, config)
+    kind = CanvasKind(config.resize, resizer=config.resizer)
     # Measuring and checking draw numbers, reading what was found does not.
     with torch.random.fork_rng(devices=[]), collecting(splits):
+        if config.cache_images:
+            fill(splits, config.cache, kind, workers)
+        contents = contents_of(splits, config.cache, None if config.check else config.mean_images)
+        check_unchanged(before.get("contents"), path, splits, contents)
         if checkpoint is not None:
             recall(splits, folder)
         options = {"most": config.mean_images, "num_workers": workers, "contents": contents["train"]}
-        kind = CanvasKind(config.resize, resizer=config.resizer)
         statistics = statistics_of(splits.train, kind, config.cache, **options)
         if config.check:
             check_images(splits, config.cache, config.resize, workers, contents)

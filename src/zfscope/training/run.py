@@ -1,6 +1,5 @@
 """One training: seed -> build -> fit -> evaluate, in a run folder."""
 
-import ctypes
 import logging
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from zfscope.evaluation import error_metrics, predict
 from zfscope.files import write_text
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import check_same_data, load_network, recorded_preprocessing, start_from
+from zfscope.networks.devices import keep_memory
 from zfscope.networks.network import count_parameters
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
@@ -312,22 +312,6 @@ def build_callbacks(config: TrainConfig, best: BestCheckpoint, folder: Path) -> 
     callbacks.append(LastCheckpoint(folder / "checkpoints", config.checkpoints.every_n_steps))
     followers = [CurrentUntilAveraged(callback) for callback in callbacks if isinstance(callback, WeightAveraging)]
     return [*followers, *callbacks]
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed blocks instead of handing each back to the kernel.
-
-    On a CPU every step allocates the same large maps anew; clearing fresh pages for them took a quarter to a
-    third of a step of zfnet_mini. Other C libraries have no mallopt and go on as they are.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 2**28)
 
 
 def quiet_lightning() -> None:

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,30 @@ def test_images_are_drawn_once_before_processes_read_them(tmp_path, monkeypatch)
     read = [int(index) for _, _, index in batches]
 
     assert read == [*range(8)] and drawn == [os.getpid()]
+
+
+def test_a_process_that_wants_the_images_meanwhile_waits_and_draws_none(tmp_path, monkeypatch):
+    first, second = (open_phantom(tmp_path, sizes=(3, 1, 1)).train for _ in range(2))
+    drawn, draw_into = [], phantom._draw_into
+    began = threading.Event()
+
+    def slow(*work):
+        drawn.append(work)
+        began.set()
+        time.sleep(0.3)
+        draw_into(*work)
+
+    monkeypatch.setattr(phantom, "_draw_into", slow)
+    other = threading.Thread(target=first.ready)
+    other.start()
+    began.wait()
+
+    second.ready()
+    other.join()
+
+    assert len(drawn) == 1
+    assert np.array_equal(np.asarray(first.images), np.asarray(second.images))
+    assert not list(tmp_path.glob("*.lock"))
 
 
 @pytest.mark.slow  # starting two processes takes longer than all other tests together

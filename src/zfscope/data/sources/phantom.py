@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from zfscope.console import counting
 from zfscope.data.imageset import ArrayImages
@@ -53,13 +54,26 @@ class DrawnPixels:
     def pixels(self) -> np.ndarray:
         """The images, mapped from the cache; drawn there first where they are missing or damaged."""
         if self._pixels is None:
+            before = _state(self.path)
             self._pixels = _mapped(self.path, self.shape[0])
-        if self._pixels is None:
-            _draw_into(self.path, *self.work)
-            self._pixels = _mapped(self.path, self.shape[0])
+            if self._pixels is None:
+                self._draw(before)
+                self._pixels = _mapped(self.path, self.shape[0])
         if self._pixels is None:
             raise OSError(f"the drawn images {self.path} cannot be read back; give the phantom another cache folder")
         return self._pixels
+
+    def _draw(self, before: tuple[int, int] | None) -> None:
+        """Draw the file, missing or damaged in the state ``before``; one that comes second waits for the first."""
+        check_writable(self.path.parent, "data.cache", needed=math.prod(self.shape))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            with lock:
+                if _state(self.path) == before:
+                    _draw_into(self.path, *self.work)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -114,6 +128,14 @@ def open_phantom(cache: str | os.PathLike, seed: int = 0, sizes: Sequence[int] =
     if missing:
         check_writable(cache, "data.cache", needed=missing)
     return Splits(*(Phantom(part, seed, split) for split, part in parts.items()))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of its name; None where there is none."""
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _mapped(path: Path, size: int) -> np.ndarray | None:
