@@ -214,7 +214,7 @@ def test_a_fill_that_was_killed_goes_on_to_the_same_bytes_and_decodes_only_what_
         path.unlink() if path.is_file() else None
     command = [sys.executable, "-c", FILLING, str(home)]
     killed = subprocess.Popen(command)
-    wanted = 4 + 10 * moment
+    wanted = 4 + 8 * moment  # of 80
     while killed.poll() is None and len(noted(home)) < wanted:
         time.sleep(0.005)
     os.kill(killed.pid, signal.SIGKILL)
