@@ -98,7 +98,7 @@ def from_disk(place: Path, count: int) -> dict[str, float]:
     hashes = random.integers(1, 256, (count, 8), dtype=np.uint8)
     for first in range(0, count, CANVASES):
         own = hashes[first : first + CANVASES]
-        canvases.append([torch.from_numpy(random.integers(0, 256, (len(own), 3, RESIZE, RESIZE), dtype=np.uint8))], own)
+        canvases.append(torch.from_numpy(random.integers(0, 256, (len(own), 3, RESIZE, RESIZE), dtype=np.uint8)), own)
     images = FileImages([f"{number}.jpg" for number in range(count)], np.arange(count) % 10, tuple("abcdefghij"), place)
     rates = {}
     for name in ("cache", "plain reads", "cache again", "plain reads again"):

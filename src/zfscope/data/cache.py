@@ -10,7 +10,7 @@ Source: the paper says nothing about it; all of it here is our choice.
 import hashlib
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,12 +46,15 @@ class CanvasCache:
         return self._starts[-1]
 
     def find(self) -> None:
-        """Look which files there are; one whose length is not that of whole canvases is taken as not there."""
+        """Look which files there are; one whose length is not that of whole canvases is ``broken`` and not read."""
+        self.broken: list[Path] = []
         self.files, self._starts, hashes = [], [0], [np.empty(0, np.uint64)]
         self._maps: dict[int, np.ndarray] = {}
         for path in sorted(self.folder.glob("*.canvases")):
             count, rest = divmod(path.stat().st_size, self.bytes_each + 2 * HASH_BYTES)
-            if count and not rest:
+            if rest or not count:
+                self.broken.append(path)
+            else:
                 self.files.append(path)
                 self._starts.append(self._starts[-1] + count)
                 hashes.append(np.fromfile(path, np.uint64, count, offset=count * self.bytes_each))
@@ -76,15 +79,13 @@ class CanvasCache:
             self._maps[number] = mapped.view(np.ndarray)  # of a memmap every slice costs microseconds
         return self._maps[number][row - self._starts[number]].transpose(1, 2, 0)
 
-    def append(self, canvases: Sequence[Tensor], hashes: np.ndarray) -> None:
-        """Write one more file; ``canvases`` are ``(n, 3, side, side)`` each, ``hashes`` ``(N, 8)`` of all of them."""
+    def append(self, canvases: Tensor, hashes: np.ndarray) -> None:
+        """Write one more file of canvases ``(N, 3, side, side)`` uint8 and the hashes ``(N, 8)`` of their images."""
         number = 1 + max((int(path.stem) for path in self.folder.glob("*.canvases")), default=-1)
         with replacing(self.folder / f"{number:06d}.canvases", sync=True) as file:
-            digests = [hash_of(canvas.numpy()) for several in canvases for canvas in several]
-            for several in canvases:
-                file.write(several.numpy())
+            file.write(canvases.numpy())
             file.write(np.ascontiguousarray(hashes))
-            file.write(b"".join(digests))
+            file.write(b"".join(hash_of(canvas) for canvas in canvases.numpy()))
 
     def damaged(self) -> Iterator[Path]:
         """The files of which a canvas is not what was written."""
@@ -118,8 +119,8 @@ def fill(splits: Splits, cache: str | Path, kind: CanvasKind, num_workers: int) 
             if len(indices):
                 _decode(canvases, parts[part], indices, PARTS[part], cache, num_workers)
                 canvases.find()
-    for images in parts.values():
-        found = content_hashes(images, cache)
+    for part, images in parts.items():
+        found = content_hashes(images, cache) if len(missing[part]) else hashes[part]
         images.stored = Stored(canvases, canvases.rows(found))
         note_decoded(found[images.stored.rows >= 0], cache)
     return canvases
@@ -133,7 +134,8 @@ def refresh(splits: Splits, cache: str | Path, kind: CanvasKind) -> list[Path]:
     for images in splits.parts.values():
         if isinstance(images, FileImages):
             content_hashes(images, cache, known=False)
-    removed = list(CanvasCache(cache, kind).damaged())
+    canvases = CanvasCache(cache, kind)
+    removed = [*canvases.broken, *canvases.damaged()]
     for path in removed:
         path.unlink()
     return removed
@@ -184,7 +186,7 @@ def _decode(
 def _write(canvases: CanvasCache, waiting: list[Tensor], owners: list[np.ndarray], most: int) -> None:
     """Write the first ``most`` that wait, and take them off the lists."""
     pixels, hashes = torch.cat(waiting), np.concatenate(owners)
-    canvases.append([pixels[:most]], hashes[:most])
+    canvases.append(pixels[:most], hashes[:most])
     waiting[:], owners[:] = [pixels[most:]], [hashes[most:]]
 
 
