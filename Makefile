@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help train paper transfer cache test test-all coverage mutants faults lint clean
+.PHONY: help train paper transfer cache bench test test-all coverage mutants faults lint clean
 
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 4 minutes on 2 cores)"
 	@echo "make paper      set up, then the whole paper at small scale, with a ledger (about three quarters of an hour on 2 cores)"
 	@echo "make transfer   set up, then public networks and ours on solar cells and Fashion-MNIST, with a ledger (about 40 minutes)"
 	@echo "make cache data=imagenet root=DIR   set up, then decode a data set once, for data.cache_images=true (check=true: compare all of it)"
+	@echo "make bench      every benchmark beside its peer, into benchmarks/results.json and docs/benchmarks.md (about 40 minutes on quiet cores)"
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
@@ -35,6 +36,9 @@ train: .venv/installed
 cache: .venv/installed
 	@test -n "$(data)" || { echo "make: cache needs data=NAME and root=DIR, such as data=imagenet root=/data/imagenet"; exit 2; }
 	$(BIN)/python analyze.py analysis=cache logger=none data=$(data) $(if $(root),data.root=$(root)) $(if $(check),analysis.check=$(check)) $(options)
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/bench.py $(if $(only),--only $(only))
 
 # Each process of the tests takes a core and about 2 GB.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -109,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_memory()
 
-    found = {}
+    found, costs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         images = photographs(Path(folder), options.images)
         sets = {kind: members(options.resize, options.crop, kind == "alike") for kind in ("alike", "own")}
@@ -122,7 +122,10 @@ def main() -> None:
                     "six_evaluations": lambda loading=loading: seconds(lambda: apart(*loading)),
                 }
                 rounds = [{name: way() for name, way in ways.items()} for _ in range(options.rounds + 1)][1:]
-                row = {}
+                row, label = {}, f"{'ten crops' if crops else 'one crop'}, {kind}"
+                costs[f"ensemble of six over network time, {label}, CPU"] = [
+                    times["ensemble"][0] / times["network"][0] for times in rounds
+                ]
                 for number, clock in enumerate(("cpu", "wall")):
                     median = {name: statistics.median(times[name][number] for times in rounds) for name in ways}
                     row[clock] = {
@@ -130,8 +133,8 @@ def main() -> None:
                         "six_evaluations_over_ensemble": round(median["six_evaluations"] / median["ensemble"], 3),
                         "ms_an_image": {name: round(1e3 * value / len(images), 2) for name, value in median.items()},
                     }
-                found[f"{'ten crops' if crops else 'one crop'}, {kind}"] = row
-    print(json.dumps(found, indent=2))
+                found[label] = row
+    print(json.dumps({"costs": costs, **found}, indent=2))
 
 
 if __name__ == "__main__":

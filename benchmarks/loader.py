@@ -8,6 +8,9 @@ torchvision's own recipe has; zfscope subtracts a mean image. "pil" and "torch" 
 ``data.cache_images`` with its pages in memory. Images a second of CPU, medians of rounds in turns, and ratios of these,
 as JSON. The files are photographs of scikit-image.
 
+"cache, grey levels" leaves the differences to the mean as they are (``model.input_scale=1``), as ZFNet takes them; the
+others scale them too. With ``--pca`` both sides shift colours at random.
+
 "waiting" is the share of its time that a consumer waits which sleeps as long as 4,000 images a second allow, while one
 thread makes its batches. With ``--cold N`` that many decoded images are read whose pages were dropped: images a second
 on the clock, one thread, and how many of that size the disk gives to plain reads of one at a time, in the same order.
@@ -56,15 +59,18 @@ def photographs(folder: Path, count: int) -> FileImages:
     return FileImages(paths, np.arange(count) % 10, tuple("abcdefghij"))
 
 
-def image_folder(folder: Path) -> DataLoader:
+def image_folder(folder: Path, pca: float) -> DataLoader:
     steps = [transforms.Resize(RESIZE), transforms.RandomCrop(CROP), transforms.RandomHorizontalFlip()]
-    steps += [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    steps.append(transforms.ToTensor())
+    if pca:  # as in Krizhevsky et al. (2012); torchvision has none
+        steps.append(lambda view: view + (torch.eye(3) @ (pca * torch.randn(3))).view(3, 1, 1))
+    steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return DataLoader(ImageFolder(folder, transforms.Compose(steps)), BATCH, shuffle=True)
 
 
-def own_loader(images: ImageSet, resizer: str, pca: float, threads: int = 0) -> Loader:
+def own_loader(images: ImageSet, resizer: str, pca: float, threads: int = 0, scale: float = 1 / 60) -> Loader:
     mean = torch.full((3, RESIZE, RESIZE), 110.0)
-    preprocessing = Preprocessing(RESIZE, CROP, mean, torch.full((3, 1, 1), 1 / 60), resizer=resizer)
+    preprocessing = Preprocessing(RESIZE, CROP, mean, torch.full((3, 1, 1), scale), resizer=resizer)
     views = TrainTransform(preprocessing, AugmentConfig(pca_colour=pca), 0, np.eye(3, dtype=np.float32))
     batches = TrainBatches(len(images), BATCH, 0, lambda: 0)
     return Loader(Examples(images, views, preprocessing.canvas_kind), batch_sampler=batches, threads=threads)
@@ -141,10 +147,11 @@ def main() -> None:
     keep_memory()  # as train.py does; it serves both sides
     with tempfile.TemporaryDirectory() as place:
         images = photographs(Path(place), options.images)
-        ways = {"ImageFolder": image_folder(Path(place))}
+        ways = {"ImageFolder": image_folder(Path(place), options.pca)}
         ways |= {resizer: own_loader(images, resizer, options.pca) for resizer in ("pil", "torch")}
         decoded = stored(images.subset(range(len(images))), Path(place, "cache"))
         ways["cache"] = own_loader(decoded, "torch", options.pca)
+        ways["cache, grey levels"] = own_loader(decoded, "torch", options.pca, scale=1.0)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, batches in ways.items():
@@ -158,9 +165,9 @@ def main() -> None:
         for name in ways
         if name != "ImageFolder"
     }
-    found = {"images a second": {name: round(rate) for name, rate in medians.items()}, "times ImageFolder": ratios}
-    found |= {"waiting": round(statistics.median(waiting), 4), "cold": {n: round(rate) for n, rate in cold.items()}}
-    print(json.dumps(found))
+    found = {"images a second": {name: round(rate) for name, rate in medians.items()}, "ratios": ratios}
+    found |= {"waiting": waiting, "cold": {n: round(rate) for n, rate in cold.items()}}
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -172,6 +172,12 @@ def main() -> None:
     if "vgg16" not in options.without:
         ours = median["vgg16 ours",]
         found["vgg16 16 px / 4"] = {"ours_ms": 1e3 * ours, "full_passes_over_ours": best("vgg16 full") / ours}
+    found["ratios"] = {
+        f"occlusion maps, {case}, {name.removesuffix('_over_ours').replace('_', ' ')}": [value]
+        for case, row in found.items()
+        for name, value in row.items()
+        if name.endswith("_over_ours")
+    }
     if "memory" not in options.without:
         for which, size, stride in (("zfnet", 48, 16), ("zfnet", 48, 2), ("zfnet", 16, 1), ("vgg16", 16, 4)):
             found[f"peak MiB, {which} {size} px / {stride}"] = peak(which, size, stride, options.threads)

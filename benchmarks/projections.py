@@ -299,6 +299,17 @@ def main() -> None:
         "end_to_end": {**whole, **{f"{NAMES[peer]}_over_ours": each / ours for peer, each in captum.items()}},
         "mining": mining(network, images[:640], options.rounds),
     }
+    report["ratios"] = {
+        f"{name.replace('_', ' ')}, {NAMES[peer].replace('_', ' ')}": [report[name][f"{NAMES[peer]}_over_ours"]]
+        for name in ("way_down", "end_to_end")
+        for peer in PEERS
+    }
+    report["costs"] = {
+        "mining over the forward pass": [report["mining"]["ratio"]],
+        "end to end over a forward pass and the way down": [
+            ours / (report["mining"]["without"] * len(images) / 640 + down)
+        ],
+    }
     print(json.dumps(report, indent=2))
 
 

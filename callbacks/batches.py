@@ -149,14 +149,14 @@ class KeptImages:
         self._batch = numbers, images
         return numbers.to(images.device)
 
-    def keep(self, tables: Mapping[str, TopTable], maps: Mapping[str, Tensor]) -> None:
-        """Let go of images that won in none of ``maps``, by layer; without tables, none has lost yet."""
+    def keep(self, tables: Mapping[str, TopTable]) -> None:
+        """Let go of images that won nowhere; without tables, none has lost yet."""
         if self._batch is None:
             return
         numbers, images = self._batch
         self._batch = None
         new = dict(zip(numbers.tolist(), images, strict=True))
-        winning = {int(n) for layer, table in tables.items() for n in table.indices[maps[layer]].unique()}
+        winning = {int(n) for table in tables.values() for n in table.indices.unique()}
         keys = winning if tables else {*self._images, *new}
         self._images = {n: image for n, image in self._images.items() if n in keys}
         self._images |= {n: image.to("cpu", copy=True) for n, image in new.items() if n in keys}  # not the whole batch

@@ -30,7 +30,6 @@ from zfscope.deconvnet.winners import (
     OUTSIDE,
     TopActivationsHook,
     project_winners,
-    random_subset,
     reproduces_activations,
 )
 from zfscope.figures import projection_sheet
@@ -150,8 +149,7 @@ class Projections(Callback):
     ) -> None:
         """Keep the images that may be shown, where they cannot be read again."""
         if self._hook is not None and self._kept is not None and dataloader_idx == 0:
-            tables = self._hook.tables()
-            self._kept.keep(tables, self._chosen(tables))
+            self._kept.keep(self._hook.tables())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and show."""
@@ -171,7 +169,9 @@ class Projections(Callback):
             return
         self._failed = True
         with left_out("Projections"):
-            self._draw(trainer, {layer: table for layer, table in tables.items() if layer in self._layers}, kept)
+            there = {layer: table for layer, table in tables.items() if layer in self._layers}
+            there = {layer: TopTable(*(part.cpu() for part in table)) for layer, table in there.items()}
+            self._draw(trainer, there, hook.maps, kept)
             self._failed = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -231,20 +231,17 @@ class Projections(Callback):
             self._layers = ()
             return
         self._kept = None if numbered else KeptImages()
-        self._hook = TopActivationsHook(self._network, self._layers, self.top, strict=False)
+        ways = {"strict": False, "most": self.maps, "seed": self.seed}
+        self._hook = TopActivationsHook(self._network, self._layers, self.top, **ways)
 
     def _stop(self) -> None:
         """Draw nothing any more."""
         self._hook.close()
         self._hook, self._kept, self._layers = None, None, ()
 
-    def _chosen(self, tables: dict[str, TopTable]) -> dict[str, Tensor]:
-        """The maps that are shown of each layer."""
-        return {layer: random_subset(len(table.values), self.maps, self.seed) for layer, table in tables.items()}
-
-    def _draw(self, trainer: Trainer, tables: dict[str, TopTable], kept: KeptImages | None) -> None:
-        maps = self._chosen(tables)
-        tables = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}
+    def _draw(
+        self, trainer: Trainer, tables: dict[str, TopTable], maps: dict[str, Tensor], kept: KeptImages | None
+    ) -> None:
         dataset = readable_dataset(first_loader(trainer.val_dataloaders))
 
         def read(indices: Sequence[int]) -> Tensor:

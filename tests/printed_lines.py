@@ -58,6 +58,8 @@ NOT_RUN = {
     "make cache": "needs a data set; tests/analyses/test_cache.py types its command",
     "make cache data=imagenet root=DIR": "tests/analyses/test_cache.py types its command",
     "make cache data=imagenet root=DIR check=true": "tests/analyses/test_cache.py types its command",
+    "make bench": "40 minutes that mean something on a quiet machine only",
+    "make bench only=step": "the same of one benchmark",
     "make transfer": f"40 minutes; {COMPOSED}",
     "make transfer fashion_mnist=DIR": f"40 minutes; {COMPOSED}",
     "python benchmarks/contrast_norm.py --threads 1": MINUTES,
@@ -73,6 +75,11 @@ NOT_RUN = {
     "source .venv/bin/activate": "a shell's own",
     "wandb sync …": "sends a run to W&B: needs an account",
     "wandb sweep sweep.yaml": "needs an account; a test here composes what its agent types",
+}
+NOT_RUN |= {
+    line: "several ranks start as processes of a file; tests/commands/test_ranks.py has such lines"
+    for line in LINES
+    if "trainer.devices=2" in line
 }
 NOT_RUN |= {line: DOWNLOADS for line in LINES if "timm/resnet50" in line}
 TO_RUN = {line: words for line, words in LINES.items() if line not in NOT_RUN}
@@ -118,6 +125,8 @@ def shortened(name, words):
         added = [*ONE_STEP, *([] if here else ["evaluate.enabled=false"])]
         if "trainer=gpu" in words:
             added += ["trainer.accelerator=cpu"]
+        if "trainer=gpus" in words:
+            added += ["trainer.accelerator=cpu", "trainer.devices=1"]
         if re.search(r"model=(?!zfnet_mini)|experiment=(glob.)?(table3|zoo)", " ".join(words)):
             added += ["callbacks=none"]  # pictures of networks of 224 px: half a minute each
         if re.search(r"model=zfnet\b|experiment=(glob.)?table3", " ".join(words)):

@@ -23,6 +23,7 @@ from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import CanvasKind, centre_crop, ten_crops
+from zfscope.networks.ranks import shared
 from zfscope.schema import listed
 
 VALUES = 2**24  # averages of subsets are held at a time: 128 MB
@@ -93,7 +94,8 @@ def predict_members(
     def prepared(canvases: Mapping[CanvasKind, Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
         for group in groups:
             preprocessing = networks[group[0]].preprocessing
-            yield preprocessing.normalise(canvases[preprocessing.canvas_kind].to(device).permute(0, 3, 1, 2)), group
+            levels = canvases[preprocessing.canvas_kind].to(device).permute(0, 3, 1, 2)
+            yield preprocessing.normalise(levels if crops else centre_crop(levels, preprocessing.crop)), group
 
     return _predict(networks, batches, prepared, crops, device)
 
@@ -242,7 +244,10 @@ def _predict(
     kinds = ("centre", "ten_crops") if crops else ("centre",)
     parts: list[dict[str, list[Tensor]]] = [{kind: [] for kind in kinds} for _ in networks]
     labels, positions = [], []
-    for batch, label, position in progress(batches, "Evaluating"):
+
+    def outcome(given: tuple[Any, Tensor, Tensor]) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+        batch, label, position = given
+        found: list[list[Tensor]] = [[] for _ in networks]
         for canvases, numbers in prepared(batch):
             side = networks[numbers[0]].image_size
             views = ten_crops(canvases, side) if crops else [centre_crop(canvases, side)]
@@ -251,9 +256,15 @@ def _predict(
             for number in numbers:
                 shares = torch.stack([F.softmax(networks[number](view).float(), dim=1) for view in views])
                 check_result(shares, networks[number], "the probabilities of an image")
-                if crops:
-                    parts[number]["ten_crops"].append(shares.mean(0).cpu())
-                parts[number]["centre"].append(shares[4 if crops else 0].cpu())  # the fifth of ten is the centre
+                centre = shares[4 if crops else 0].cpu()  # the fifth of ten is the centre
+                found[number] = [centre, shares.mean(0).cpu()] if crops else [centre]
+        return found, label, position
+
+    left_out = getattr(getattr(batches, "items", None), "images", None)
+    for found, label, position in shared(progress(batches, "Evaluating"), outcome, left_out):
+        for own, values in zip(parts, found, strict=True):
+            for kind, value in zip(kinds, values, strict=True):
+                own[kind].append(value)
         labels.append(label)
         positions.append(position)
     order, labels = torch.cat(positions).argsort(), torch.cat(labels)

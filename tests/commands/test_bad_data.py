@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_data_set_is_refused(command, folders, tmp_path, cas
 def test_a_batch_larger_than_the_training_set_is_refused_before_the_images_are_measured(command, tiny, tmp_path):
     err = refused(command, tmp_path, "train", *tiny, "data.batch_size=25")
 
-    assert "data.batch_size=25 on 1 device(s) is larger than the 24 training images; use a smaller" in err
+    assert "data.batch_size=25 is larger than the 24 training images; use a smaller" in err
 
 
 def test_a_hidden_or_junk_folder_is_no_class_and_is_told(command, folders, tiny):

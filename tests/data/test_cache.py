@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -17,7 +18,7 @@ from zfscope.data import cache as module
 from zfscope.data import imageset
 from zfscope.data.cache import CanvasCache, fill, refresh
 from zfscope.data.datamodule import ImageData, open_data
-from zfscope.data.loader import Loader
+from zfscope.data.loader import Fetched, ImageItems, Loader
 from zfscope.data.order import TrainBatches
 from zfscope.data.quarantine import collecting
 from zfscope.data.spec import AugmentConfig, DataConfig
@@ -289,3 +290,58 @@ def test_threads_read_what_is_stored_and_processes_what_is_not(home):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(next(iter(ImageData(cached, config(home), preprocessing).canvases(cached.val, 5)))[0]) == 5
+
+
+class Numbers(ImageItems):
+    """Batches of their keys; of number 13 none can be made."""
+
+    def __init__(self, images):
+        self.images, self.made = images, []
+
+    def fetch(self, keys):
+        if 13 in keys:
+            raise ValueError("number 13 cannot be made")
+        self.made.append(keys)
+        return Fetched(torch.tensor(keys), [])
+
+
+def own_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_threads_give_batches_in_order_and_an_error_in_its_place(home):
+    items = Numbers(open_data(config(home)).train)
+    batches = iter(Loader(items, batch_sampler=[[n] for n in range(20)], threads=3))
+
+    assert [next(batches).item() for _ in range(13)] == list(range(13))
+    with pytest.raises(ValueError, match="number 13 cannot be made"):
+        next(batches)
+    assert [batch.item() for batch in batches] == list(range(14, 20))
+    assert next(batches, None) is None
+
+
+def test_an_error_of_the_order_of_images_reaches_the_run(home):
+    def order():
+        yield [1]
+        raise RuntimeError("the order has no end")
+
+    batches = iter(Loader(Numbers(open_data(config(home)).train), batch_sampler=order(), threads=2))
+
+    assert next(batches).item() == 1
+    with pytest.raises(RuntimeError, match="the order has no end"):
+        next(batches)
+
+
+def test_threads_make_a_few_batches_ahead_and_end_with_their_iterator(home):
+    items = Numbers(open_data(config(home)).train)
+    batches = iter(Loader(items, batch_sampler=[[n] for n in range(14, 99)], threads=2))
+
+    next(batches)
+    until = time.monotonic() + 10
+    while len(items.made) < 6 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+
+    assert len(items.made) == 6 and len(own_threads()) == 2
+    del batches
+    assert not own_threads()

@@ -87,7 +87,7 @@ def test_a_data_set_of_files_needs_its_root(name):
 def test_a_batch_larger_than_the_data_is_refused():
     module = data_of()
 
-    with pytest.raises(ValueError, match=r"data\.batch_size=31 on 1 device\(s\) is larger than the 30 training images"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=31 is larger than the 30 training images"):
         ImageData(module.splits, module.config.model_copy(update={"batch_size": 31}), module.preprocessing)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zfscope.data.order import TrainBatches
+from zfscope.data.order import TrainBatches, share_of
 
 
 def batches(size=23, batch_size=4, seed=0, position=0, only=0, **ranks):
@@ -33,11 +33,32 @@ def test_a_run_that_goes_on_in_the_middle_meets_the_batches_that_are_left():
     assert rest == whole[3:8]
 
 
-def test_ranks_share_each_batch_between_them():
-    alone = batches(size=24, batch_size=4)
-    first, second = (batches(size=24, batch_size=2, rank=rank, world_size=2) for rank in (0, 1))
+@pytest.mark.parametrize(("ranks", "accumulated"), [(2, 1), (1, 3), (3, 2), (2, 6), (12, 1)])
+def test_the_images_of_a_step_are_the_same_on_any_number_of_ranks_and_accumulated_batches(ranks, accumulated):
+    alone = batches(size=50, batch_size=12)
 
-    assert [one + two for one, two in zip(first, second, strict=True)] == alone
+    shared = [
+        batches(size=50, batch_size=12, rank=rank, world_size=ranks, accumulated=accumulated) for rank in range(ranks)
+    ]
+
+    assert {len(batch) for own in shared for batch in own} == {12 // ranks // accumulated}
+    in_turn = [key for parts in zip(*shared, strict=True) for part in parts for key in part]
+    assert in_turn == [key for batch in alone for key in batch]
+    later = batches(size=50, batch_size=12, position=5 * accumulated, world_size=ranks, accumulated=accumulated)
+    assert later[0] == batches(size=50, batch_size=12, position=5)[0][: 12 // ranks // accumulated]
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "accumulated", "told"),
+    [
+        (10, 4, 1, "cannot be divided by 4, for 4 devices; use data.batch_size=12"),  # as near as 8
+        (10, 1, 3, "cannot be divided by 3, for trainer.accumulate_grad_batches=3; use data.batch_size=9"),
+        (1, 2, 2, "by 4, for 2 devices and trainer.accumulate_grad_batches=2; use data.batch_size=4"),
+    ],
+)
+def test_a_batch_that_cannot_be_spread_is_refused_with_the_nearest_that_can(size, ranks, accumulated, told):
+    with pytest.raises(ValueError, match=rf"^data\.batch_size={size} is the whole batch of a step and .*{told}$"):
+        share_of(size, ranks, accumulated)
 
 
 def test_overfitting_goes_round_the_first_batches_only():
@@ -48,5 +69,5 @@ def test_overfitting_goes_round_the_first_batches_only():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ValueError, match=r"data\.batch_size=30 on 1 device\(s\) is larger than the 23 training images"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=30 is larger than the 23 training images"):
         TrainBatches(23, 30, 0, lambda: 0)

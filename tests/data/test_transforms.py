@@ -62,6 +62,28 @@ def test_the_view_is_a_function_of_seed_epoch_and_index():
     assert not any(torch.equal(once, other) for other in others)
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_numpy_s_default_generator_of_seed_epoch_and_index_chooses(seed):
+    prepare, image = preprocessing(), picture()
+    canvas = prepare.normalise(prepare.canvas(image))
+
+    for epoch, index in ((0, 0), (1, 70_000), (2**20, 3)):
+        across, down, flip = np.random.default_rng((seed, epoch, index)).random(7)[:3]
+        left, top = int(across * 5), int(down * 5)
+        crop = canvas[:, top : top + 12, left : left + 12]
+        view = TrainTransform(prepare, AugmentConfig(), seed)(image, epoch, index)
+        torch.testing.assert_close(view, crop.flip(2) if flip < 0.5 else crop)
+
+
+def test_a_scale_of_one_leaves_the_difference_to_the_mean_as_it_is():
+    prepare, image = preprocessing(), picture()
+    grey = Preprocessing(16, 12, prepare.mean, torch.ones(3, 1, 1))
+
+    for augment in (AugmentConfig(), AugmentConfig(policy="timm")):
+        scaled, plain = (TrainTransform(way, augment, seed=2)(image, 1, 5) for way in (prepare, grey))
+        torch.testing.assert_close(plain * 0.02, scaled)
+
+
 def test_brightness_multiplies_grey_levels_before_the_mean_is_subtracted():
     prepare, image = preprocessing(16, 16), picture()
     grey = prepare.canvas(image).float()

@@ -29,7 +29,7 @@ def on_caltech(folder, *overrides, seed=0, **more):
         (["data.batch_size=64"], "data.batch_size=64"),
         (["data=phantom"], "phantom"),
         (["data.classes=[a,b]"], "data.classes=[a,b]"),
-        (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=2"),
+        (["+trainer.overfit_batches=2"], "trainer.overfit_batches=2"),
     ],
 )
 def test_trainings_that_differ_are_kept_apart_and_say_by_what(other, difference):

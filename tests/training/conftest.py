@@ -51,13 +51,15 @@ def parts(
     every_n_steps=None,
     workers=0,
     model=MODEL,
+    batch_size=None,
     **options,
 ):
     """A trainer, a classifier and its data; ``options`` are the Trainer's."""
     torch.manual_seed(seed)
     images, numbers = tiny_images(count)
     data = ArrayImages(images, numbers if labels is None else labels, CLASSES, "tiny")
-    sizes = {"resize": 24, "crop": 20, "batch_size": 8, "num_workers": workers}
+    sizes = {"resize": 24, "crop": 20, "num_workers": workers}
+    sizes["batch_size"] = batch_size or 8 * options.get("accumulate_grad_batches", 1) * options.get("devices", 1)
     config = check(DataConfig, {**composed()["data"], **sizes})
     prepare = Preprocessing(24, 20, torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 0.02))
     network = build_network(model, 3, 20)
@@ -87,6 +89,7 @@ def parts(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
         default_root_dir=folder,
         **options,
     )

@@ -42,7 +42,7 @@ def test_images_that_workers_read_ahead_are_those_of_where_the_run_stands(fit, t
 
 @pytest.mark.parametrize(("stop", "window"), [(3, 2), (7, 4), (10, 4)])
 def test_a_stop_within_a_window_of_accumulated_batches_loses_none(fit, tmp_path, stop, window):
-    options = {"optim": {"momentum": 0.9}, "count": 40, "accumulate_grad_batches": window}  # five batches an epoch
+    options = {"optim": {"momentum": 0.9}, "count": 64, "accumulate_grad_batches": window, "limit_train_batches": 5}
     _, whole = fit(tmp_path / "whole", **options)
 
     with pytest.raises(SystemExit):

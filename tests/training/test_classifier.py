@@ -59,7 +59,13 @@ def test_every_window_of_batches_makes_a_step_of_its_mean_also_the_last_and_shor
     optim = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": {"name": "constant"}, "channels_last": False}
     batches = Batches()
     trainer, classifier, data = parts(
-        tmp_path, optim=optim, epochs=2, count=40, callbacks=[batches], accumulate_grad_batches=window
+        tmp_path,
+        optim=optim,
+        epochs=2,
+        count=64,
+        callbacks=[batches],
+        accumulate_grad_batches=window,
+        limit_train_batches=5,
     )
     trainer.callbacks[:] = [callback for callback in trainer.callbacks if not isinstance(callback, FilterRenorm)]
     for module in classifier.modules():

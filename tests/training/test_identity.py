@@ -1,6 +1,7 @@
 """What makes another training and what does not, one override at a time."""
 
 import copy
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.conftest import composed
 from zfscope.networks.build import build_network
 from zfscope.networks.checkpoints import network_state, save_network, write_checkpoint
 from zfscope.schema import check
-from zfscope.training.identity import training_identity
+from zfscope.training.identity import check_batches, training_identity
 from zfscope.training.spec import TrainConfig
 
 LIGHTNING = "lightning.pytorch.callbacks"
@@ -66,7 +67,10 @@ def digest_of(values: dict[str, Any] | None = None, *, images="images", **more):
         ("trainer.enable_progress_bar", False),
         ("trainer.precision", 32),
         ("trainer.precision", "32-true"),
-        ("trainer.accumulate_grad_batches", 1),
+        ("trainer.accumulate_grad_batches", 3),  # a step has the same images
+        ("trainer.sync_batchnorm", False),
+        ("trainer.num_nodes", 2),
+        ("trainer.devices", 2),
         ("trainer.limit_train_batches", 1.0),
         ("trainer.limit_train_batches", None),
         ("trainer.gradient_clip_algorithm", "value"),  # nothing is clipped
@@ -105,15 +109,12 @@ def test_what_changes_no_weight_makes_no_other_training(key, value):
         ("trainer.max_steps", 7),
         ("trainer.precision", 16),
         ("trainer.precision", "bf16-mixed"),
-        ("trainer.accumulate_grad_batches", 2),
         ("trainer.gradient_clip_val", 0.5),
         ("trainer.limit_train_batches", 1),  # one batch, where 1.0 is all
         ("trainer.limit_val_batches", 0.5),
         ("trainer.overfit_batches", 2),
         ("trainer.check_val_every_n_epoch", 2),
         ("trainer.val_check_interval", 0.5),
-        ("trainer.devices", 2),
-        ("trainer.num_nodes", 2),
         ("trainer.strategy", "fsdp"),
         ("trainer.max_time", "01:00:00:00"),
         ("weights", "zoo/zfnet"),
@@ -165,10 +166,45 @@ def test_a_foreign_callback_counts_by_its_class_and_options_not_by_its_name():
 
 
 @pytest.mark.parametrize(("devices", "ranks"), [(1, 1), (3, 3), ("2", 2), ("0,3", 2), ([1, 2, 5], 3), ("auto", 1)])
-def test_batches_are_counted_over_all_ranks(devices, ranks):
-    config = usual() | {"trainer": {"devices": devices, "num_nodes": 2, "accelerator": "cpu"}}
+def test_a_network_with_batch_norm_is_another_where_it_sees_fewer_images_together(devices, ranks, monkeypatch):
+    trainer = {"devices": devices, "num_nodes": 2, "accelerator": "cpu", "accumulate_grad_batches": 2}
+    config = usual() | {"trainer": trainer}
+    config["data"] = config["data"] | {"batch_size": 120}
+    ours, theirs = (config | {"model": config["model"] | {"source": source}} for source in ("convnet", "timm"))
 
-    assert training_identity(config, "")["facts"]["trainer.ranks"] == 2 * ranks
+    def together(config, **trainer):
+        facts = training_identity(config | {"trainer": config["trainer"] | trainer}, "")["facts"]
+        return facts.get("trainer.images_normalised_together")
+
+    assert together(ours) is None
+    assert together(theirs) == 120 // (2 * ranks * 2)
+    assert together(theirs, accelerator="gpu") == 60  # synchronised
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert together(theirs, accelerator="gpu", sync_batchnorm=False) == 120 // (2 * ranks * 2)
+
+
+def test_where_batches_are_counted_it_matters_how_many_make_a_step():
+    limited, all_of_them = {"trainer.limit_train_batches": 6}, {"trainer.limit_train_batches": 0.5}
+    twice = {"trainer.accumulate_grad_batches": 2}
+
+    assert digest_of(limited) != digest_of(limited | twice)
+    assert digest_of(all_of_them) == digest_of(all_of_them | twice)
+
+
+@pytest.mark.parametrize(
+    ("state", "times"),
+    [
+        ({"config": {}, "identity": {"facts": {"trainer.ranks": 1}}}, 1),
+        ({"config": {}, "identity": {"facts": {"trainer.ranks": 2}}}, 2),
+        ({"config": {}, "identity": {"facts": {"trainer.ranks": 2, "trainer.accumulate_grad_batches": 4}}}, 8),
+        ({"config": {"trainer": {"devices": 2, "accelerator": "cpu"}}}, 2),  # an early one, without facts
+        ({"config": {"trainer": {"accumulate_grad_batches": 3}}}, 3),
+        ({"config": {"trainer": {"devices": 2}}, "identity": {"facts": {"trainer.ranks": 1}}}, 1),
+    ],
+)
+def test_a_run_whose_steps_took_several_batches_does_not_go_on_with_one(state, times):
+    with nullcontext() if times == 1 else pytest.raises(ValueError, match=f"took {times} times data.batch_size"):
+        check_batches({"zfscope": state}, "last.ckpt")
 
 
 def test_a_list_of_images_to_leave_out_counts_by_its_content(tmp_path):

@@ -27,6 +27,7 @@ from zfscope.evaluation import (
     subsets,
 )
 from zfscope.figures import ensemble_figure
+from zfscope.networks.ranks import own_batches
 from zfscope.report.paper import TABLES
 from zfscope.schema import listed
 
@@ -71,7 +72,7 @@ def analyse(question: Question) -> Result:
     networks = [member.network for member in members]
     batches = Loader(
         Canvases(images, [network.preprocessing.canvas_kind for network in networks]),
-        options.batch_size,
+        **own_batches(len(images), options.batch_size),
         num_workers=question.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )

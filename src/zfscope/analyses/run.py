@@ -1,12 +1,15 @@
 """One analysis from its config to its run folder: load, ask, save, log; the same for all of them."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from zfscope.analyses.fresh import find_recipe, named
 from zfscope.analyses.members import check_prepares, open_members
@@ -23,6 +26,7 @@ from zfscope.files import replacing, write_arrays, write_text
 from zfscope.networks.checkpoints import load_network, run_config, run_progress
 from zfscope.networks.devices import find_device, keep_memory
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.ranks import sharing_passes, started_by_torchrun
 from zfscope.report.conditions import stand_in
 from zfscope.report.paper import numbers_of
 from zfscope.report.readings import Run
@@ -30,6 +34,7 @@ from zfscope.runs import environment, is_below, replacing_results, write_results
 from zfscope.schema import about, check, leaves, printable
 from zfscope.secrets import is_from_environment, masked
 
+SHARED = ("evaluate", "ensemble", "projections")  # analyses whose pass over the images processes may share
 # What makes a data set another one than its name says.
 SUBSET_KEYS = ("dataset", "target", "classes", "cells", "exclude", "clutter")
 
@@ -39,6 +44,16 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
 
     ``overrides`` are what was typed: an augmentation that was not is the run's (see ``find_data``).
     """
+    if (processes := started_by_torchrun()) > 1 and config.analysis.name not in SHARED:
+        raise ValueError(
+            f"analysis={config.analysis.name} runs in one process, and torchrun started {processes}; start it with "
+            f"python alone ({', '.join(SHARED)} share their pass over the images)"
+        )
+    with sharing_passes():
+        _analyze(config, folder, overrides)
+
+
+def _analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str]) -> None:
     keep_memory()
     question = ask(config, folder, any(re.match(r"\+*data[./@]augment", override) for override in overrides))
     conditions = conditions_of(config, question)
@@ -99,6 +114,8 @@ def tell_unfinished(conditions: Mapping[str, Any]) -> None:
 def ask(config: AnalyzeConfig, folder: Path, augment_typed: bool = False) -> Question:
     """Load what a config asks about, and its data."""
     name, device = config.analysis.name, find_device(config.device)
+    if started_by_torchrun() > 1 and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if config.image is not None:
         check_image(config.image)
     network, members, run, preprocessing, recipe = None, (), {}, None, None

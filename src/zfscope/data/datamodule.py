@@ -12,13 +12,14 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from zfscope.data.exclusions import without
 from zfscope.data.imageset import ArrayImages, ImageSet
 from zfscope.data.loader import Loader
-from zfscope.data.order import TrainBatches
+from zfscope.data.order import TrainBatches, check_batch_size, share_of
 from zfscope.data.quarantine import with_quarantine
 from zfscope.data.sources.elpv import open_elpv
 from zfscope.data.sources.fashion_mnist import open_fashion_mnist
@@ -32,6 +33,7 @@ from zfscope.data.splits import Splits
 from zfscope.data.statistics import Statistics
 from zfscope.data.transforms import Examples, TrainTransform
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.ranks import own_batches
 from zfscope.schema import about
 
 OPENERS: dict[str, Callable[[DataConfig], Splits]] = {
@@ -93,12 +95,17 @@ class ImageData(lightning.LightningDataModule):
         self.splits, self.config, self.preprocessing, self.seed = splits, config, preprocessing, seed
         self.done = 0
         self.directions = statistics.colour_directions() if statistics is not None else None
-        TrainBatches(len(splits.train), config.batch_size, seed, lambda: 0)  # refuses a batch larger than the data
+        check_batch_size(config.batch_size, len(splits.train))
 
     @property
     def num_workers(self) -> int:
         """Processes that load; with ``auto`` none for small arrays in memory, else up to eight."""
         return workers_for(self.splits.train, self.config)
+
+    @property
+    def images_at_a_time(self) -> int:
+        """Of the ``data.batch_size`` images of a step, those that this rank takes through the network at a time."""
+        return share_of(self.config.batch_size, self.trainer.world_size, accumulated_batches(self.trainer))
 
     def readers(self, images: ImageSet) -> dict[str, Any]:
         """The options of a loader of these images that say who reads them.
@@ -122,6 +129,7 @@ class ImageData(lightning.LightningDataModule):
             position=lambda: max(self.done, trainer.fit_loop.epoch_loop.batch_progress.total.processed),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            accumulated=accumulated_batches(trainer),
         )
         batches.only = overfit if isinstance(overfit, int) else -int(-overfit * len(batches) // 1)
         return Loader(
@@ -136,14 +144,14 @@ class ImageData(lightning.LightningDataModule):
         """The middle crop of the validation images, in order; each rank takes its own, none is repeated."""
         transform, trainer = self.preprocessing, self.trainer
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        return self._in_order(self.splits.val, transform, self.config.batch_size, **ranks, keeps_empty=True)
+        return self._in_order(self.splits.val, transform, self.images_at_a_time, **ranks, keeps_empty=True)
 
     def canvases(self, images: ImageSet, batch_size: int) -> DataLoader:
-        """All whole canvases in order, on whichever rank asks, for evaluation with one and ten crops."""
+        """All whole canvases in order, for evaluation with one and ten crops; of a shared pass this process's own."""
         return self._in_order(images, self.preprocessing.normalised_canvas, batch_size)
 
     def centre_crops(self, images: ImageSet, batch_size: int) -> DataLoader:
-        """The middle crops of all images in order, as validation sees them, on whichever rank asks."""
+        """The middle crops of all images in order, as validation sees them; of a shared pass this process's own."""
         return self._in_order(images, self.preprocessing, batch_size)
 
     def _in_order(
@@ -155,14 +163,22 @@ class ImageData(lightning.LightningDataModule):
         world_size: int = 1,
         keeps_empty: bool = False,
     ) -> DataLoader:
+        order = own_batches(len(images), batch_size)
+        if world_size > 1:
+            order = {"batch_size": batch_size, "sampler": range(rank, len(images), world_size)}
         return Loader(
             Examples(images, transform, self.preprocessing.canvas_kind),
-            batch_size=batch_size,
-            sampler=None if world_size == 1 else range(rank, len(images), world_size),
+            **order,
             **self.readers(images),
             pin_memory=torch.cuda.is_available(),
             keeps_empty=keeps_empty,
         )
+
+
+def accumulated_batches(trainer: lightning.Trainer) -> int:
+    """How many batches share the images of a step; 1 where a callback says so by epoch, and multiplies the images."""
+    by_epoch = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
+    return 1 if by_epoch else trainer.accumulate_grad_batches
 
 
 def workers_for(images: ImageSet, config: DataConfig) -> int:

@@ -21,6 +21,7 @@ from zfscope.deconvnet.projection import Unpooling, deconvnet_of, project
 from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.hooked import TimmNetwork
 from zfscope.networks.network import Network, evaluating, watching
+from zfscope.networks.ranks import end_pass
 from zfscope.schema import listed
 
 OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an empty place
@@ -112,14 +113,24 @@ class TopActivationsHook:
     Compiled code runs as ordinary code meanwhile. A layer whose output is no feature maps is passed over. Before each
     batch ``indices`` must be set to its images' numbers; ``top`` holds the ``k`` winners of each map. A layer that has
     not one output for each image is refused where the network runs; with ``strict=False`` it competes no longer, and
-    ``mismatches`` says why.
+    ``mismatches`` says why. With ``most`` only so many maps of each layer compete, a `random_subset`; ``maps`` holds
+    by layer which map each row of the tables is.
     """
 
-    def __init__(self, network: Network, layers: Sequence[str], k: int, strict: bool = True) -> None:
+    def __init__(
+        self,
+        network: Network,
+        layers: Sequence[str],
+        k: int,
+        strict: bool = True,
+        most: int | None = None,
+        seed: int = 0,
+    ) -> None:
         self.indices: Tensor | None = None
         self.top: TopActivations | None = None
         self.mismatches: dict[str, str] = {}
-        self._k, self._strict, self._first = k, strict, {}
+        self.maps: dict[str, Tensor] = {}
+        self._k, self._strict, self._most, self._seed, self._first = k, strict, most, seed, {}
         self._hooks = ExitStack()
         self._hooks.enter_context(watching({layer: network.map_module(layer) for layer in layers}, self._listen))
 
@@ -143,6 +154,11 @@ class TopActivationsHook:
             if self._strict:
                 raise ValueError(self.mismatches[layer])
             return
+        if layer not in self.maps:
+            count = maps.shape[1]
+            self.maps[layer] = random_subset(count, count if self._most is None else self._most, self._seed)
+        if len(self.maps[layer]) < maps.shape[1]:
+            maps = maps[:, self.maps[layer].to(maps.device)]
         if self.top is None and layer in self._first:  # a second batch: all layers have shown how many maps they have
             self._begin()
         if self.top is None:
@@ -174,7 +190,9 @@ def top_images(
         hook.close()
     if hook.top is None:
         raise NoFeatureMaps(network, layers)
-    return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in hook.top.compute().items()}
+    tables = hook.top.compute()
+    end_pass(getattr(getattr(batches, "items", None), "images", None))
+    return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in tables.items()}
 
 
 def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """The network's input, ``(3, crop, crop)`` float32, from the middle of an image (see ``canvas``)."""
-        return centre_crop(self.normalised_canvas(image), self.crop)
+        return self.normalise(centre_crop(self.canvas(image), self.crop))
 
     def normalised_canvas(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """The whole canvas, ``(3, resize, resize)`` float32, from which ten crops are cut."""
@@ -127,8 +127,14 @@ class Preprocessing:
         return as_tensor(self.canvas_kind.draw(as_pixels(image)))
 
     def normalise(self, canvas: Tensor) -> Tensor:
-        """Subtract the mean and scale: grey levels ``(…, 3, resize, resize)`` to float32 of the same shape."""
-        return (canvas.float() - self.mean.to(canvas.device)) * self.scale.to(canvas.device)
+        """Subtract the mean and scale: grey levels ``(…, 3, resize, resize)`` to float32 of the same shape.
+
+        Grey levels ``(…, 3, crop, crop)`` are those of the middle.
+        """
+        whole = canvas.shape[-1] == self.resize or self.mean.shape[-1] == 1
+        mean = self.mean if whole else centre_crop(self.mean, self.crop)
+        levels = canvas.to(torch.float32, copy=True)
+        return levels.sub_(mean.to(canvas.device)).mul_(self.scale.to(canvas.device))
 
     def unpreprocess(self, inputs: Tensor) -> Tensor:
         """Network inputs ``(…, 3, crop, crop)`` back as images, float, 0-255 clamped (centre crops)."""

@@ -14,13 +14,13 @@ import numpy as np
 import timm.data
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from zfscope.data.datamodule import ImageData
+from zfscope.data.datamodule import ImageData, accumulated_batches
 from zfscope.networks.checkpoints import network_state
 from zfscope.networks.finite import broken_entry, broken_state, first_broken_module
 from zfscope.networks.network import Network
@@ -68,6 +68,7 @@ class Classifier(lightning.LightningModule):
         self.train_scores = MetricCollection(dict(scores), prefix="train/", compute_groups=False)
         self.val_scores = self.train_scores.clone(prefix="val/")
         self.train_loss = MeanLoss(nan_strategy="disable")  # looking for NaN at every step would wait for a GPU
+        self.val_loss = MeanLoss(nan_strategy="disable")
         self.watch = Watch()
         self.seconds_before = 0.0  # of the legs before this one
         self.train_errors: Mapping[str, float] = {}  # of the last epoch of the legs before this one
@@ -99,6 +100,7 @@ class Classifier(lightning.LightningModule):
         images, labels, _ = batch
         self._reseed()
         if not len(images):  # none could be read; other ranks wait for this one's gradients
+            self._log_loss(torch.zeros((), device=self.device), 0)
             return torch.stack([(weight * 0).sum() for weight in self.parameters() if weight.requires_grad]).sum()
         targets = labels
         if self.mixup is not None and not self.multilabel:
@@ -111,12 +113,13 @@ class Classifier(lightning.LightningModule):
             first = f", first in the output of {where}" if where else ""
             first = ", because its images hold NaN or infinity" if broken_entry(images) is not None else first
             raise ValueError(self._refusal(f"the training loss became {loss.item()}", first))
-        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(images))
-        self.train_loss.update(loss.detach(), self._share(len(images)))
+        self._log_loss(loss, len(images))
+        share = self._share(len(images))
+        self.train_loss.update(loss.detach(), share)
         self.train_scores.update(logits.detach(), labels.long() if self.multilabel else labels)
         self._images += len(images) * self.trainer.world_size
         self._until = time.perf_counter()
-        return loss * self._missing_share(batch_idx)
+        return loss * (share * self._missing_share(batch_idx))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse gradients that are not finite before they reach the weights; a scaler of float16 leaves them out.
@@ -140,7 +143,8 @@ class Classifier(lightning.LightningModule):
         """Go on from where the run stood, with the rates of this config; start counting images and seconds."""
         self.on_train_epoch_start()  # a run that goes on in the middle of an epoch starts none
         # With weights of 16 bits Lightning makes the mean one of 16 bits too, which forgets what is added late.
-        self.train_loss.set_dtype(torch.promote_types(self.train_loss.dtype, torch.float32))
+        for loss in (self.train_loss, self.val_loss):
+            loss.set_dtype(torch.promote_types(loss.dtype, torch.float32))
         for callback in self.trainer.callbacks:
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
@@ -179,15 +183,17 @@ class Classifier(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Loss and errors of the middle crops of one batch."""
         images, labels, _ = batch
-        if not len(images):  # none could be read; a rank without any image still meets the others to log
-            self.log("val/loss", 0.0, batch_size=0, sync_dist=True)
+        if not len(images):  # none could be read
             return
         logits = self(images)
-        self.log("val/loss", self._loss(logits, labels, smoothing=0.0), batch_size=len(images), sync_dist=True)
+        self.val_loss.update(self._loss(logits, labels, smoothing=0.0), len(images))
         self.val_scores.update(logits, labels.long() if self.multilabel else labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors of this validation, in percent."""
+        # Not by sync_dist: Lightning then divides by the images of the ranks as a mean without its fraction.
+        self.log("val/loss", self.val_loss.compute())
+        self.val_loss.reset()
         self._log_scores(self.val_scores, prog_bar=True)
         self._validated = not self.trainer.sanity_checking
 
@@ -228,6 +234,7 @@ class Classifier(lightning.LightningModule):
         trainer = self.trainer
         seconds = self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
         checkpoint["progress"] = {"seconds": seconds, "should_stop": bool(trainer.should_stop), "metrics": {}}
+        checkpoint["progress"]["batches_of_a_step"] = accumulated_batches(trainer)
         for name, metric in self._train_metrics().items():
             if metric.update_called:
                 with metric.sync_context(should_sync=trainer.world_size > 1):
@@ -252,6 +259,7 @@ class Classifier(lightning.LightningModule):
         the Trainer has restored its progress.
         """
         self._restored = checkpoint
+        self.trainer.precision_plugin.convert_module(self)  # Lightning does it after the weights were restored
         self.seconds_before = checkpoint.get("progress", {}).get("seconds", 0.0)
         self.train_errors = checkpoint.get("progress", {}).get("train", {})
         # Lightning forgets that a callback has asked for the end, which min_epochs may have put off.
@@ -259,6 +267,9 @@ class Classifier(lightning.LightningModule):
         if before and self.config and end_of(before) == end_of(self.config):
             self.trainer.should_stop |= checkpoint["progress"].get("should_stop", False)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if before is not None:
+            window = checkpoint.get("progress", {}).get("batches_of_a_step", 1)
+            rescale(progress, window, accumulated_batches(self.trainer), "gradients" in checkpoint)
         if isinstance(self.trainer.datamodule, ImageData):
             self.trainer.datamodule.done = progress["total"]["processed"]
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
@@ -276,9 +287,21 @@ class Classifier(lightning.LightningModule):
         return f"{told} {place}{more}; lower optim.lr or set trainer.gradient_clip_val=1{back}"
 
     def _share(self, count: int) -> float:
-        """How much ``count`` images are of a batch, which is smaller where some cannot be read."""
+        """How much ``count`` images are of a batch, which is smaller where some cannot be read.
+
+        With it in the loss every image counts alike in a step, whichever batch and rank it is in.
+        """
         data = self.trainer.datamodule
-        return count / data.config.batch_size if isinstance(data, ImageData) else 1.0
+        return count / data.images_at_a_time if isinstance(data, ImageData) else 1.0
+
+    def _log_loss(self, loss: Tensor, count: int) -> None:
+        """The mean over the images of all ranks; all of them come here, also for a batch without images."""
+        if self.trainer.world_size > 1:
+            sums = torch.stack([loss.detach().double() * count, loss.new_tensor(count, dtype=torch.float64)])
+            distributed.all_reduce(sums)
+            loss, count = (sums[0] / sums[1].clamp(min=1)).to(loss.dtype), count or 1
+        if count:
+            self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=count)
 
     def _missing_share(self, batch_idx: int) -> float:
         """What makes the step of an epoch's last, shorter window that of a mean: Lightning divides by whole windows."""
@@ -295,7 +318,8 @@ class Classifier(lightning.LightningModule):
             labels = shared_targets(labels)
         elif labels.ndim == 2:
             smoothing = 0.0  # timm's mixup has smoothed them already
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def _log_scores(self, scores: MetricCollection, **options: Any) -> None:
         for name, value in scores.compute().items():
@@ -334,6 +358,19 @@ def mixed(mixup: timm.data.Mixup, images: Tensor, labels: Tensor) -> tuple[Tenso
         images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
     images, targets = mixup(images, labels)
     return images[:count], targets[:count]
+
+
+def rescale(progress: dict[str, Any], before: int, now: int, within: bool) -> None:
+    """Count a run's progress in batches of which ``now`` make a step, where ``before`` did; not ``within`` a step."""
+    for counts in (progress["total"], progress["current"]) if before != now else ():
+        done = counts["processed"]
+        if within or done * now % before:
+            raise ValueError(
+                f"this run stands within a step of {before} batches; let it go on with "
+                f"trainer.accumulate_grad_batches={before}"
+            )
+        for name, count in counts.items():
+            counts[name] = done * now // before + count - done
 
 
 def restore_metric(metric: Metric, count: int, state: Mapping[str, Any]) -> None:

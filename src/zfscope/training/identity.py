@@ -25,12 +25,12 @@ IRRELEVANT_DATA_KEYS = frozenset({"root", "cache", "num_workers", "download", "c
 IRRELEVANT_TRAINER_KEYS = re.compile(
     "accelerator|barebones|benchmark|callbacks|default_root_dir|detect_anomaly|deterministic|enable_.*|inference_mode"
     "|limit_(predict|test)_batches|log_every_n_steps|logger|model_registry|num_sanity_val_steps|plugins|profiler"
+    "|accumulate_grad_batches|devices|num_nodes|sync_batchnorm"  # data.batch_size is the whole batch of a step
 )
 
 # What the Trainer takes a keyword for that is left out or null: said or unsaid, it is one training.
 TRAINER_DEFAULTS = {
     "max_steps": -1,
-    "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "val_check_interval": 1.0,
     "limit_train_batches": 1.0,
@@ -40,7 +40,6 @@ TRAINER_DEFAULTS = {
     "precision": "32-true",
     "strategy": "auto",
     "reload_dataloaders_every_n_epochs": 0,
-    "sync_batchnorm": False,
     "fast_dev_run": False,
 }
 
@@ -88,7 +87,7 @@ def training_identity(
         "model": config["model"],
         "data": data,
         "optim": optim,
-        "trainer": _trainer_facts(config.get("trainer") or {}),
+        "trainer": _trainer_facts(config.get("trainer") or {}) | _batch_norm_facts(config),
         "callbacks": callback_facts(config.get("callbacks") or {}),
         "weights": start or _weights_of(config.get("weights"), config.get("weights_file")),
         "legs": {str(number): plain(leg) for number, leg in enumerate(legs, 1)},
@@ -133,8 +132,6 @@ def check_environment(earlier: Mapping[str, Any], now: Mapping[str, Any], values
 
 def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in trainer.items() if not IRRELEVANT_TRAINER_KEYS.fullmatch(key)}
-    devices, nodes = values.pop("devices", None), int(values.pop("num_nodes", None) or 1)
-    ranks = _device_count(devices, trainer.get("accelerator")) * nodes
     if values.get("precision") is not None:
         values["precision"] = PRECISIONS.get(str(values["precision"]), str(values["precision"]))
     if str(values.get("strategy")).startswith("ddp"):  # what "auto" takes where there are several ranks
@@ -143,8 +140,50 @@ def _trainer_facts(trainer: Mapping[str, Any]) -> dict[str, Any]:
         values.pop("gradient_clip_algorithm", None)
     # By their text: limit_train_batches=1 is one batch, 1.0 all of them.
     unsaid = {key for key, value in values.items() if value is None or str(value) == str(TRAINER_DEFAULTS.get(key))}
-    # Each rank takes batches of its own, so their number multiplies the batch.
-    return {key: value for key, value in sorted(values.items()) if key not in unsaid} | {"ranks": ranks}
+    facts = {key: value for key, value in sorted(values.items()) if key not in unsaid}
+    counted = (facts.get(key) for key in ("limit_train_batches", "overfit_batches", "val_check_interval"))
+    if (accumulated := trainer.get("accumulate_grad_batches") or 1) > 1 and any(isinstance(it, int) for it in counted):
+        facts["batches_of_a_step"] = accumulated
+    # How many times data.batch_size a step takes: it was once for each rank, see `check_batches`.
+    return facts | {"ranks": 1}
+
+
+def _batch_norm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How many images batch norm sees together, where these are not all of a step; our own networks have none."""
+    trainer = config.get("trainer") or {}
+    accumulated, ranks = trainer.get("accumulate_grad_batches") or 1, _rank_count(trainer)
+    apart = accumulated * (1 if has_synchronised_batch_norm(config) else ranks)
+    if apart == 1 or config["model"].get("source", "convnet") == "convnet":
+        return {}
+    return {"images_normalised_together": config["data"]["batch_size"] // apart}
+
+
+def has_synchronised_batch_norm(config: Mapping[str, Any]) -> bool:
+    """Whether batch norm sees the images of all ranks, in a training by this config: torch does that on GPUs alone."""
+    trainer = config.get("trainer") or {}
+    kind = trainer.get("accelerator") or str(config.get("device", "auto")).partition(":")[0]
+    on_gpu = kind not in ("cpu", "auto") or (kind == "auto" and torch.cuda.is_available())
+    return on_gpu and trainer.get("sync_batchnorm") is not False
+
+
+def check_batches(checkpoint: Mapping[str, Any], path: Path | None) -> None:
+    """Refuse to go on with a run for which ``data.batch_size`` was the batch of each rank and accumulated batch."""
+    state = checkpoint["zfscope"]
+    trainer = state["config"].get("trainer") or {}
+    facts = (state.get("identity") or {}).get("facts")
+    if facts is None:
+        times = _rank_count(trainer) * (trainer.get("accumulate_grad_batches") or 1)
+    else:
+        times = facts.get("trainer.ranks", 1) * facts.get("trainer.accumulate_grad_batches", 1)
+    if times != 1:
+        raise ValueError(
+            f"this run took {times} times data.batch_size images for a step, which now is the whole batch; start a new "
+            f"run with weights={path}"
+        )
+
+
+def _rank_count(trainer: Mapping[str, Any]) -> int:
+    return _device_count(trainer.get("devices"), trainer.get("accelerator")) * int(trainer.get("num_nodes") or 1)
 
 
 def _device_count(devices: Any, accelerator: Any) -> int:

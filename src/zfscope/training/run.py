@@ -1,12 +1,10 @@
 """One training: seed -> build -> fit -> evaluate, in a run folder."""
 
 import logging
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ from zfscope.report.readings import TRAINING, Run
 from zfscope.runs import environment, read_results, write_results
 from zfscope.schema import about
 from zfscope.secrets import is_from_environment
-from zfscope.stops import SIGNALS, starting_processes
 from zfscope.training.averaging import CurrentUntilAveraged
 from zfscope.training.callbacks import check_monitors, configured_callbacks
 from zfscope.training.checkpointing import (
@@ -46,12 +43,13 @@ from zfscope.training.checkpointing import (
     find_resumable,
 )
 from zfscope.training.classifier import Classifier, metric_names
-from zfscope.training.identity import check_environment, end_of, training_identity
+from zfscope.training.identity import check_batches, check_environment, end_of, training_identity
 from zfscope.training.images import examine, note_unreadable, recall_sizes, sizes_of_unread, telling_how_to_go_on
 from zfscope.training.optimisers import warn_of_decay
 from zfscope.training.progress import build_progress, why_stopped
+from zfscope.training.ranks import ranks_together
 from zfscope.training.spec import FIXED_KEYS, TrainConfig
-from zfscope.training.trainer import check_trainer, environment_plugins, trainer_keywords
+from zfscope.training.trainer import check_trainer, environment_plugins, synchronise_batch_norm, trainer_keywords
 
 
 def train(
@@ -69,7 +67,7 @@ def train(
     Returns the best validation error in percent; NaN where none was measured.
     """
     quiet_lightning()
-    check_trainer(config)
+    ranks = check_trainer(config)
     paper = numbers_of(config.paper)
     keep_memory()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -98,6 +96,7 @@ def train(
     fingerprint = splits.train.fingerprint
     if checkpoint is not None:
         check_same_data(checkpoint, last, fingerprint)
+        check_batches(checkpoint, last)
     identity = identity_of(config, splits, checkpoint, last)
     if checkpoint is not None and has_finished(config, folder, checkpoint):
         steps = f"{folder} has finished after {checkpoint['global_step']} steps"
@@ -109,6 +108,8 @@ def train(
         network.preprocessing = statistics.preprocessing(
             config.data.crop, config.model.input_scale, config.data.resizer
         )
+    if ranks > 1:
+        synchronise_batch_norm(network, config)
     data = ImageData(splits, config.data, network.preprocessing, config.seed, statistics)
     classifier = Classifier(
         network,
@@ -144,7 +145,7 @@ def train(
     options = config.logger.model_dump() | ({"name": "none"} if trainer.fast_dev_run else {})
     tags = [*recorded["tags"], *overrides]
     labels = {"name": named, "group": recorded["group"] or group, "tags": tags, "config": recorded}
-    with telling_how_to_go_on(folder), ending_ranks(trainer), run_logger(options, folder, **labels) as logger:
+    with telling_how_to_go_on(folder), ranks_together(trainer), run_logger(options, folder, **labels) as logger:
         trainer.loggers = [logger] if logger else []
         if accepted is not None:
             accepted()
@@ -190,25 +191,6 @@ def train(
                 logger_of_run.log_metrics(final, step=trainer.global_step)
                 logger_of_run.save()
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
-
-
-@contextmanager
-def ending_ranks(trainer: lightning.Trainer) -> Iterator[None]:
-    """Where this rank does not come to its end, those that it started end too: they would wait for it."""
-    launcher = trainer.strategy.launcher
-    if hasattr(launcher, "_call_children_scripts"):
-        # A signal to all processes would end them before they listen, and Lightning then kills this one.
-        launcher._call_children_scripts = starting_processes(*SIGNALS)(launcher._call_children_scripts)
-    try:
-        yield
-    except BaseException:
-        ranks = getattr(launcher, "procs", [])
-        others = [*ranks]
-        ranks.clear()  # first: Lightning kills this process for the end of another that it knows of
-        for other in others:
-            other.kill()
-            (other.wait if isinstance(other, subprocess.Popen) else other.join)()
-        raise
 
 
 def has_finished(config: TrainConfig, folder: Path, checkpoint: Mapping[str, Any]) -> bool:
@@ -286,7 +268,7 @@ def final_metrics(
         if evaluated != config.evaluate.checkpoint:
             console.print(f"no validation has run: the errors are those of the last step, {trainer.global_step}")
         part, images = ("test", data.splits.test) if data.splits.test is not None else ("val", data.splits.val)
-        batches = data.canvases(images, config.data.batch_size)
+        batches = data.canvases(images, data.images_at_a_time)
         predictions = predict(
             load_network(folder if evaluated == "best" else folder / evaluated),
             batches,

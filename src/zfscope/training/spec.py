@@ -299,7 +299,8 @@ class TrainConfig(Strict):
             size = 2 if str(self.trainer.precision).startswith(("16", "bf16")) else 4
             needs |= {f"model.{name}": 4 * copies * count for name, count in weights.items()}
             if on_host:
-                needs["data.batch_size"] = size * self.data.batch_size * sum(activations.values())
+                images = self.data.batch_size // self.trainer.accumulate_grad_batches
+                needs["data.batch_size"] = size * images * sum(activations.values())
         total, free = sum(needs.values()), available_memory()
         if free is not None and total > free:
             key = max(needs, key=needs.get)
