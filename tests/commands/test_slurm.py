@@ -84,6 +84,17 @@ def test_control_a_command_that_does_not_look_for_its_run_finds_its_folder_taken
     assert code == 2 and "own holds a run" in err
 
 
+def test_a_run_on_a_machine_with_slurm_is_not_told_to_use_srun(command, tiny, tmp_path, monkeypatch, recwarn):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    code, _, err = command("train", *tiny, *QUICK, "hydra.run.dir=run")
+
+    assert code == 0, err
+    assert [str(warning.message) for warning in recwarn if "srun" in str(warning.message)] == []
+
+
 # --- sweeps ---
 
 

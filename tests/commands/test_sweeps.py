@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from importlib import import_module
 
+import joblib
 import pytest
 import torch
 import yaml
@@ -275,6 +278,24 @@ def test_a_queue_that_does_not_answer_is_told_in_one_line_and_nothing_is_started
 
 # --- joblib ---
 
+
+def test_joblib_has_no_more_processes_than_jobs_and_shares_the_cores_among_these(command, monkeypatch):
+    seen = []
+
+    class Parallel(joblib.Parallel):
+        def __call__(self, tasks):
+            seen.append((self.n_jobs, self.batch_size, len(list(tasks))))
+            return []
+
+    monkeypatch.setattr(import_module("hydra_plugins.hydra_joblib_launcher._core"), "Parallel", Parallel)
+    monkeypatch.setattr("joblib.effective_n_jobs", lambda n_jobs: 8 if n_jobs == -1 else n_jobs)
+
+    for typed in ([], ["hydra.launcher.n_jobs=2"]):
+        command("train", "-m", "seed=0,1,2", "hydra/launcher=joblib", *typed)
+
+    assert seen == [(3, 1, 3), (2, 1, 3)]
+
+
 KILLER = """
 import os, signal
 from lightning.pytorch.callbacks import Callback
@@ -304,3 +325,25 @@ def test_a_killed_process_of_joblib_costs_its_own_jobs_and_the_others_run(tmp_pa
     assert states(first.stdout, 6).count("finished") >= 4
     assert second.returncode == 0, second.stdout + second.stderr
     assert states(second.stdout, 6) == ["finished"] * 6
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_of_joblib_in_one_line_and_it_goes_on_exactly(command, tmp_path, tiny):
+    own = ["-m", *tiny, QUICK[0], "trainer.max_epochs=40", "seed=0,1,2"]
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=six"]
+    line = [sys.executable, str(ROOT / "train.py"), *own, *joblib]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+
+    process = subprocess.Popen(line, cwd=tmp_path, start_new_session=True, **pipes)
+    while not (tmp_path / "six/1/checkpoints/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all processes
+    _, err = process.communicate(timeout=100)
+
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "train.py: stopped by SIGINT; go on with python train.py resume=six"
+    assert command("train", "resume=six", "hydra/launcher=basic")[0] == 0
+    assert command("train", *own, "hydra.sweep.dir=whole")[0] == 0
+    for stopped, whole in zip(content(tmp_path / "six/1"), content(tmp_path / "whole/1"), strict=True):
+        torch.testing.assert_close(stopped, whole, rtol=0, atol=0)

@@ -127,7 +127,9 @@ def read_sweep(name: str, overrides: Sequence[str]) -> list[str] | None:
         hydra = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]
         command, own = hydra["job"]["name"], [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"]]
         recorded = [one.input_line for one in parse(own) if not SET.fullmatch(one.input_line)]
-    except (yaml.YAMLError, UnicodeDecodeError, HydraException, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError):
+        raise ValueError(f"resume={folder}: {path} is no record of a sweep; restore it") from None
+    except (yaml.YAMLError, UnicodeDecodeError, HydraException, ValueError) as error:
         raise ValueError(f"resume={folder}: {path} cannot be read ({one_line(error)}); restore it") from None
     if command != name:
         raise ValueError(f"resume={folder}: it is a sweep of {command}.py; python {command}.py resume={folder}")

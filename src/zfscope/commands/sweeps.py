@@ -38,14 +38,18 @@ def outcomes(
             results = read_results(job.folder)
         except ValueError as error:
             results, cause = None, cause or one_line(error)
-        state = queue.get(number) or ("running" if is_locked(job.folder) else None)
-        if cause and state is None:
-            found.append({"state": "failed", "cause": cause, **own})
-        elif results and (state is None or results.get("state") == "finished"):
+        if results and results.get("state", "finished") == "finished":
             found.append(results)
+        elif number in queue or is_locked(job.folder):
+            found.append({"state": queue.get(number, "running"), **own})
+        elif cause:
+            found.append({"state": "failed", "cause": cause, **own})
+        elif results:
+            found.append(results)
+        elif (job.folder / RECORD).is_dir():
+            found.append({"state": "stopped", **own})
         else:
-            begun = "stopped" if (job.folder / RECORD).is_dir() else "waiting" if is_running else NOT_RUN
-            found.append({"state": state or begun, **own})
+            found.append({"state": "waiting" if is_running else NOT_RUN, **own})
     return found
 
 
