@@ -1,5 +1,7 @@
 """A training that only notes how it was started."""
 
+import os
+
 import pytest
 
 from zfscope.runs import write_results
@@ -16,6 +18,8 @@ def starts(monkeypatch):
             accepted()
         first = not (folder / "checkpoints").exists()
         (folder / "checkpoints").mkdir(exist_ok=True)
+        if "KILLED" in os.environ:
+            return 1.0
         if config.seed == 1 and first:
             raise RuntimeError("out of memory")
         (folder / "checkpoints/last.ckpt").touch()

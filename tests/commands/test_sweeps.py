@@ -19,6 +19,7 @@ from tests.commands.sweeping import SIX, states
 from tests.commands.test_stops import PLACES, QUICK, content, interrupted
 from tests.conftest import ROOT
 from zfscope.runs import lock
+from zfscope.training.classifier import Classifier
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 AGAIN = {"the same line": SIX, "resume=": ("resume=six",), "an absolute path": ("resume=PLACE/six",)}
@@ -33,7 +34,7 @@ def queue(tmp_path, monkeypatch):
     def answers(*lines, code=0):
         (tmp_path / "six/.submitit").mkdir(exist_ok=True)
         (tmp_path / "six/.submitit/three.json").write_text("[0, 2, 3]")
-        (tmp_path / "six/.submitit/one.json").write_text("[2]")
+        (tmp_path / "six/.submitit/one.json").write_text("[3]")
         program = tmp_path / "bin/squeue"
         (tmp_path / "bin/lines").write_text("".join(f"{line}\n" for line in lines))
         program.write_text(f"#!/bin/sh\ncat {tmp_path}/bin/lines {'>&2' if code else ''}\nexit {code}\n")
@@ -49,7 +50,7 @@ def files(folder):
 @pytest.mark.parametrize("way", AGAIN)
 def test_a_sweep_that_is_repeated_runs_what_is_missing_or_failed_and_leaves_the_rest(command, starts, tmp_path, way):
     code, out, _ = command("train", *SIX)
-    assert (code, states(out)) == (1, ["finished", "failed", "stopped", "finished"])
+    assert (code, states(out)) == (1, ["finished", "failed", "finished", "stopped"])
     assert "job 1 failed: out of memory" in out
     assert "what is missing or failed runs with python train.py resume=six" in out
     starts.clear()
@@ -58,12 +59,21 @@ def test_a_sweep_that_is_repeated_runs_what_is_missing_or_failed_and_leaves_the_
     code, out, err = command("train", *again)
 
     assert code == 0, err
-    assert starts == [(1, "number_1", False), (2, "number_2", True)]
+    assert starts == [(1, "number_1", False), (2, "number_3", True)]
     assert states(out) == ["finished"] * 4
     starts.clear()
     code, out, _ = command("train", *again)
     assert (code, starts, states(out)) == (0, [], ["finished"] * 4)
     assert "no job of this sweep is left to run" in out
+
+
+def test_a_job_that_failed_and_is_killed_the_next_time_is_stopped(command, starts, monkeypatch):
+    command("train", *SIX)
+    monkeypatch.setenv("KILLED", "1")
+
+    _, out, _ = command("train", "resume=six")
+
+    assert states(out) == ["finished", "stopped", "finished", "stopped"]
 
 
 def test_a_sweep_in_a_folder_with_a_space_is_repeated_by_the_line_that_it_prints(command, starts, tmp_path):
@@ -129,22 +139,22 @@ def test_a_job_that_another_process_runs_is_listed_and_not_started(command, star
     command("train", *SIX)
     starts.clear()
 
-    with lock(tmp_path / "six/2"):
+    with lock(tmp_path / "six/3"):
         code, out, _ = command("train", "resume=six")
 
-    assert (code, states(out)) == (1, ["finished", "finished", "running", "finished"])
+    assert (code, states(out)) == (1, ["finished", "finished", "finished", "running"])
     assert [seed for seed, *_ in starts] == [1]
     assert "what is missing" not in out
 
 
 def test_a_second_start_of_a_sweep_lists_its_jobs_and_ends_in_one_line(command, starts, tmp_path):
     command("train", *SIX)
-    (tmp_path / "six/3").rename(tmp_path / "elsewhere")
+    (tmp_path / "six/2").rename(tmp_path / "elsewhere")
 
-    with lock(tmp_path / "six"), lock(tmp_path / "six/2"):
+    with lock(tmp_path / "six"), lock(tmp_path / "six/3"):
         code, out, err = command("train", *SIX)
 
-    assert (code, states(out)) == (2, ["finished", "failed", "running", "waiting"])
+    assert (code, states(out)) == (2, ["finished", "failed", "waiting", "running"])
     assert err.startswith("train.py: the run folder six is locked by another process") and err.count("\n") == 1
 
 
@@ -159,36 +169,53 @@ def test_a_job_that_a_signal_stopped_ends_with_the_weights_of_an_uninterrupted_o
         143,
         "train.py: stopped by SIGTERM; go on with python train.py resume=six",
     )
-    steps = content_of_checkpoint(tmp_path / "six/1")
+    done = steps_of(tmp_path / "six/1")
+    batches = []
+    step = Classifier.training_step
+    monkeypatch.setattr(Classifier, "training_step", lambda *given: (batches.append(1), step(*given))[1])
 
     code, _, err = command("train", "resume=six")
 
     assert code == 0, err
-    assert 0 < steps < content_of_checkpoint(tmp_path / "whole/1")
+    assert done > 0 and done + len(batches) == steps_of(tmp_path / "whole/1")
     for stopped, whole in zip(content(tmp_path / "six/1"), content(tmp_path / "whole/1"), strict=True):
         torch.testing.assert_close(stopped, whole, rtol=0, atol=0)
     assert json.loads((tmp_path / "six/1/results.json").read_text())["conditions"]["overrides"][-1] == "seed=1"
 
 
-def content_of_checkpoint(run):
+def steps_of(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
 
 
-def test_a_job_that_goes_on_has_its_own_config_and_stays_a_job_of_its_sweep(command, tiny, tmp_path, monkeypatch):
+def test_a_job_that_goes_on_has_its_own_config(command, tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted(patch, PLACES["a step"][0], signal.SIGTERM, 2)
         command("train", "-m", *tiny, *QUICK, "seed=0,1", "hydra.sweep.dir=six")
     path = tmp_path / "six/0/.hydra/config.yaml"
     own = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(own | {"tags": ["of the start"]}))  # as if conf/ had said so then
-    command("train", "resume=six/0", "trainer.max_epochs=1")
 
-    code, out, err = command("train", "resume=six")
+    code, _, err = command("train", "resume=six")
 
     assert code == 0, err
-    assert yaml.safe_load(path.read_text())["tags"] == ["of the start"]
+    assert [yaml.safe_load((tmp_path / f"six/{job}/.hydra/config.yaml").read_text())["tags"] for job in "01"] == [
+        ["of the start"],
+        [],
+    ]
+
+
+def test_a_job_that_went_on_with_other_values_stays_a_job_of_its_sweep(command, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted(patch, PLACES["a step"][0], signal.SIGTERM, 2)
+        command("train", "-m", *tiny, *QUICK, "seed=0,1", "hydra.sweep.dir=six")
+    command("train", "resume=six/0", "trainer.max_epochs=1")
+    before = files(tmp_path / "six/0")
+
+    code, _, err = command("train", "resume=six")
+
+    assert code == 0, err
+    assert files(tmp_path / "six/0") == before
     assert "trainer.max_epochs=1" in (tmp_path / "six/0/.hydra/overrides.yaml").read_text()
-    assert "finished" in out
 
 
 # --- launchers ---
@@ -210,8 +237,9 @@ def test_what_a_launcher_raises_ends_no_sweep_whose_jobs_are_left(command, start
 
     assert "the launcher ended early: a process was killed" in out
     assert launched == [4, 2]
-    assert [(seed, name) for seed, name, _ in starts] == [(number, f"number_{number}") for number in range(4)]
-    assert (code, states(out)) == (1, ["finished", "failed", "stopped", "finished"])
+    assert [seed for seed, *_ in starts] == [0, 1, 3, 2]
+    assert [name for _, name, _ in starts] == [f"number_{number}" for number in range(4)]
+    assert (code, states(out)) == (1, ["finished", "failed", "finished", "stopped"])
 
 
 def test_a_launcher_that_starts_no_job_ends_in_one_line_and_leaves_nothing(command, starts, tmp_path, monkeypatch):
@@ -244,7 +272,7 @@ def test_slurm_is_refused_where_there_is_none(command, tmp_path, monkeypatch):
 
 def test_jobs_in_the_queue_are_listed_and_not_submitted_again(command, starts, tmp_path, queue):
     command("train", *SIX)
-    (tmp_path / "six/3").rename(tmp_path / "elsewhere")
+    (tmp_path / "six/2").rename(tmp_path / "elsewhere")
     starts.clear()
     own = [f"{task}|{tmp_path / 'six'} three.json" for task in ("0|RUNNING", "1|RUNNING", "2|PENDING")]
     queue(*own, "1|PENDING|/other three.json", "N/A|RUNNING|")
@@ -262,7 +290,7 @@ def test_a_sweep_of_one_job_is_no_array(command, starts, tmp_path, queue):
 
     _, out, _ = command("train", "resume=six")
 
-    assert states(out) == ["finished", "finished", "waiting", "finished"]
+    assert states(out) == ["finished", "finished", "finished", "waiting"]
 
 
 def test_a_queue_that_does_not_answer_is_told_in_one_line_and_nothing_is_started(command, starts, queue):

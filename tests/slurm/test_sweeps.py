@@ -23,6 +23,8 @@ from lightning.pytorch.callbacks import Callback
 
 class Slow(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        with open(f"steps_{module.seed}", "a") as file:
+            file.write(".")
         time.sleep({1: 1.0, 2: 2.5, 3: 0.2, 11: 1.5, 12: 1.5, 13: 1.5, 14: 1.5}.get(module.seed, 0.0))
 """
 SLURM = (
@@ -103,6 +105,8 @@ def test_a_sweep_whose_jobs_are_preempted_and_run_out_of_time_ends_with_the_weig
         pairs = zip(content(place.folder / f"six/{number}"), content(place.folder / f"w/{whole}"), strict=True)
         for again, once in pairs:
             torch.testing.assert_close(again, once, rtol=0, atol=0)
+
+        assert len((place.folder / f"steps_{number}").read_text()) == 60  # none was made twice
 
     before = len(list((place.folder / "six/.submitit").iterdir()))
     code, out, err = place.type("resume=six")
