@@ -168,25 +168,25 @@ def _run_job(name: str, values: DictConfig) -> float:
     entered = False
     try:
         held = folder in _claimed or is_other_rank()
-        this = folders.Job(folder, typed, kind_of_config(name, values))
+        own = folders.Job(folder, typed, kind_of_config(name, values))
 
         def check_folder(place: Path) -> None:
             if in_sweep:
-                folders.check_job(this)
+                folders.check_job(own)
             else:
-                folders.check_content(place, this.kind, resuming)
+                folders.check_content(place, own.kind, resuming)
 
         with nullcontext() if held else claim(folder, check=check_folder):
             entered = True
-            again = in_sweep and folders.goes_on(this)
-            if again:
+            is_repeated = in_sweep and folders.goes_on(own)
+            if is_repeated:
                 values = own_config(folder, values)
             if in_sweep and finished_conditions(folder) is None:  # failed the time before, or is damaged
                 (folder / RESULTS).unlink(missing_ok=True)
             real, texts = read(values)
             config = check(SCHEMAS[name], real, texts=texts)
             sys.argv[1:] = map(masked, sys.argv[1:])  # W&B records them
-            overrides = read_overrides(folder) if again else overrides_of(folder, typed) if resuming else typed
+            overrides = read_overrides(folder) if is_repeated else overrides_of(folder, typed) if resuming else typed
             record = _recorder(folder, values, overrides, typed if in_sweep else None)
             if name == "analyze":
                 return _analyze(config, folder, overrides, record)

@@ -71,16 +71,16 @@ def run_left(sweep: Path, jobs: Sequence[Job], main: Callable[[], Any]) -> None:
     if not numbers:
         console.print("no job of this sweep is left to run")
     while numbers:
-        launched = _Launched(sweep, numbers)
-        with launched.in_place_of_all():
+        selected = _SelectedJobs(sweep, numbers)
+        with selected.installed():
             main()
         states = [outcome.get("state") for outcome in outcomes(sweep, jobs, {})]
         missing = [number for number in numbers if states[number] == NOT_RUN]
-        if launched.error is not None and missing == numbers:
-            raise ValueError(f"no job of the sweep could be launched: {one_line(launched.error)}") from launched.error
-        if launched.error is not None:
-            console.print(f"the launcher ended early: {one_line(launched.error)}", style="red", markup=False)
-        numbers = missing if launched.error is not None else []
+        if selected.error is not None and missing == numbers:
+            raise ValueError(f"no job of the sweep could be launched: {one_line(selected.error)}") from selected.error
+        if selected.error is not None:
+            console.print(f"the launcher ended early: {one_line(selected.error)}", style="red", markup=False)
+        numbers = missing if selected.error is not None else []
 
 
 class _Numbers(int):
@@ -95,7 +95,7 @@ class _Numbers(int):
         return self.numbers[index]
 
 
-class _Launched:
+class _SelectedJobs:
     """Launches some of a sweep's jobs alone, by the launcher that was chosen, and keeps what it raised."""
 
     def __init__(self, sweep: Path, numbers: Sequence[int]) -> None:
@@ -104,11 +104,11 @@ class _Launched:
         self.error: Exception | None = None
 
     @contextmanager
-    def in_place_of_all(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Within the block Hydra's sweeper, which knows all jobs, gets this launcher."""
         instantiate = Plugins.instantiate_launcher
 
-        def instantiate_this(*arguments: Any, **keywords: Any) -> "_Launched":
+        def instantiate_this(*arguments: Any, **keywords: Any) -> "_SelectedJobs":
             self.launcher = instantiate(*arguments, **keywords)
             return self
 
