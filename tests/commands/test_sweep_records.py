@@ -32,6 +32,16 @@ def test_another_launcher_may_be_typed_and_what_was_typed_before(command, starts
     assert [seed for seed, *_ in starts] == [1, 2]
 
 
+def test_a_sweep_is_launched_again_as_it_was(command, starts):
+    command("train", *SIX, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweep.subdir=${seed}")
+    starts.clear()
+
+    code, _, err = command("train", "resume=six")
+
+    assert code == 0, err
+    assert [seed for seed, *_ in starts] == [1, 2]
+
+
 STRANGERS = {
     "trust=[os.abort]": "'trust=[os.abort]'",
     "name=${oc.env:HOME}": "'name=${oc.env:HOME}'",

@@ -34,6 +34,7 @@ SLURM = (
     "hydra.launcher.timeout_min=2",
     "hydra.launcher.signal_delay_s=30",
 )
+AGAIN = ("resume=six", "trust=[slow.Slow]")
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +110,7 @@ def test_a_sweep_whose_jobs_are_preempted_and_run_out_of_time_ends_with_the_weig
         assert len((place.folder / f"steps_{number}").read_text()) == 60  # none was made twice
 
     before = len(list((place.folder / "six/.submitit").iterdir()))
-    code, out, err = place.type("resume=six")
+    code, out, err = place.type(*AGAIN)
 
     assert code == 0, err
     assert "no job of this sweep is left to run" in out and states(out) == ["finished"] * 4
@@ -137,8 +138,9 @@ def test_jobs_that_run_or_wait_are_listed_and_not_started_twice_and_one_that_was
     sweep.kill()
     sweep.wait()
 
-    code, out, _ = place.type("resume=six")
+    code, out, err = place.type(*AGAIN)
 
+    assert code == 1, err
     assert (code, states(out)) == (1, ["running"] * CPUS + ["waiting"] * (4 - CPUS))
     assert len(place.queue()) == 4
     assert "no job of this sweep is left to run" in out
@@ -148,7 +150,7 @@ def test_jobs_that_run_or_wait_are_listed_and_not_started_twice_and_one_that_was
             os.kill(int(pid.split()[0]), signal.SIGKILL)
     place.asked("scancel", f"{place.array()}_3")
     place.wait_for(lambda: not place.queue(), 600)
-    code, out, err = place.type("resume=six")
+    code, out, err = place.type(*AGAIN)
 
     assert code == 0, (out, err, place.logs())
     assert "2 jobs submitted to Slurm" in out and states(out) == ["finished"] * 4

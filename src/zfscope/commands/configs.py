@@ -92,7 +92,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
     typed = parse(overrides)
     repeated = read_sweep(name, overrides)
     if repeated is not None:
-        overrides, typed = repeated, [*typed, *parse(repeated[-1:])]
+        overrides, typed = repeated[0], parse(repeated[1])
         arguments.multirun = True
     resumption = read_resumption(overrides, arguments.config_dir) if name == "train" and repeated is None else None
     if resumption is not None:

@@ -108,8 +108,10 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
     return Resumption(folder, config_folder, [*QUIET, *typed], note)
 
 
-def read_sweep(name: str, overrides: Sequence[str]) -> list[str] | None:
+def read_sweep(name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]] | None:
     """What was typed for the sweep that ``resume=SWEEP`` names, with its folder; None where it names none.
+
+    Second comes what of that counts as typed now: all that is, the folder, and how the jobs are launched.
 
     The launcher may be another one. What could run foreign code or read the environment, and came from the sweep's
     folder, which may be a stranger's, must be typed again.
@@ -146,7 +148,8 @@ def read_sweep(name: str, overrides: Sequence[str]) -> list[str] | None:
     ]
     if again:
         raise ValueError(f"resume={folder}: of this sweep must be typed again: {shlex.join(map(_unswept, again))}")
-    return [*left, *typed, f"hydra.sweep.dir={quoted(folder)}"]
+    now = [*typed, *(text for text in left if LAUNCHER.fullmatch(text)), f"hydra.sweep.dir={quoted(folder)}"]
+    return [*left, *typed, now[-1]], now
 
 
 def _unswept(override: str) -> str:

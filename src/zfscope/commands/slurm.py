@@ -7,6 +7,7 @@ the job goes back once. Lightning leaves a signal alone that has a handler, and 
 job that was preempted comes back without that.
 """
 
+import io
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,8 @@ def launch(launcher: Any, sweep: Path, overrides: Sequence[Sequence[str]], first
     launcher.params["comment"] = f"{os.path.realpath(sweep)} {name}"
     SlurmJob.results = lambda job: [None]  # in place of its parent's
     try:
-        launcher.launch(overrides, first)
+        with redirect_stderr(io.StringIO()):  # what sbatch says is in the error too
+            launcher.launch(overrides, first)
     finally:
         del SlurmJob.results
     jobs = f"{len(numbers)} job{'s' * (len(numbers) > 1)}"
