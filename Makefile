@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help train paper transfer cache bench test test-all coverage mutants faults lint clean
+.PHONY: help train paper transfer cache bench test test-all test-slurm coverage mutants faults lint clean
 
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 4 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench      every benchmark beside its peer, into benchmarks/results.json and docs/benchmarks.md (about 40 minutes on quiet cores)"
 	@echo "make test       set up, then ruff and the tests"
 	@echo "make test-all   the slow tests too"
+	@echo "make test-slurm sweeps on a Slurm that is started for it on this machine (root; apt-get install slurm-wlm munge); not part of the others"
 	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
 	@echo "make coverage   all tests, and the lines that none of them runs (outputs/coverage)"
 	@echo "make mutants    small faults put into the science one at a time: does a test fail? (after make coverage; hours)"
@@ -47,7 +48,11 @@ test: lint
 	$(PYTEST)
 
 test-all: lint
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not slurm"
+
+# As root, with Debian's slurm-wlm and munge: starts a Slurm on the loopback device and ends it.
+test-slurm: .venv/installed-dev
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 faults: .venv/installed-dev
 	$(BIN)/python tests/scripts/faults.py $(ROW)

@@ -42,6 +42,8 @@ NOT_RUN = {
     "analyze.py analysis=ensemble 'checkpoint=[outputs/six/0,outputs/RUN/last,zoo/zfnet]' analysis.part=val": (
         "its members must have the classes of ImageNet, and outputs/RUN those of the phantom"
     ),
+    "train.py resume=outputs/sweeps/SWEEP": "needs a sweep; tests/commands/test_sweeps.py repeats one",
+    "make test-slurm": "needs root and Slurm; run by hand",
     "make train": "about six minutes, and an environment of 6 GB; run by hand",
     "make test": "runs these tests; CI runs it",
     "make test-all": "runs these tests",
@@ -67,6 +69,7 @@ NOT_RUN = {
     "python benchmarks/refusals.py --rounds 3": MINUTES,
     "python benchmarks/sameness.py FOLDER zoo/squeezenet1_1 zoo/efficientnet_lite0": MINUTES,
     "python benchmarks/projections.py": MINUTES,
+    "python benchmarks/sweep.py": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/linear_classifiers.py --c 0.1": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/loader.py": MINUTES,
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
@@ -82,6 +85,7 @@ NOT_RUN |= {
     if "trainer.devices=2" in line
 }
 NOT_RUN |= {line: DOWNLOADS for line in LINES if "timm/resnet50" in line}
+NOT_RUN |= {line: "needs Slurm; make test-slurm runs such sweeps" for line in LINES if "launcher=slurm" in line}
 TO_RUN = {line: words for line, words in LINES.items() if line not in NOT_RUN}
 # Commands of other programs that are run, with what is appended.
 OTHERS_RUN = {"make -n paper": [], "python tests/scripts/draw_rooms.py": ["--check"]}

@@ -15,6 +15,8 @@ NOT_COMPOSED = {
     "…": "a part of a command",
     "--help": "answered by Hydra; test_commands types it",
     "resume=outputs/RUN": "needs a run; test_run goes on with one",
+    "SWEEP": "needs a sweep; tests/commands/test_sweeps.py repeats one",
+    "hydra/launcher=slurm": "needs Slurm; make test-slurm types such commands",
 }
 # Printed as examples of what is refused.
 REFUSED = {"optim.lrr=0.1": "no key 'lrr'", "model.conv5.kernel_size=40": "40x40 kernel of conv5 is larger"}

@@ -203,10 +203,10 @@ def write_record(folder: str | Path, files: Mapping[str, str]) -> None:
         write_text(place / name, text)
 
 
-def read_overrides(folder: str | Path) -> list[str]:
+def read_overrides(folder: str | Path, file: str = "overrides.yaml") -> list[str]:
     """The overrides that a run was started with, as they were typed; none where their file is missing or damaged."""
     try:
-        overrides = yaml.safe_load(Path(folder, RECORD, "overrides.yaml").read_text(encoding="utf-8"))
+        overrides = yaml.safe_load(Path(folder, RECORD, file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return []
     return [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
@@ -234,6 +234,17 @@ def lock(folder: str | Path, key: str = "hydra.run.dir") -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def is_locked(folder: str | Path) -> bool:
+    """Whether a process holds a run folder; nothing is made there."""
+    if not Path(folder, LOCK).is_file():
+        return False
+    try:
+        _acquired(Path(folder), "").release()
+    except (RunFolderLocked, OSError) as error:
+        return isinstance(error, RunFolderLocked)
+    return False
 
 
 @contextmanager
@@ -329,8 +340,8 @@ def _remove_unused(made: Sequence[Path], stopped: bool) -> None:
     if not made:
         return
     names = {entry.name for entry in made[0].iterdir()} - {LOCK}
-    reached = any(next(made[0].rglob(name), None) for name in ("*.ckpt", RESULTS, "figures"))
-    if names - {RECORD} and (reached or not stopped):
+    reached = any(next(made[0].rglob(name), None) for name in ("*.ckpt", RESULTS, "figures", "*_submission.sh"))
+    if reached or (names - {RECORD, "multirun.yaml", ".submitit"} and not stopped):
         return
     with suppress(OSError):
         for name in names:

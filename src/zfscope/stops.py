@@ -71,9 +71,14 @@ def listening(*more: signal.Signals, follows: bool = False) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def is_listening() -> bool:
+    """Whether this process turns signals into stops now."""
+    return _State.listening and _State.owner == os.getpid()
+
+
 def listen_again() -> None:
     """Within ``listening``, where another handler took our place: Lightning's waits for other ranks, which hangs."""
-    if _State.listening and _State.owner == os.getpid() and threading.current_thread() is threading.main_thread():
+    if is_listening() and threading.current_thread() is threading.main_thread():
         for number in _State.signals:
             signal.signal(number, _hear)
 

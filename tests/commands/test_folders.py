@@ -93,7 +93,7 @@ def test_of_runs_that_start_in_one_folder_one_runs_and_its_record_stays(stand_in
 
 def test_two_sweeps_that_start_at_once_have_folders_of_their_own(stand_in, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zfscope.commands.jobs.read_results", lambda folder: {"state": "finished"})
+    monkeypatch.setattr("zfscope.commands.sweeps.read_results", lambda folder: {"state": "finished"})
 
     codes = start_together(monkeypatch, 2, ["-m", "optim.lr=0.1,0.2"])
 
@@ -149,10 +149,11 @@ def test_a_sweep_whose_jobs_would_overwrite_runs_is_refused_whole(command, stand
     command("train", "-m", "seed=1,2", "hydra.sweep.dir=six", "hydra.sweep.subdir=${seed}")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "six").rglob("*") if path.is_file()}
 
-    code, _, err = command("train", "-m", "seed=0,1", f"hydra.sweep.dir={spelling}", "hydra.sweep.subdir=${seed}")
+    others = ["seed=0,1", "optim.lr=0.5", f"hydra.sweep.dir={spelling}", "hydra.sweep.subdir=${seed}"]
+    code, _, err = command("train", "-m", *others)
 
     assert code == 2
-    assert err.startswith("train.py: six/1 holds a run; go on with resume=six/1")
+    assert err.startswith("train.py: six/1 holds a job that was started with other values (none that this one has not;")
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "six").rglob("*") if path.is_file()}
     assert {path: after[path] for path in before if path.name != ".lock"} == {
         path: time for path, time in before.items() if path.name != ".lock"
@@ -246,21 +247,16 @@ def test_a_job_that_fails_leaves_the_earlier_result_of_its_analysis_and_is_told(
     )
     before = results(tmp_path / "both/val")
 
-    code, out, _ = evaluate(
-        command,
-        f"{trained_run},nowhere",
-        "-m",
-        "hydra.sweep.dir=both",
-        "hydra.sweep.subdir=${analysis.part}_${checkpoint}",
-    )
-    again, shown, _ = evaluate(
+    folder = ["hydra.sweep.dir=both", "hydra.sweep.subdir=${analysis.part}_${hydra:job.num}"]
+    code, out, _ = evaluate(command, f"{trained_run},nowhere", "-m", *folder)
+    again, _, err = evaluate(
         command, "nowhere", "-m", "hydra.sweep.dir=both", "hydra.sweep.subdir=${analysis.part}", part="train,val"
     )
 
-    assert (code, again) == (1, 1)
+    assert (code, again) == (1, 2)
     assert results(tmp_path / "both/val") == before
-    told = "failed: checkpoint=nowhere: no checkpoint at nowhere"
-    assert shown.rpartition("2 jobs")[2].count(told) == 2 and "failed" in out
+    assert out.rpartition("2 jobs")[2].count("failed: checkpoint=nowhere: no checkpoint at nowhere") == 1
+    assert "both/train holds a job that was started with other values (checkpoint=" in err
 
 
 # --- other processes ---

@@ -82,3 +82,43 @@ def test_control_a_command_that_does_not_look_for_its_run_finds_its_folder_taken
     code, _, err = command("train", *tiny, *QUICK, "hydra.run.dir=own")
 
     assert code == 2 and "own holds a run" in err
+
+
+def test_a_run_on_a_machine_with_slurm_is_not_told_to_use_srun(command, tiny, tmp_path, monkeypatch, recwarn):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    code, _, err = command("train", *tiny, *QUICK, "hydra.run.dir=run")
+
+    assert code == 0, err
+    assert [str(warning.message) for warning in recwarn if "srun" in str(warning.message)] == []
+
+
+# --- sweeps ---
+
+
+def test_a_job_of_a_sweep_whose_time_is_over_is_requeued_once_and_goes_on_exactly(
+    command, tiny, tmp_path, monkeypatch, job
+):
+    sweep = ["-m", *tiny, *QUICK, "seed=0,1"]
+    command("train", *sweep, "hydra.sweep.dir=whole")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setattr("zfscope.stops.is_listening", lambda: False)  # as in a process that submitit starts
+    earlier = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # where submitit's own handler stands
+    with monkeypatch.context() as patch:
+        interrupted(patch, PLACES["a step"][0], signal.SIGUSR2, 8)
+        code, out, _ = command("train", *sweep, "hydra.sweep.dir=six")
+    assert signal.signal(signal.SIGUSR2, earlier) == signal.SIG_IGN
+    assert code == 128 + signal.SIGUSR2
+    assert "job 1 stopped by SIGUSR2; job 77_1 is back in the queue" in out
+    assert (tmp_path / "asked").read_text() == "requeue 77_1\n"
+    assert not (tmp_path / "six/1/results.json").exists()
+
+    code, _, err = command("train", *sweep, "hydra.sweep.dir=six")
+
+    assert code == 0, err
+    for stopped, whole in zip(content(tmp_path / "six/1"), content(tmp_path / "whole/1"), strict=True):
+        torch.testing.assert_close(stopped, whole, rtol=0, atol=0)

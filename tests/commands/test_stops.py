@@ -139,8 +139,8 @@ def test_a_sweep_that_is_stopped_tells_the_jobs_that_did_not_run(command, tiny, 
 
     assert code == 143
     rows = [line for line in out.splitlines() if "seed=" in line][-3:]
-    assert [row.split("│")[-2].strip() for row in rows] == ["finished", "no results", "not run"]
-    assert err.splitlines()[-1] == "train.py: stopped by SIGTERM; go on with python train.py resume=six/1"
+    assert [row.split("│")[-2].strip() for row in rows] == ["finished", "stopped", "not run"]
+    assert err.splitlines()[-1] == "train.py: stopped by SIGTERM; go on with python train.py resume=six"
     assert not (tmp_path / "six/2").exists()
 
 

@@ -89,6 +89,8 @@ def test_a_folder_that_is_no_training_is_told_for_what_it_is(command, tiny, run_
             ("train", [*tiny, f"weights={folder}"]),
             ("train", [f"resume={folder}"]),
         ):
+            if typed == ["resume=outputs"]:
+                cause = "outputs/multirun.yaml is no record of a sweep; restore it"
             told = refused(command, tmp_path, name, *typed)
 
             assert told.startswith(f"{name}.py: {typed[-1]}: ") and told.endswith(f"{cause}\n"), told

@@ -24,10 +24,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.environment import only_typed, read, seen
+from zfscope.commands.folders import Job
 from zfscope.commands.guard import check_composed, check_place
-from zfscope.commands.overrides import CONF, PATHS, groups_of, parse, quoted, read_typed
-from zfscope.commands.resumption import Resumption, difference, read_resumption
-from zfscope.commands.slurm import with_resumption
+from zfscope.commands.overrides import CONF, PATHS, groups_of, is_hydras, parse, quoted, read_typed
+from zfscope.commands.resumption import Resumption, difference, read_resumption, read_sweep
+from zfscope.commands.slurm import check_launcher, with_resumption
 from zfscope.files import check_writable
 from zfscope.networks.spec import ModelConfig
 from zfscope.runs import is_below
@@ -60,6 +61,11 @@ class Plan:
         """Whether this is a sweep."""
         return self.jobs is not None
 
+    def sweep_jobs(self, folder: Path) -> list[Job]:
+        """The jobs of a sweep, with the folder that was taken."""
+        own = [[text for text in job if not is_hydras(text)] for job in self.overrides]
+        return [Job(*job) for job in zip(self.places(folder), own, self.kinds, strict=True)]
+
     def typed(self, folder: Path) -> list[str]:
         """What Hydra shall read, with the folder that was taken."""
         key = "hydra.sweep.dir" if self.in_sweep else "hydra.run.dir"
@@ -83,7 +89,12 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
     overrides = read_typed(name, arguments.overrides, SCHEMAS[name], arguments.config_dir)
     if name == "train" and not arguments.multirun:
         overrides = with_resumption(overrides)
-    resumption = read_resumption(overrides, arguments.config_dir) if name == "train" else None
+    typed = parse(overrides)
+    repeated = read_sweep(name, overrides)
+    if repeated is not None:
+        overrides, typed = repeated[0], parse(repeated[1])
+        arguments.multirun = True
+    resumption = read_resumption(overrides, arguments.config_dir) if name == "train" and repeated is None else None
     if resumption is not None:
         if arguments.multirun:
             raise ValueError(f"resume={resumption.folder} goes on with one run; leave out --multirun")
@@ -98,22 +109,16 @@ def prepare(name: str, arguments: argparse.Namespace) -> Plan:
                 if replaced := _replaced(main, overrides):
                     overrides = [*overrides, *replaced]
                     main = _main_config(hydra, name, overrides, arguments.multirun)
-                folder, jobs, kinds, own = _jobs(name, main, overrides)
+                folder, jobs, kinds, own = _jobs(name, main, typed)
             else:
                 run = run or compose(name, overrides, return_hydra_config=True)
-                folder, jobs, kinds, own = (
-                    _single_run(name, run, parse(overrides)),
-                    None,
-                    [kind_of_config(name, run)],
-                    None,
-                )
+                folder, kinds, jobs, own = _single_run(name, run, typed), [kind_of_config(name, run)], None, None
         except HydraException as error:
             unknown = UNKNOWN.search(str(error))
             if unknown is None:
                 raise
             raise ValueError(_unknown_key(name, unknown[1], overrides)) from error
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-    typed = parse(overrides)
     for place_key, place in [(key, folder), *(("hydra.sweep.subdir", job) for job in jobs or ())]:
         if place_key == key or not is_below(place, folder):
             check_place(place_key, place, typed)
@@ -218,6 +223,9 @@ def _single_run(name: str, config: DictConfig, typed: Sequence[Override]) -> Pat
     """The folder of a run whose values were checked."""
     HydraConfig.instance().set_config(config)
     check_composed(name, config, typed)
+    launcher = next((one.input_line for one in typed if one.key_or_group == "hydra/launcher"), None)
+    if launcher is not None and config.hydra.runtime.choices.get("hydra/launcher") != "basic":
+        raise ValueError(f"{launcher}: a launcher starts the jobs of a sweep; add --multirun, also for a single job")
     checked = _check_values(name, config, typed)
     if name == "train":
         check_writable(checked.data.cache, "data.cache")
@@ -230,7 +238,7 @@ def _single_run(name: str, config: DictConfig, typed: Sequence[Override]) -> Pat
 
 
 def _jobs(
-    name: str, main: DictConfig, overrides_typed: Sequence[str]
+    name: str, main: DictConfig, all_typed: Sequence[Override]
 ) -> tuple[Path, list[Path], list[str], list[list[str]]]:
     """The folder of a sweep whose jobs all compose; folder, kind and overrides of each, as BasicSweeper makes them."""
     typed = OmegaConf.to_container(main.hydra.overrides.task, resolve=False)
@@ -253,8 +261,8 @@ def _jobs(
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     common = OmegaConf.to_container(main.hydra.overrides.hydra, resolve=False)
     HydraConfig.instance().set_config(main)
-    all_typed = parse(overrides_typed)
     check_composed(name, main, all_typed)
+    check_launcher(OmegaConf.select(main, "hydra.launcher._target_"))
     _check_working_folder(main)
     sweep = _folder(main, "sweep", all_typed)
     folders: list[Path] = []

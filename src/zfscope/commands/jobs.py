@@ -10,10 +10,12 @@ import io
 import logging
 import multiprocessing
 import os
+import shlex
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
@@ -26,15 +28,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from zfscope import stops
 from zfscope.analyses.spec import AnalyzeConfig
-from zfscope.commands import slurm
+from zfscope.commands import folders, slurm
 from zfscope.commands.configs import SCHEMAS, Plan, kind_of_config, prepare
 from zfscope.commands.environment import read, start
 from zfscope.commands.flags import check_flags, is_hydras_own, is_other_rank, read_flags
 from zfscope.commands.lines import one_line, refusals, tell_traceback, thread_line, warning_line
-from zfscope.commands.resumption import overrides_of
+from zfscope.commands.resumption import overrides_of, own_config
+from zfscope.commands.sweeps import is_left, outcomes, run_left
 from zfscope.console import console, print_anywhere, sweep_table
 from zfscope.files import FULL, cannot_write
-from zfscope.runs import RECORD, claim, kind_of_run, read_results, write_record, write_results
+from zfscope.networks.devices import peak_memory
+from zfscope.runs import (
+    RESULTS,
+    RunFolderLocked,
+    claim,
+    finished_conditions,
+    kind_of_run,
+    read_overrides,
+    read_results,
+    write_record,
+    write_results,
+)
 from zfscope.schema import check
 from zfscope.secrets import masked, masked_all
 from zfscope.training.spec import TrainConfig
@@ -77,7 +91,10 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
                 sys.argv[1:] = plan.typed(folder)
                 if plan.note:
                     console.print(plan.note, markup=False, soft_wrap=True)
-                main()
+                if plan.in_sweep and not is_other_rank():
+                    run_left(folder, plan.sweep_jobs(folder), main)
+                else:
+                    main()
     except stops.Stopped as stop:
         stopped = stop
     except (Refused, *refusals()) as error:
@@ -85,6 +102,8 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
             tell_traceback(error)
             raise
         error = _with_its_file(error.__cause__ if isinstance(error, Refused) else error, folder)
+        if plan is not None and plan.in_sweep and isinstance(error, RunFolderLocked):
+            console.print(sweep_table(outcomes(plan.folder, plan.sweep_jobs(plan.folder), {}, is_running=True)))
         way_on = _way_on(plan, folder) if isinstance(error, stops.MachineFault) else None
         more = f"; what was saved is whole: {way_on}" if way_on else ""
         print(f"{name}.py: {one_line(error)}{more}", file=sys.stderr)
@@ -97,13 +116,15 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
         threading.excepthook = earlier_hook
     code = 0
     if plan is not None and folder is not None and plan.in_sweep:
-        jobs = zip(plan.places(folder), plan.overrides or [], strict=True)
-        results = [_outcome(job, overrides) for job, overrides in jobs]
+        results = outcomes(folder, plan.sweep_jobs(folder), _failed)
         console.print(sweep_table(results))
-        code = int(any(result.get("state") != "finished" for result in results))
+        code = int(any(result.get("state", "finished") != "finished" for result in results))
+        if any(map(is_left, results)) and stopped is None:
+            way = f"what is missing or failed runs with {_again(name, folder)}"
+            console.print(way, markup=False, highlight=False, soft_wrap=True)
     if stopped is None or is_other_rank():
         return code
-    left = _what_is_left(plan, folder)
+    left = _what_is_left(name, plan, folder)
     if stopped.signal in slurm.signals():
         left = f"{slurm.requeue()}; {left}"
     print(f"{name}.py: stopped by {stopped}; {left}", file=sys.stderr)
@@ -111,10 +132,34 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
 
 
 def run_job(name: str, values: DictConfig) -> float:
-    """Check and run one job, called by Hydra; in a sweep a failure is this job's alone and stands in its results."""
+    """Check and run one job, called by Hydra; in a sweep a failure is this job's alone and stands in its results.
+
+    In a process that a launcher started, joblib's or submitit's, a signal stops the job as it stops a command.
+    """
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's, which starts no process of a loader
         methods = multiprocessing.get_all_start_methods()
         multiprocessing.set_start_method("fork" if "fork" in methods else "spawn", force=True)
+        os.environ["LOKY_MAX_CPU_COUNT"] = os.environ.get("OMP_NUM_THREADS", "1")  # joblib's division of the cores
+    if stops.is_listening() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return _run_job(name, values)
+    number, since = HydraConfig.get().job.num, time.monotonic()
+    print_anywhere()
+    warnings.formatwarning = warning_line
+    try:
+        with stops.listening(*slurm.signals(), follows=is_other_rank()):
+            return _run_job(name, values)
+    except stops.Stopped as stop:
+        requeued = f"; {slurm.requeue()}" if slurm.is_submitted() and stop.signal in slurm.signals() else ""
+        console.print(f"job {number} stopped by {stop}{requeued}", style="red", markup=False, soft_wrap=True)
+        if slurm.is_submitted():
+            sys.exit(stop.exit_code)
+        return float("nan")  # joblib could not send the stop to its parent
+    finally:
+        took = f"job {number} took {(time.monotonic() - since) / 60:.1f} min"
+        console.print(f"{took} in a process of at most {peak_memory() / 2**30:.2f} GB", markup=False, highlight=False)
+
+
+def _run_job(name: str, values: DictConfig) -> float:
     job = HydraConfig.get()
     in_sweep = job.mode == RunMode.MULTIRUN
     folder = Path(job.runtime.output_dir if in_sweep else str(job.run.dir))
@@ -123,14 +168,26 @@ def run_job(name: str, values: DictConfig) -> float:
     entered = False
     try:
         held = folder in _claimed or is_other_rank()
-        kind = kind_of_config(name, values)
-        with nullcontext() if held else claim(folder, check=lambda place: check_content(place, kind, resuming)):
+        own = folders.Job(folder, typed, kind_of_config(name, values))
+
+        def check_folder(place: Path) -> None:
+            if in_sweep:
+                folders.check_job(own)
+            else:
+                folders.check_content(place, own.kind, resuming)
+
+        with nullcontext() if held else claim(folder, check=check_folder):
             entered = True
+            is_repeated = in_sweep and folders.goes_on(own)
+            if is_repeated:
+                values = own_config(folder, values)
+            if in_sweep and finished_conditions(folder) is None:  # failed the time before, or is damaged
+                (folder / RESULTS).unlink(missing_ok=True)
             real, texts = read(values)
             config = check(SCHEMAS[name], real, texts=texts)
             sys.argv[1:] = map(masked, sys.argv[1:])  # W&B records them
-            overrides = overrides_of(folder, typed) if resuming else typed
-            record = _recorder(folder, values, overrides)
+            overrides = read_overrides(folder) if is_repeated else overrides_of(folder, typed) if resuming else typed
+            record = _recorder(folder, values, overrides, typed if in_sweep else None)
             if name == "analyze":
                 return _analyze(config, folder, overrides, record)
             return _train(config, folder, overrides, record, Path(job.sweep.dir).name if in_sweep else None)
@@ -151,32 +208,32 @@ def run_job(name: str, values: DictConfig) -> float:
         return float("nan")
 
 
-def _outcome(job: Path, overrides: Sequence[str]) -> Mapping[str, Any]:
-    """The results of a sweep's job; of one that did not come to any its state."""
-    if job.absolute() in _failed:
-        return {"state": "failed", "cause": _failed[job.absolute()]}
-    state = "no results" if (job / RECORD).is_dir() else "not run"
-    return read_results(job) or {"state": state, "conditions": {"overrides": list(overrides)}}
+def _again(name: str, folder: Path) -> str:
+    """The command that runs what is left of a sweep."""
+    return shlex.join(["python", f"{name}.py", f"resume={folder}"])
 
 
-def _what_is_left(plan: Plan | None, folder: Path | None) -> str:
+def _what_is_left(name: str, plan: Plan | None, folder: Path | None) -> str:
     """What a command that was stopped leaves, and how it goes on."""
     if plan is None or folder is None or not folder.is_dir():
         return "nothing had begun, nothing is left"
+    if plan.in_sweep:
+        with suppress(OSError):
+            if queued := len(slurm.queue(folder)):
+                return f"{queued} jobs stay in the queue of Slurm; {_again(name, folder)} lists them"
+        return f"go on with {_again(name, folder)}"
     if (way_on := _way_on(plan, folder)) is not None:
         return way_on
-    if not plan.in_sweep and (read_results(folder) or {}).get("state") == "finished":
+    if (read_results(folder) or {}).get("state") == "finished":
         return f"{folder} is finished"
-    return f"{folder} holds what was finished" if plan.in_sweep else f"nothing in {folder} is finished"
+    return f"nothing in {folder} is finished"
 
 
 def _way_on(plan: Plan | None, folder: Path | None) -> str | None:
     """How a training that ended early goes on; None where there is none."""
-    if plan is None or folder is None:
+    if plan is None or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
         return None
-    places = [place for place in plan.places(folder) if (place / "checkpoints" / "last.ckpt").is_file()]
-    begun = next((place for place in places if plan.resuming or not read_results(place)), None)
-    return None if begun is None else f"go on with python train.py resume={begun}"
+    return f"go on with python train.py resume={folder}" if plan.resuming or not read_results(folder) else None
 
 
 def _with_its_file(error: BaseException, folder: Path | None) -> BaseException:
@@ -184,20 +241,6 @@ def _with_its_file(error: BaseException, folder: Path | None) -> BaseException:
     if not isinstance(error, OSError) or error.errno not in FULL:
         return error
     return cannot_write(os.fsdecode(error.filename or folder or "."), error)
-
-
-def check_content(folder: Path, kind: str, resuming: bool = False, key: str = "hydra.run.dir") -> None:
-    """Refuse a run folder whose content would be lost; an analysis may replace its own earlier result.
-
-    ``kind`` is what will run there: ``training``, or the name of an analysis; ``key`` says in messages where else.
-    """
-    earlier = kind_of_run(folder)
-    if earlier is None or (earlier == kind and (resuming or kind != "training")):
-        return
-    if earlier == kind:
-        raise ValueError(f"{folder} holds a run; go on with resume={folder}, or choose another {key}")
-    what = "a training" if earlier == "training" else f"the result of analysis={earlier}"
-    raise ValueError(f"{folder} holds {what}, which would be lost; choose another {key}")
 
 
 @contextmanager
@@ -243,8 +286,11 @@ def _claim(name: str, plan: Plan) -> Iterator[Path]:
     key = "hydra.sweep.dir" if plan.in_sweep else "hydra.run.dir"
 
     def check_all(folder: Path) -> None:
-        for place, kind in zip(plan.places(folder), plan.kinds, strict=True):
-            check_content(place, kind, plan.resuming, key)
+        if plan.in_sweep:
+            for job in plan.sweep_jobs(folder):
+                folders.check_job(job)
+        else:
+            folders.check_content(folder, plan.kinds[0], plan.resuming)
 
     with claim(plan.folder, numbered=not plan.named, check=check_all, key=key, stop=stops.Stopped) as folder:
         if not plan.in_sweep:
@@ -281,8 +327,11 @@ def _train(
     return train(config, folder, overrides, sweep, accepted=record if config.resume else None)
 
 
-def _recorder(folder: Path, values: DictConfig, overrides: list[str]) -> Callable[[], None]:
-    """Writes what a run was started with into its folder; other ranks of the run write nothing."""
+def _recorder(folder: Path, values: DictConfig, overrides: list[str], in_sweep: list[str] | None) -> Callable[[], None]:
+    """Writes what a run was started with into its folder; other ranks of the run write nothing.
+
+    ``in_sweep`` are the overrides that make it a certain job of a sweep.
+    """
 
     def record() -> None:
         if not is_other_rank():
@@ -293,6 +342,8 @@ def _recorder(folder: Path, values: DictConfig, overrides: list[str]) -> Callabl
         "hydra.yaml": OmegaConf.to_yaml(masked_all(OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False))),
         "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
     }
+    if in_sweep is not None:
+        files[folders.JOB] = OmegaConf.to_yaml(OmegaConf.create(in_sweep))
     if (job := slurm.job_id()) is not None:
         files[slurm.JOB] = f"{job}\n"
     return record

@@ -119,9 +119,14 @@ def quoted(value: str | Path) -> str:
     return QuotedString(str(value).replace("${", "\\${"), Quote.double).with_quotes()
 
 
+def is_hydras(override: str) -> bool:
+    """Whether an override is for Hydra itself: its launcher, the folders."""
+    return re.match(r"[+~]*hydra[./]", override) is not None
+
+
 def is_group(key: str) -> bool:
     """Whether a key names a group of ``conf/``, of which an option is chosen."""
-    return bool(key) and "." not in key and Path(CONF, key).is_dir()
+    return bool(key) and "." not in key and not key.startswith("hydra/") and Path(CONF, key).is_dir()
 
 
 def _check_option(override: Override, schema: Any, folders: Sequence[Path]) -> None:

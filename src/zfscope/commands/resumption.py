@@ -1,7 +1,11 @@
-"""``resume=RUN``: a run goes on from its own config, ``RUN/.hydra/config.yaml``, with the values that are typed."""
+"""``resume=RUN``: a run goes on from its own config, ``RUN/.hydra/config.yaml``, with the values that are typed.
+
+``resume=SWEEP``: a sweep is repeated as it was typed, by ``SWEEP/multirun.yaml``.
+"""
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +15,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zfscope.commands.guard import check_stored
+from zfscope.commands.guard import check_interpolations, check_stored
+from zfscope.commands.lines import one_line
 from zfscope.commands.nesting import check_yaml
-from zfscope.commands.overrides import CONF, is_group, parse
+from zfscope.commands.overrides import CONF, is_group, is_hydras, parse, quoted
 from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides, why_no_training
 from zfscope.schema import flatten, leaves
 from zfscope.secrets import is_from_environment
@@ -24,6 +29,16 @@ from zfscope.training.spec import FIXED_KEYS
 
 # What Hydra needs to go on from a config that chooses no groups of its own.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+
+MULTIRUN = "multirun.yaml"  # Hydra's, in the folder of a sweep: its config with what was typed
+# Of what was typed for Hydra itself: what a repetition takes from a sweep's folder, and what it sets by itself.
+TAKEN = re.compile(
+    r"hydra/launcher=(basic|joblib|slurm|submitit_local|submitit_slurm)|hydra\.sweep\.subdir=.*"
+    r"|hydra\.sweeper\.max_batch_size=\d+|hydra\.launcher\.(n_jobs|timeout_min|signal_delay_s|array_parallelism|nodes|"
+    r"(cpus|gpus|tasks)_per_\w+|mem_\w+|gres|partition|qos|account|constraint|exclude|name)=[\w.:,@+-]*"
+)
+SET = re.compile(r"hydra\.(sweep\.dir|output_subdir|mode)=.*|~hydra\.sweeper\.params\..*")
+LAUNCHER = re.compile(r"\+*hydra(/launcher|\.launcher\.[\w.]+)=.*")
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,73 @@ def read_resumption(overrides: Sequence[str], config_dir: str | None = None) -> 
         note = f"data.cache={place} of this run lies outside the working directory; unless typed, data_cache is used"
         typed.append("data.cache=data_cache")
     return Resumption(folder, config_folder, [*QUIET, *typed], note)
+
+
+def read_sweep(name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]] | None:
+    """What was typed for the sweep that ``resume=SWEEP`` names, with its folder; None where it names none.
+
+    Second comes what of that counts as typed now: all that is, the folder, and how the jobs are launched.
+
+    The launcher may be another one. What could run foreign code or read the environment, and came from the sweep's
+    folder, which may be a stranger's, must be typed again.
+
+    Raises:
+        ValueError: If the sweep cannot be read, is of the other command, or if something else is typed than for it.
+    """
+    parsed = parse(overrides)
+    places = [Path(str(one.value())) for one in parsed if one.key_or_group == "resume" and not one.is_sweep_override()]
+    if not places or not (path := places[-1] / MULTIRUN).is_file() or (places[-1] / RECORD / "config.yaml").is_file():
+        return None
+    folder, typed = places[-1], [one.input_line for one in parsed if one.key_or_group != "resume"]
+    check_yaml(path)
+    try:
+        hydra = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]
+        command, own = hydra["job"]["name"], [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"]]
+        recorded = [one.input_line for one in parse(own) if not SET.fullmatch(one.input_line)]
+    except (KeyError, TypeError):
+        raise ValueError(f"resume={folder}: {path} is no record of a sweep; restore it") from None
+    except (yaml.YAMLError, UnicodeDecodeError, HydraException, ValueError) as error:
+        raise ValueError(f"resume={folder}: {path} cannot be read ({one_line(error)}); restore it") from None
+    if command != name:
+        raise ValueError(f"resume={folder}: it is a sweep of {command}.py; python {command}.py resume={folder}")
+    for text in typed:
+        if text not in map(_unswept, recorded) and text not in recorded and not LAUNCHER.fullmatch(text):
+            raise ValueError(f"{text}: resume={folder} repeats a sweep, which was typed without that; leave it out")
+    keys = {_key_of(text) for text in typed}
+    launcher_typed = any(LAUNCHER.fullmatch(text) for text in typed)
+    left = [one for one in recorded if _key_of(one) not in keys and not (launcher_typed and LAUNCHER.fullmatch(one))]
+    again = [
+        text
+        for text in left
+        if is_from_environment(text) or _key_of(text) == "trust" or (is_hydras(text) and not TAKEN.fullmatch(text))
+    ]
+    if again:
+        raise ValueError(f"resume={folder}: of this sweep must be typed again: {shlex.join(map(_unswept, again))}")
+    now = [*typed, *(text for text in left if LAUNCHER.fullmatch(text)), f"hydra.sweep.dir={quoted(folder)}"]
+    return [*left, *typed, now[-1]], now
+
+
+def _unswept(override: str) -> str:
+    """An override as it was typed, where a single value of the jobs alone was recorded as a sweep over it."""
+    return re.sub(r"=choice\(([^,]*)\)$", r"=\1", override)
+
+
+def own_config(folder: Path, now: DictConfig) -> DictConfig:
+    """The config with which a sweep's job goes on that was begun before: its run's own, as with ``resume=RUN``.
+
+    ``now`` is what ``conf/`` gives for the same job today. What may lead to foreign code, to the environment or out of
+    the working directory is as it is there.
+    """
+    path = folder / RECORD / "config.yaml"
+    check_yaml(path)
+    content, today = _plain(OmegaConf.load(path)), flatten(_plain(now))
+    check_stored(path, content)
+    keys = flatten(content)
+    _check_environment(folder, keys, {key for key in keys if keys[key] == today.get(key)})
+    own = OmegaConf.create(content | {"resume": str(folder)})
+    own.trust, own.data.cache = now.trust, now.data.cache
+    check_interpolations(own)
+    return own
 
 
 def _check_environment(folder: Path, keys: Mapping[str, Any], typed: set[str]) -> None:

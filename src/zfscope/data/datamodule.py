@@ -4,7 +4,6 @@ The order of a run's batches is a function of (seed, number of the batch), nothi
 that goes on in the middle of an epoch meets exactly the images that it would have met.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+from joblib import cpu_count
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -186,4 +186,4 @@ def workers_for(images: ImageSet, config: DataConfig) -> int:
     if config.num_workers != "auto":
         return config.num_workers
     light = isinstance(images, ArrayImages) and config.augment.policy == "standard"
-    return 0 if light else min(8, os.cpu_count() or 1)
+    return 0 if light else min(8, cpu_count())

@@ -65,6 +65,16 @@ def has_gpu() -> bool:
     return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/proc/driver/nvidia/version"))
 
 
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most; 0 where that is not known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
 def available_memory() -> int | None:
     """Bytes of this machine's memory that a new process may take; None where they are not known.
 

@@ -303,6 +303,7 @@ def quiet_lightning() -> None:
     hints = (
         "does not have many workers|exists and is not empty|LeafSpec|the logging interval|dataloader is not resumable"
         "|recommended to use `self.log.*sync_dist"  # ours are the same on all ranks, or synchronised
+        "|The `srun` command is available"  # where Slurm is, a run of one process needs none
     )
     warnings.filterwarnings("ignore", message=f".*({hints}).*")
 
