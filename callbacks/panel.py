@@ -7,6 +7,7 @@ before it.
 
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,24 +39,38 @@ def show(trainer: Trainer, key: str, picture: Image.Image) -> Path | None:
     folder = Path(trainer.default_root_dir, "figures", *(_plain(part) for part in key.split("/")))
     batch = batch_number(trainer)
     inside = "" if batch is None else f"_batch_{batch:06d}"
-    path: Path | None = folder / f"epoch_{epoch_number(trainer):03d}{inside}.png"
+    path = folder / f"epoch_{epoch_number(trainer):03d}{inside}.png"
+    failed: list[tuple[Logger, Exception]] = []
+    with ThreadPoolExecutor(1) as beside:  # W&B's JPEG is encoded meanwhile
+        writing = beside.submit(_write, picture, path)
+        for logger in trainer.loggers:
+            try:
+                _send(logger, trainer, key, picture, path if _is_small(picture) and not writing.result() else None)
+            except Exception as error:  # whatever a server or its client does must not end a training of days
+                failed.append((logger, error))
+    if cause := writing.result():
+        rank_zero_warn(f"{key}: {cause}")
+    for logger, error in failed:
+        place = "" if cause else f"; its file is in {folder}"
+        rank_zero_warn(f"{key}: {type(logger).__name__} did not take the picture ({error}){place}")
+    return None if cause else path
+
+
+def _write(picture: Image.Image, path: Path) -> str:
+    """Write a picture whole; returns why it could not be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             picture.save(file, "png", **COMPRESSION)
     except CannotWrite as error:
-        path = None
-        rank_zero_warn(f"{key}: no picture: {error}")
+        return f"no picture: {error}"
     except OSError as error:
-        path = None
-        rank_zero_warn(f"{key}: the picture was not written to {folder} ({error}); free space or mend its permissions")
-    for logger in trainer.loggers:
-        try:
-            _send(logger, trainer, key, picture, path)
-        except Exception as error:  # whatever a server or its client does must not end a training of days
-            place = "" if path is None else f"; its file is in {folder}"
-            rank_zero_warn(f"{key}: {type(logger).__name__} did not take the picture ({error}){place}")
-    return path
+        return f"the picture was not written to {path.parent} ({error}); free space or mend its permissions"
+    return ""
+
+
+def _is_small(picture: Image.Image) -> bool:
+    return picture.width * picture.height <= LARGE
 
 
 def _send(logger: Logger, trainer: Trainer, key: str, picture: Image.Image, path: Path | None) -> None:
@@ -65,10 +80,10 @@ def _send(logger: Logger, trainer: Trainer, key: str, picture: Image.Image, path
 
         inside = "" if batch_number(trainer) is None else f", step {trainer.global_step}"
         caption = moment(trainer) + inside
-        if picture.width * picture.height > LARGE:
-            image = wandb.Image(picture, caption=caption, file_type="jpg")
-        else:  # a PNG: encoded once is enough, if it could be written
+        if _is_small(picture):  # a PNG: encoded once is enough, if it could be written
             image = wandb.Image(str(path) if path else picture, caption=caption)
+        else:
+            image = wandb.Image(picture, caption=caption, file_type="jpg")
         # ``epoch`` as Lightning logs it beside every metric, from 0, so that pictures and errors share one axis.
         logger.log_metrics({key: [image], "epoch": trainer.current_epoch}, step=trainer.global_step)
     elif isinstance(logger, TensorBoardLogger):

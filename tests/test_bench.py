@@ -64,7 +64,7 @@ def test_the_page_is_that_of_the_results(bench, monkeypatch):
     report = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
 
     assert bench.tables(report) in bench.PAGE.read_text(encoding="utf-8")
-    assert {name.partition(" ")[0] for name in report["benchmarks"]} == {name.partition(" ")[0] for name in bench.CASES}
+    assert report["benchmarks"].keys() <= bench.CASES.keys()
 
 
 def test_every_benchmark_that_is_named_is_there(bench):

@@ -50,7 +50,7 @@ def alive(number):
         return False
 
 
-@pytest.mark.parametrize("killed", quick_first(["the other", "the first", "the other, alone"], 1))
+@pytest.mark.parametrize("killed", quick_first(["the other", "the first"], 1))
 def test_where_a_rank_is_killed_all_end_and_the_run_goes_on_exactly(tiny, tmp_path, killed):
     own = [*tiny, *ON_CPUS, "trainer.devices=2", "evaluate.enabled=false", "trainer.max_epochs=40", "hydra.run.dir=run"]
     process = typed(tmp_path, *own)
@@ -73,6 +73,33 @@ def test_where_a_rank_is_killed_all_end_and_the_run_goes_on_exactly(tiny, tmp_pa
     finish(typed(tmp_path, *own[:-1], "hydra.run.dir=whole"))
     weights = [read_checkpoint(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("run", "whole")]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+WAITING = """
+import subprocess, sys, threading, time
+from pathlib import Path
+from zfscope.training import ranks
+
+ranks.GRACE = 0.2
+end = "import os, time; time.sleep({0}); os.kill(os.getpid(), 9)"
+others = [subprocess.Popen([sys.executable, "-c", end.format(seconds)]) for seconds in (600, 0)]
+threading.Thread(target=ranks._watch, args=(others, threading.Event(), Path(sys.argv[1])), daemon=True).start()
+print(others[0].pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_first_rank_that_waits_for_a_dead_one_ends_and_says_which(tmp_path, saved):
+    if saved:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints/last.ckpt").touch()
+
+    answer = subprocess.run([sys.executable, "-c", WAITING, str(tmp_path)], capture_output=True, text=True, timeout=120)
+
+    way_on = f"; what was saved is whole: go on with python train.py resume={tmp_path}" if saved else ""
+    assert (answer.returncode, answer.stderr) == (2, f"train.py: rank 2 was killed by SIGKILL{way_on}\n")
+    assert not alive(int(answer.stdout))
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused_before_any_work(command, tiny, tmp_path):

@@ -83,7 +83,8 @@ def _watch(others: Sequence[Popen], over: Event, folder: Path) -> None:
         if (told := _first_ended(others)) and not over.wait(GRACE):
             last = (folder / "checkpoints" / "last.ckpt").is_file()
             print(
-                f"{told}" + (f"; what was saved is whole: go on with python train.py resume={folder}" if last else ""),
+                f"train.py: {told}"
+                + (f"; what was saved is whole: go on with python train.py resume={folder}" if last else ""),
                 file=sys.stderr,
                 flush=True,
             )
