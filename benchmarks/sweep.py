@@ -114,7 +114,7 @@ def main() -> None:
         steps = max(1, round(PROBE_STEPS * options.seconds / probe))
         singles = [alone(home, steps, seed) - imports for seed in range(options.alone)]
         ideal = statistics.median(singles) * options.jobs / options.processes
-        memory = Memory()
+        memory, load = Memory(), os.getloadavg()[0]
         memory.start()
         own = [f"seed=range({options.jobs})", f"trainer.max_steps={steps}", "hydra.sweep.dir=sweep"]
         launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.processes}"]
@@ -125,7 +125,7 @@ def main() -> None:
         peaks = re.findall(r"job \d+ took [\d.]+ min in a process of at most ([\d.]+) GB", done.stdout)
         answer = {
             "cores": os.cpu_count(),
-            "load before": os.getloadavg()[0],
+            "load after the jobs alone": round(load, 2),  # 1 on a quiet machine
             "steps of a job": steps,
             "seconds of the imports": round(imports, 1),
             "seconds of a job alone, without imports": [round(single, 1) for single in singles],

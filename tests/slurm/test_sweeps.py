@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ class Slow(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         with open(f"steps_{module.seed}", "a") as file:
             file.write(".")
-        time.sleep({1: 1.0, 2: 2.5, 3: 0.2, 11: 1.5, 12: 1.5, 13: 1.5, 14: 1.5}.get(module.seed, 0.0))
+        time.sleep({1: 1.0, 2: 2.5, 3: 0.2, 11: 0.5, 12: 0.5, 13: 0.5, 14: 0.5}.get(module.seed, 0.0))
 """
 SLURM = (
     "hydra/launcher=slurm",
@@ -145,9 +146,9 @@ def test_jobs_that_run_or_wait_are_listed_and_not_started_twice_and_one_that_was
     assert len(place.queue()) == 4
     assert "no job of this sweep is left to run" in out
 
-    for pid in place.asked("scontrol", "listpids", f"{place.array()}_0").split("\n")[1:]:
-        if pid and "submitit" in command_of(pid.split()[0]):
-            os.kill(int(pid.split()[0]), signal.SIGKILL)
+    killed = [pid for pid in trainings(place.folder) if b"SLURM_ARRAY_TASK_ID=0\0" in content_of(pid, "environ")]
+    assert len(killed) == 1
+    os.kill(killed[0], signal.SIGKILL)
     place.asked("scancel", f"{place.array()}_3")
     place.wait_for(lambda: not place.queue(), 600)
     code, out, err = place.type(*AGAIN)
@@ -156,12 +157,18 @@ def test_jobs_that_run_or_wait_are_listed_and_not_started_twice_and_one_that_was
     assert "2 jobs submitted to Slurm" in out and states(out) == ["finished"] * 4
 
 
-def command_of(pid):
+def trainings(folder):
+    """The processes in which jobs of Slurm train that were submitted in a folder."""
+    beginning = f"{sys.executable}\0-u\0-m\0submitit.core._submit\0{folder}/".encode()
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return [pid for pid in pids if content_of(pid, "cmdline").startswith(beginning)]
+
+
+def content_of(pid, file):
     try:
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-            return file.read()
+        return Path(f"/proc/{pid}/{file}").read_bytes()
     except OSError:
-        return ""
+        return b""
 
 
 def test_a_submission_that_slurm_refuses_ends_in_one_line_and_leaves_nothing(place):
