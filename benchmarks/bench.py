@@ -130,8 +130,8 @@ def tables(report: Mapping[str, Any]) -> str:
 
 def draw(growth: Mapping[str, Any]) -> None:
     """Each series with its power law, in doubly logarithmic axes."""
-    figure, axes = plt.subplots(1, len(growth), figsize=(3.2 * len(growth), 3), layout="constrained")
-    for axis, (name, law) in zip(axes, growth.items(), strict=True):
+    figure, axes = plt.subplots(1, len(growth), figsize=(3.2 * len(growth), 3), layout="constrained", squeeze=False)
+    for axis, (name, law) in zip(axes[0], growth.items(), strict=True):
         what, _, along = name.rpartition(", ")
         axis.loglog(law["x"], law["seconds"], "o", color="black")
         if law["exponent"] is not None:

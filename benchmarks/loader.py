@@ -12,8 +12,9 @@ as JSON. The files are photographs of scikit-image.
 others scale them too. With ``--pca`` both sides shift colours at random.
 
 "waiting" is the share of its time that a consumer waits which sleeps as long as 4,000 images a second allow, while one
-thread makes its batches. With ``--cold N`` that many decoded images are read whose pages were dropped: images a second
-on the clock, one thread, and how many of that size the disk gives to plain reads of one at a time, in the same order.
+thread makes its batches, of an epoch that has begun. With ``--cold N`` that many decoded images are read whose pages
+were dropped: images a second on the clock, one thread, and how many of that size the disk gives to plain reads of one
+at a time, in the same order.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from zfscope.networks.devices import keep_memory
 from zfscope.networks.preprocessing import CanvasKind, Preprocessing
 
 RESIZE, CROP, BATCH = 256, 224, 64
+FRESH = 8  # batches that are made in memory which the kernel has yet to clear
 SHOWN = (skimage.data.astronaut, skimage.data.chelsea, skimage.data.coffee, skimage.data.rocket)
 
 
@@ -83,16 +85,18 @@ def stored(images: FileImages, place: Path) -> FileImages:
 
 
 def share_of_waiting(batches: Loader, rate: float = 4000.0) -> float:
-    """Of the time that a consumer of so many images a second takes; the first batch is not counted."""
+    """Of the time that a consumer of so many images a second takes, after the first batches, whose memory is fresh."""
     waited, iterator = 0.0, iter(batches)
-    count, since = len(next(iterator)[0]), time.perf_counter()
+    count, since = [len(next(iterator)[0]) for _ in range(FRESH)][-1], time.perf_counter()
     while True:
         time.sleep(count / rate)
         before = time.perf_counter()
         batch = next(iterator, None)
+        took = time.perf_counter() - before
         if batch is None:
             return waited / (before - since)
-        count, waited = len(batch[0]), waited + time.perf_counter() - before
+        count, waited = len(batch[0]), waited + took
+        del batch  # before the next is waited for
 
 
 def from_disk(place: Path, count: int) -> dict[str, float]:
@@ -156,12 +160,14 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, batches in ways.items():
                 rates[name].append(images_a_second(batches))
-        ahead = own_loader(decoded, "torch", options.pca, threads=1)
+        ahead = own_loader(decoded.subset([*range(len(decoded))] * 8), "torch", options.pca, threads=1)
         waiting = [share_of_waiting(ahead) for _ in range(options.rounds)]
         cold = from_disk(Path(place, "cold"), options.cold) if options.cold else {}
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {
-        name: [round(each, 2) for each in sorted(np.divide(rates[name], rates["ImageFolder"]).tolist())]
+        f"reading, {name}{', jitter' * bool(options.pca)}": [
+            round(each, 2) for each in sorted(np.divide(rates[name], rates["ImageFolder"]).tolist())
+        ]
         for name in ways
         if name != "ImageFolder"
     }
