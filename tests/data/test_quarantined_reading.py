@@ -98,6 +98,7 @@ def test_without_the_check_an_image_is_left_out_with_a_warning_when_it_is_first_
     with pytest.warns(UserWarning, match=rf"^cannot read {bad}: it is empty .*up to 1 of the 200 training") as told:
         indices = torch.cat([index for *_, index in module_of(splits).centre_crops(splits.train, 8)])
 
+    told = [one for one in told if "srun" not in str(one.message)]  # Lightning's, where there is a Slurm
     assert len(told) == 1 and seen == splits.train.quarantine.positions().tolist()
     assert indices.tolist() == [index for index in range(200) if index != seen[0]]
 
