@@ -119,7 +119,9 @@ def tables(report: Mapping[str, Any]) -> str:
         for kind, label, figure in figures(found):
             spread = f"{figure['low']:.3g} to {figure['high']:.3g}" if figure["low"] != figure["high"] else ""
             rows[kind].append(f"| {label} | {figure['median']:.3g} | {spread} |")
-    lines += [*rows["ratios"], "", "| cost (1 is none) | times | range |", "|---|---|---|", *rows["costs"], ""]
+    lines += [*rows["ratios"], ""]
+    if rows["costs"]:
+        lines += ["| cost (1 is none) | times | range |", "|---|---|---|", *rows["costs"], ""]
     growth = {name: law for found in report["benchmarks"].values() for name, law in found.get("growth", {}).items()}
     if growth:
         lines += ["![How times grow](growth.png)", "", "| time of … with … | grows with the power |", "|---|---|"]
