@@ -64,7 +64,6 @@ NOT_RUN = {
     "make bench only=step": "the same of one benchmark",
     "make transfer": f"40 minutes; {COMPOSED}",
     "make transfer fashion_mnist=DIR": f"40 minutes; {COMPOSED}",
-    "python benchmarks/contrast_norm.py --threads 1": MINUTES,
     "python benchmarks/occlusion.py": MINUTES,
     "python benchmarks/refusals.py --rounds 3": MINUTES,
     "python benchmarks/sameness.py FOLDER zoo/squeezenet1_1 zoo/efficientnet_lite0": MINUTES,

@@ -260,8 +260,7 @@ def _predict(
                 found[number] = [centre, shares.mean(0).cpu()] if crops else [centre]
         return found, label, position
 
-    left_out = getattr(getattr(batches, "items", None), "images", None)
-    for found, label, position in shared(progress(batches, "Evaluating"), outcome, left_out):
+    for found, label, position in shared(progress(batches, "Evaluating"), outcome, batches):
         for own, values in zip(parts, found, strict=True):
             for kind, value in zip(kinds, values, strict=True):
                 own[kind].append(value)

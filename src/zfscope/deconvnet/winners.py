@@ -191,7 +191,7 @@ def top_images(
     if hook.top is None:
         raise NoFeatureMaps(network, layers)
     tables = hook.top.compute()
-    end_pass(getattr(getattr(batches, "items", None), "images", None))
+    end_pass(batches)
     return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in tables.items()}
 
 

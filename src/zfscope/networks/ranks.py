@@ -57,10 +57,10 @@ def own_batches(count: int, batch_size: int) -> dict[str, Any]:
     return {"batch_sampler": [range(first, min(first + batch_size, count)) for first in firsts]}
 
 
-def shared(batches: Iterable[Any], compute: Callable[[Any], Any], images: Any = None) -> Iterator[Any]:
+def shared(batches: Iterable[Any], compute: Callable[[Any], Any], loader: Any = None) -> Iterator[Any]:
     """What ``compute`` makes of each batch, in the first process of all batches, in their order.
 
-    ``images`` are those of the pass: the first process learns which of them others could not read.
+    ``loader`` is what the batches come from: the first process learns which of its images others could not read.
 
     Raises:
         PassEnded: At the end, in the other processes.
@@ -79,15 +79,15 @@ def shared(batches: Iterable[Any], compute: Callable[[Any], Any], images: Any = 
         yield from (each for each in found if each is not None)
         if not going:
             break
-    end_pass(images)
+    end_pass(loader)
 
 
-def end_pass(images: Any = None) -> None:
-    """Where a shared pass is over: the others end, and the first one knows which images they could not read."""
+def end_pass(loader: Any = None) -> None:
+    """Where a shared pass over a loader is over: the others end, and the first one knows what they could not read."""
     rank, ranks = share()
     if ranks == 1:
         return
-    left_out = getattr(images, "quarantine", None)
+    left_out = getattr(getattr(getattr(loader, "items", None), "images", None), "quarantine", None)
     causes: list[Any] = [None] * ranks
     distributed.gather_object(dict(left_out.causes) if left_out is not None else {}, causes if rank == 0 else None)
     if rank:
