@@ -25,7 +25,8 @@ from torch import nn
 from zfscope import build_network
 from zfscope.deconvnet.boxes import conv_cells, strongest
 from zfscope.deconvnet.chain import ChainDeconvnet, _whole
-from zfscope.deconvnet.winners import TopActivationsHook, project_winners
+from zfscope.deconvnet.switches import KeptSwitches
+from zfscope.deconvnet.winners import TopActivationsHook, project_winners, top_images
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.devices import keep_memory
 
@@ -222,27 +223,17 @@ def multiply_adds(network: ConvNet, layer: str) -> tuple[int, int]:
 
 
 def end_to_end(network: ConvNet, images: torch.Tensor) -> dict:
-    """Seconds from pixels to the projections of the top 9 of all maps: mining, winners' traces, the way down."""
+    """Seconds from pixels to the projections of the top 9 of all maps: mining, the way down."""
     start = time.perf_counter()
-    miner = TopActivationsHook(network, LAYERS, 9)
-    with torch.inference_mode():
-        for indices in torch.arange(len(images)).split(32):
-            miner.indices = indices
-            _conv_forward(network, images[indices].contiguous(memory_format=torch.channels_last))
-    miner.close()
-    tables = {name: type(table)(*(part.clone() for part in table)) for name, table in miner.top.compute().items()}
+    kept = KeptSwitches(network, 2e9)
+    batches = ((images[indices], None, indices) for indices in torch.arange(len(images)).split(32))
+    tables = top_images(network, batches, LAYERS, 9, kept)
     mined = time.perf_counter()
     maps = {name: torch.arange(len(table.values)) for name, table in tables.items()}
     count = 0
-    for winners in project_winners(network, tables, maps, lambda wanted: images[wanted], batch_size=16):
+    for winners in project_winners(network, tables, maps, lambda wanted: images[wanted], batch_size=16, kept=kept):
         count += len(winners.rows)
     return {"projections": count, "mining_s": mined - start, "projecting_s": time.perf_counter() - mined}
-
-
-def _conv_forward(network: ConvNet, images: torch.Tensor) -> torch.Tensor:
-    for name in LAYERS:
-        images = getattr(network, name)(images)
-    return images
 
 
 def mining(network: ConvNet, images: torch.Tensor, rounds: int) -> dict:

@@ -22,6 +22,7 @@ from zfscope.deconvnet.choice import rule_for, told
 from zfscope.deconvnet.controls import control_correlations
 from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.sameness import sameness, told_same
+from zfscope.deconvnet.switches import KeptSwitches
 from zfscope.deconvnet.winners import (
     OUTSIDE,
     Winners,
@@ -68,7 +69,8 @@ def analyse(question: Question) -> Result:
         layers = check_projectable(network, options.layers, image, options.unpooling, options.rule)
     except ValueError as error:
         raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error
-    tables = top_images(network, question.data.centre_crops(images, options.batch_size), layers, options.top)
+    kept = KeptSwitches(network, options.memory_gb * 1e9) if isinstance(network, ConvNet) else None
+    tables = top_images(network, question.data.centre_crops(images, options.batch_size), layers, options.top, kept)
     maps = {layer: _rows(table, options.maps, options.seed) for layer, table in tables.items()}
     shown = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}
     metrics: dict[str, Metric] = {}
@@ -80,7 +82,7 @@ def analyse(question: Question) -> Result:
         read = reader(examples)
         ways = {"batch_size": options.batch_size, "unpooling": options.unpooling, "rule": options.rule}
         with counting("Projecting", sum(int((table.values > 0).sum()) for table in shown.values())) as count:
-            for winners in project_winners(network, shown, maps, read, **ways):
+            for winners in project_winners(network, shown, maps, read, kept=kept, **ways):
                 arrays.put(winners)
                 count(len(winners.rows))
         drawn = {rule_for(network, layer, image[None], options.rule, options.unpooling) for layer in shown}

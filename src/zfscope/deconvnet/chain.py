@@ -66,15 +66,22 @@ class ChainDeconvnet:
         check_maps(feature_maps, layer, maps)
         positions = (strongest(feature_maps, maps, sources) if positions is None else positions).cpu()
         check_positions(feature_maps, layer, positions, len(maps))
-        address = sources.to(feature_maps.device), maps.to(feature_maps.device)
+        address = [sources, maps, *(positions.unbind(1) if layer in self.convs else ())]
+        values = feature_maps[tuple(part.to(feature_maps.device) for part in address)]
+        return self.project_values(layer, values, maps, positions, sources, crop)
+
+    @torch.no_grad()
+    def project_values(
+        self, layer: str, values: Tensor, maps: Tensor, positions: Tensor, sources: Tensor, crop: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As `project`, of activations whose values ``(P,)`` are known: the trace needs its switches alone."""
         if layer not in self.convs:
             side = self.network.image_size
-            canvases = self.carry(layer, feature_maps[address], maps, None, sources, None)
+            canvases = self.carry(layer, values, maps, None, sources, None)
             return (canvases, torch.tensor([0, 0, side, side]).repeat(len(maps), 1)) if crop else canvases
-        address += tuple(positions.to(feature_maps.device).unbind(1))
         cells = conv_cells(self.trace, layer, maps, positions, sources)
         boxes = boxes_of(self.network.field_below_pool(layer), cells)
-        projections = self.carry(layer, feature_maps[address], maps, cells, sources, boxes if crop else None)
+        projections = self.carry(layer, values, maps, cells, sources, boxes if crop else None)
         return (projections, boxes) if crop else projections
 
     def carry(

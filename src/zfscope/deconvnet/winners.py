@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from zfscope.activations import TopActivations, TopTable
 from zfscope.console import progress
 from zfscope.deconvnet.boxes import cut
+from zfscope.deconvnet.chain import ChainDeconvnet
 from zfscope.deconvnet.choice import Choice, rule_for
 from zfscope.deconvnet.projection import Unpooling, deconvnet_of, project
+from zfscope.deconvnet.switches import KeptSwitches
 from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.hooked import TimmNetwork
-from zfscope.networks.network import Network, evaluating, watching
+from zfscope.networks.network import Network, Trace, evaluating, watching
 from zfscope.networks.ranks import end_pass
 from zfscope.schema import listed
 
@@ -69,12 +71,14 @@ def project_winners(
     batch_size: int = 32,
     unpooling: Unpooling = "sum",
     rule: Choice = "auto",
+    kept: KeptSwitches | None = None,
 ) -> Iterator[Winners]:
     """Project all winners of all layers, going through the images that won in the order of their indices.
 
     ``tables`` holds a table by layer, a row per feature map, and ``maps`` says which map each row is, ``(M,)``.
     ``read`` gives the network inputs ``(N, C, H, W)`` of image indices. Networks that are no chain, and other rules
-    than ``deconvnet``, can only sum in unpooling.
+    than ``deconvnet``, can only sum in unpooling. Images whose switches `top_images` ``kept`` come first, and do not
+    run again.
 
     Yields:
         Winners, a layer and a batch of images at a time. Empty places and activations that are not above 0 are left
@@ -83,14 +87,23 @@ def project_winners(
     projectable = {layer: ((table.indices >= 0) & (table.values > 0)).cpu() for layer, table in tables.items()}
     winning = torch.cat([tables[layer].indices.cpu()[mask] for layer, mask in projectable.items()]).unique()
     top = max(tables, key=network.layers.index)
-    for batch in winning.split(batch_size) if len(winning) else ():
+    known = torch.tensor([kept is not None and image in kept for image in winning.tolist()], dtype=torch.bool)
+    for batch in (*winning[known].split(batch_size), *winning[~known].split(batch_size)):
+        if not len(batch):
+            continue
         images = read(batch.tolist())
         pictures = as_pictures(network, images)  # before a network in half precision rounds them
         inputs = network.as_input(images).contiguous(memory_format=torch.channels_last)
         height, width = inputs.shape[2:]
         rules = {layer: rule_for(network, layer, inputs, rule, unpooling) for layer in tables}
         ways = {"unpooling": unpooling, "batch_size": batch_size}
-        deconvnets = {rule: deconvnet_of(network, inputs, top, rule=rule, **ways) for rule in set(rules.values())}
+        again = kept is None or int(batch[0]) not in kept
+        deconvnets = {
+            rule: deconvnet_of(network, inputs, top, rule=rule, **ways)
+            if again or rule != "deconvnet"
+            else ChainDeconvnet(network, kept.trace(inputs, batch.tolist()), unpooling)
+            for rule in set(rules.values())
+        }
         for layer, table in tables.items():
             deconvnet = deconvnets[rules[layer]]
             indices = table.indices.cpu()
@@ -99,10 +112,15 @@ def project_winners(
                 continue
             sources = torch.searchsorted(batch, indices[rows, ranks])
             positions, numbers = table.positions.cpu()[rows, ranks], maps[layer].cpu()[rows]
-            if network.field_below_pool(layer, tuple(inputs.shape[1:])).size < min(height, width):
-                projections, boxes = deconvnet.project(layer, numbers, positions, sources=sources, crop=True)
+            crop = network.field_below_pool(layer, tuple(inputs.shape[1:])).size < min(height, width)
+            if again or rules[layer] != "deconvnet":
+                projections = deconvnet.project(layer, numbers, positions, sources=sources, crop=crop)
+            else:
+                values = table.values[rows.to(table.values.device), ranks.to(table.values.device)].to(inputs)
+                projections = deconvnet.project_values(layer, values, numbers, positions, sources, crop)
+            if crop:
+                projections, boxes = projections
             else:  # a unit that sees more than the image is shown with the image
-                projections = deconvnet.project(layer, numbers, positions, sources=sources)
                 boxes = torch.tensor([0, 0, width, height]).repeat(len(rows), 1)
             yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), projections.cpu(), boxes)
 
@@ -130,7 +148,8 @@ class TopActivationsHook:
         self.top: TopActivations | None = None
         self.mismatches: dict[str, str] = {}
         self.maps: dict[str, Tensor] = {}
-        self._k, self._strict, self._most, self._seed, self._first = k, strict, most, seed, {}
+        self._layers, self._k, self._strict, self._most, self._seed = tuple(layers), k, strict, most, seed
+        self._first: dict[str, tuple[Tensor, Tensor]] = {}
         self._hooks = ExitStack()
         self._hooks.enter_context(watching({layer: network.map_module(layer) for layer in layers}, self._listen))
 
@@ -142,6 +161,15 @@ class TopActivationsHook:
     def tables(self) -> dict[str, TopTable]:
         """The winners so far by layer, of this process alone; empty before the second batch."""
         return {} if self.top is None else self.top.own_tables()
+
+    def compete(self, trace: Trace, kept: KeptSwitches) -> None:
+        """After the trace of a batch: pooled maps, which no hook sees there, compete; winners' switches are kept."""
+        for layer in trace.switches:
+            if layer in self._layers:
+                self._listen(layer, trace.maps[layer])
+        tables = self.tables().values()
+        winning = torch.cat([table.indices.flatten() for table in tables]).unique() if tables else self.indices
+        kept.update(trace, self.indices, winning)
 
     def _listen(self, layer: str, maps: Any) -> None:
         if self.indices is None or layer in self.mismatches or not isinstance(maps, Tensor) or maps.ndim not in (2, 4):
@@ -178,14 +206,25 @@ class TopActivationsHook:
 
 
 def top_images(
-    network: Network, batches: Iterable[Sequence[Tensor]], layers: Sequence[str], k: int
+    network: Network,
+    batches: Iterable[Sequence[Tensor]],
+    layers: Sequence[str],
+    k: int,
+    kept: KeptSwitches | None = None,
 ) -> dict[str, TopTable]:
-    """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``; nothing else is kept."""
+    """The top ``k`` images of every feature map in one pass over ``(inputs, label, index)``.
+
+    Of a chain ``kept`` takes the switches of the winning images, so that `project_winners` need not run them again.
+    """
     hook = TopActivationsHook(network, layers, k)
     try:
         with evaluating(network), torch.inference_mode():
             for inputs, _, hook.indices in progress(batches, "Finding the strongest activations"):
-                network.run_up_to(inputs.to(network.device, memory_format=torch.channels_last), layers)
+                inputs = inputs.to(network.device, memory_format=torch.channels_last)
+                if kept is None:
+                    network.run_up_to(inputs, layers)
+                else:
+                    hook.compete(network.trace(inputs, top=max(layers, key=network.layers.index)), kept)
     finally:
         hook.close()
     if hook.top is None:
