@@ -146,26 +146,30 @@ def draw(growth: Mapping[str, Any]) -> None:
     figure.savefig(PLOT, dpi=110)
 
 
+def write(report: Mapping[str, Any]) -> None:
+    """The figures into results.json and onto the page."""
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page[: page.index(BEGIN)] + tables(report) + page[page.index(END) + len(END) :], encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--keep", action="store_true", help="write nothing")
     options = parser.parse_args()
     earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"benchmarks": {}}
-    found, broken = {}, []
+    found, broken, about = {}, [], machine()
     for name in options.only:
         try:
             found[name] = run(name)
         except subprocess.CalledProcessError as error:
             broken.append(f"{name} ended with exit code {error.returncode}; its earlier figures stay")
-    report = {"machine": machine(), "benchmarks": {**earlier["benchmarks"], **found}}
+        report = {"machine": about, "benchmarks": {**earlier["benchmarks"], **found}}
+        if not options.keep:  # each as soon as it is known
+            write(report)
     told = fallen(earlier["benchmarks"], found)
-    text = tables(report)
-    if not options.keep:
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :], encoding="utf-8")
-    print(text)
+    print(tables(report))
     for line in [*broken, *(f"fell behind: {line}" for line in told)]:
         print(line)
     return 1 if told or broken else 0

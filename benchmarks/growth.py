@@ -23,6 +23,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
 from zfscope import build_network
+from zfscope.deconvnet.switches import KeptSwitches
 from zfscope.deconvnet.winners import project_winners, top_images
 from zfscope.networks.chain import ConvNet
 from zfscope.networks.devices import keep_memory
@@ -57,9 +58,10 @@ def mining_of(count: int) -> Callable[[], object]:
 
     def whole() -> None:
         batches = [(images[some], torch.zeros(len(some)), some) for some in torch.arange(count).split(BATCH)]
-        tables = top_images(network, batches, LAYERS, 9)
+        kept = KeptSwitches(network, 2e9)
+        tables = top_images(network, batches, LAYERS, 9, kept)
         maps = {name: torch.arange(len(table.values)) for name, table in tables.items()}
-        for _ in project_winners(network, tables, maps, lambda wanted: images[wanted], batch_size=16):
+        for _ in project_winners(network, tables, maps, lambda wanted: images[wanted], batch_size=16, kept=kept):
             pass
 
     return whole
