@@ -1,5 +1,7 @@
 """Where activations are, the pixels that they see, and cutting those out of images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,28 +40,30 @@ def boxes_of(field: ReceptiveField, positions: Tensor) -> Tensor:
     return torch.cat([corners, corners + field.size], dim=1)
 
 
-def cut(images: Tensor, boxes: Tensor, fill: float = 0) -> Tensor:
-    """Cut a box out of each image ``(P, C, H, W)``; ``fill`` stands outside the image. Patches ``(P, C, h, w)``.
+def cut(images: Tensor, boxes: Tensor, fill: float = 0, sources: Tensor | None = None) -> Tensor:
+    """Cut boxes out of images ``(N, C, H, W)``; ``fill`` stands outside of them. Patches ``(P, C, h, w)``.
 
-    ``boxes`` are of one size, ``(P, 4)``, half-open ``(x0, y0, x1, y1)`` in pixels; they may overhang.
+    ``boxes`` are of one size, ``(P, 4)``, half-open ``(x0, y0, x1, y1)`` in pixels; they may overhang. ``sources
+    (P,)`` says which image each is cut from (default: each its own).
     """
     if not len(boxes):
         return images[:0]
     width, height = (boxes[0, 2:] - boxes[0, :2]).tolist()
-    patches = images.new_full((*images.shape[:2], height, width), fill)
-    paste(images, torch.zeros(len(boxes), 2, dtype=torch.int64), patches, boxes[:, :2].flip(1).cpu())
+    patches = images.new_full((len(boxes), images.shape[1], height, width), fill)
+    cut_from = images if sources is None else [images[source] for source in sources.tolist()]
+    paste(cut_from, torch.zeros(len(boxes), 2, dtype=torch.int64), patches, boxes[:, :2].flip(1).cpu())
     return patches
 
 
-def paste(windows: Tensor, corners: Tensor, targets: Tensor, origins: Tensor) -> None:
-    """Copy windows ``(P, C, h, w)`` into targets ``(P, C, H, W)`` where they meet; the rest of the targets stays.
+def paste(windows: Tensor | Sequence[Tensor], corners: Tensor, targets: Tensor, origins: Tensor) -> None:
+    """Copy windows, ``(P, C, h, w)`` or P of one size, into targets ``(P, C, H, W)`` where they meet.
 
     ``corners`` and ``origins``, ``(P, 2)``, say where windows and targets begin, as (row, column) of one plane.
     """
-    if windows.shape == targets.shape and torch.equal(corners, origins):
+    if isinstance(windows, Tensor) and windows.shape == targets.shape and torch.equal(corners, origins):
         targets.copy_(windows)
         return
-    (height, width), (target_height, target_width) = windows.shape[2:], targets.shape[2:]
+    (height, width), (target_height, target_width) = windows[0].shape[1:], targets.shape[2:]
     for window, target, (row, column) in zip(windows, targets, (corners - origins).tolist(), strict=True):
         top, left = max(row, 0), max(column, 0)
         bottom, right = min(row + height, target_height), min(column + width, target_width)

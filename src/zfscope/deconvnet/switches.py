@@ -55,8 +55,8 @@ class KeptSwitches:
 
 def packed_switches(switches: Tensor, pool: PoolConfig, width: int) -> Tensor:
     """Switches ``(N, C, h, w)``, flat indices into maps ``width`` wide, as places in windows, ``(N, h, w, C)``."""
-    switches = switches.permute(0, 2, 3, 1)
-    within = (switches - _corners(switches, pool, width)).int()
+    switches = switches.permute(0, 2, 3, 1).int()
+    within = switches - _corners(switches, pool, width).int()
     places = within.clone()
     for row in range(1, pool.kernel_size):  # rows are counted by comparing, many times faster than dividing
         places.add_(within >= row * width, alpha=pool.kernel_size - width)

@@ -122,7 +122,7 @@ def project_winners(
                 projections, boxes = projections
             else:  # a unit that sees more than the image is shown with the image
                 boxes = torch.tensor([0, 0, width, height]).repeat(len(rows), 1)
-            yield Winners(layer, rows, ranks, cut(pictures[sources], boxes, OUTSIDE), projections.cpu(), boxes)
+            yield Winners(layer, rows, ranks, cut(pictures, boxes, OUTSIDE, sources), projections.cpu(), boxes)
 
 
 class TopActivationsHook:
