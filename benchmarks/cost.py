@@ -71,10 +71,11 @@ TRAININGS = (
     (*QUIET, "trainer.max_epochs=1", "data.crop=64", "data.batch_size=8", "trainer.limit_train_batches=500"),
     (*QUIET, "trainer.max_epochs=2", "model.conv1.maps=48", "data.batch_size=64", "trainer.limit_train_batches=40"),
 )
-# What pictures cost.
+# What pictures cost: a panel, and to watch the validation for the strongest activations and dead maps.
 PICTURED = (
-    (*BRIEF, "evaluate.enabled=false", "trainer.max_epochs=2"),
-    (*BRIEF, "evaluate.enabled=false", "trainer.max_epochs=3", "model.conv3=null", "model.conv4=null", "data.crop=80"),
+    (QUIET[1], *BRIEF, "trainer.max_epochs=2"),
+    (QUIET[1], BRIEF[0], "trainer.max_epochs=2"),
+    (QUIET[1], BRIEF[0], "trainer.max_epochs=3", "model.conv3=null", "model.conv4=null", "data.crop=80"),
 )
 VIEWS = 10  # of an image, in the evaluation by ten crops
 
@@ -122,7 +123,7 @@ def work_of(network: ConvNet) -> Work:
 
 
 def config_of(overrides: Sequence[str]) -> TrainConfig:
-    """The checked config of a training; any keyword of Lightning's Trainer may be typed, as for ``train.py``."""
+    """The checked config of a training, typed as for ``train.py``: any keyword of Lightning's Trainer too."""
     overrides = [f"++{override}" if override.startswith("trainer.") else override for override in overrides]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return check(TrainConfig, OmegaConf.to_container(compose("train", overrides), resolve=True))
@@ -204,7 +205,7 @@ def measured_pieces() -> dict[str, Any]:
 
 def readings(unit_of_pass: Sequence[float]) -> dict[str, Any]:
     """Seconds of images read for training (by crop), validation and evaluation, and of a pixel of ten crops."""
-    config = config_of(["model.conv1.maps=8"])
+    config = config_of(["model.conv1.maps=8", f"data.cache={ROOT}/data_cache"])  # drawn here, where it is not yet
     images = open_data(config.data).train.subset(range(512))
     found: dict[str, Any] = {"view": []}
     for crop in (64, 120):
@@ -241,6 +242,7 @@ class Amounts:
     crops: int  # of each of them
     panels: int  # drawn by all epochs
     traced: int  # images that pictures send through the network, by all epochs
+    watched: int  # images of all validations whose maps are searched for the strongest activations
 
 
 def amounts_of(config: TrainConfig, network: ConvNet) -> Amounts:
@@ -267,7 +269,8 @@ def amounts_of(config: TrainConfig, network: ConvNet) -> Amounts:
             traced += drawn["occlusion_maps"]["images"] * 12**2  # positions of the square: 48 of 224 px, every 16
     evaluate = config.evaluate
     tested = len(splits.test) if evaluate.enabled else 0
-    return Amounts(epochs, epochs * steps, batch, validated, tested, VIEWS if evaluate.ten_crops else 1, panels, traced)
+    crops, watched = VIEWS if evaluate.ten_crops else 1, epochs * validated * ("projections" in drawn)
+    return Amounts(epochs, epochs * steps, batch, validated, tested, crops, panels, traced, watched)
 
 
 def foretold(overrides: Sequence[str], units: dict[str, Any]) -> dict[str, float]:
@@ -286,9 +289,8 @@ def foretold(overrides: Sequence[str], units: dict[str, Any]) -> dict[str, float
         "evaluation": tested * pixels * units["crop_pixel"]
         + amounts.tested * units["canvas"]
         + np.dot(one_pass, pass_work(work, tested)),
-        "pictures": np.dot(
-            units.get("picture", [0, 0]), [amounts.panels, np.dot(one_pass, pass_work(work, amounts.traced))]
-        ),
+        "pictures": np.dot(one_pass, pass_work(work, amounts.traced))
+        + np.dot(units.get("picture", [0, 0]), [amounts.panels, amounts.watched * work.cells]),
         "steps of the program": amounts.steps * units.get("step_of_program", 0.0),
         "epochs of the program": amounts.epochs * units.get("epoch", 0.0),
         "start": units.get("start", 0.0),
@@ -325,7 +327,7 @@ class Home:
 
 
 def calibrate(home: Home, pieces: dict[str, Any]) -> dict[str, Any]:
-    """What the program adds to the pieces: its start, an epoch, a step and a panel."""
+    """What the program adds to the pieces: its start, an epoch, a step, a panel."""
     units = dict(pieces)
     start, more = (home.cpu_seconds(overrides) for overrides in (START, MORE_EPOCHS))
     known = sum(foretold(START, units).values()), sum(foretold(MORE_EPOCHS, units).values())
@@ -343,7 +345,7 @@ def calibrate(home: Home, pieces: dict[str, Any]) -> dict[str, Any]:
         config = config_of(overrides)
         network = network_of(config, 10)
         amounts = amounts_of(config, network)
-        rows.append([amounts.panels, np.dot(units["pass"], pass_work(work_of(network), amounts.traced))])
+        rows.append([amounts.panels, amounts.watched * work_of(network).cells])
         rest.append(home.cpu_seconds(overrides) - sum(foretold(overrides, units).values()))
     units["picture"] = fit(rows, rest)
     return units
@@ -352,6 +354,10 @@ def calibrate(home: Home, pieces: dict[str, Any]) -> dict[str, Any]:
 def mean_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of measured pieces."""
     return {name: np.mean([found[name] for found in rounds], axis=0).tolist() for name in rounds[0]}
+
+
+def beside(foretold: float, measured: float) -> dict[str, float]:
+    return {"foretold": round(foretold, 1), "measured": round(measured, 1), "ratio": round(foretold / measured, 3)}
 
 
 def main() -> None:
@@ -374,23 +380,14 @@ def main() -> None:
     before = {name: foretold(overrides, constants) for name, overrides in jobs.items()}
     parts = {name: foretold(overrides, units) for name, overrides in jobs.items()}
     found = {
-        name: {
-            "foretold": round(sum(parts[name].values()), 1),
-            "measured": round(took[name], 1),
-            "ratio": round(sum(parts[name].values()) / took[name], 3),
-            "ratio by the pieces before": round(sum(before[name].values()) / took[name], 3),
-            "parts": {part: round(seconds, 1) for part, seconds in parts[name].items()},
-        }
+        name: beside(sum(parts[name].values()), took[name])
+        | {"by the first pieces alone": round(sum(before[name].values()) / took[name], 3)}
+        | {"parts": {part: round(seconds, 1) for part, seconds in parts[name].items()}}
         for name in jobs
     }
-    total = sum(job["foretold"] for job in found.values()), sum(took.values())
     answer = {
         "jobs": found,
-        "total": {
-            "foretold": round(total[0], 1),
-            "measured": round(total[1], 1),
-            "ratio": round(total[0] / total[1], 3),
-        },
+        "total": beside(sum(job["foretold"] for job in found.values()), sum(took.values())),
         "within 15 %": all(abs(job["ratio"] - 1) <= 0.15 for job in found.values()),
         "peak_gflops": [round(each["peak"] / 1e9, 1) for each in rounds],
         "load": [round(load, 1) for load in loads],
