@@ -72,6 +72,8 @@ NOT_RUN = {
     "OMP_NUM_THREADS=1 python benchmarks/linear_classifiers.py --c 0.1": MINUTES,
     "python benchmarks/step.py --losses": MINUTES,
     "python benchmarks/watching.py": MINUTES,
+    "OMP_NUM_THREADS=1 python benchmarks/cost.py": MINUTES,
+    "OMP_NUM_THREADS=1 python benchmarks/cost.py --sweep benchmarks/cost_sweep_2.yaml": MINUTES,
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
     "pip install -e '.[imagenet]'": "downloads; a test here looks for the extra",
     "pip install -e '.[zoo]'": "downloads; a test here looks for the extra",
@@ -88,7 +90,11 @@ NOT_RUN |= {line: DOWNLOADS for line in LINES if "timm/resnet50" in line}
 NOT_RUN |= {line: "needs Slurm; make test-slurm runs such sweeps" for line in LINES if "launcher=slurm" in line}
 TO_RUN = {line: words for line, words in LINES.items() if line not in NOT_RUN}
 # Commands of other programs that are run, with what is appended.
-OTHERS_RUN = {"make -n paper": [], "python tests/scripts/draw_rooms.py": ["--check"]}
+OTHERS_RUN = {
+    "make -n paper": [],
+    "python tests/scripts/draw_rooms.py": ["--check"],
+    "python benchmarks/cost_imagenet.py": [],
+}
 LOGGED = ("train.py", "analyze.py analysis=evaluate checkpoint=outputs/RUN")  # with W&B, offline
 
 # What is appended where the line does not say it.
