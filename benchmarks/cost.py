@@ -1,4 +1,4 @@
-"""CPU seconds of trainings, foretold from counted work and measured pieces, beside what they then take.
+"""CPU seconds of trainings, predicted from counted work and measured pieces, beside what they then take.
 
     OMP_NUM_THREADS=1 python benchmarks/cost.py [--sweep benchmarks/cost_sweep.yaml]
 
@@ -8,7 +8,7 @@ measured here: steps and forward passes of the networks in ``NETWORKS`` in this 
 trainings; and the short trainings of ``TRAININGS``, which are none of the sweep. Least squares without negative values.
 
 Then each training of the sweep runs once, ``train.py`` in a process of its own with one thread and no logger, and its
-CPU seconds (with those of its children) stand beside the foretold ones. As JSON. docs/scale.md has the figures.
+CPU seconds (with those of its children) stand beside the predicted ones. As JSON. docs/scale.md has the figures.
 """
 
 import argparse
@@ -273,7 +273,7 @@ def amounts_of(config: TrainConfig, network: ConvNet) -> Amounts:
     return Amounts(epochs, epochs * steps, batch, validated, tested, crops, panels, traced, watched)
 
 
-def foretold(overrides: Sequence[str], units: dict[str, Any]) -> dict[str, float]:
+def predicted(overrides: Sequence[str], units: dict[str, Any]) -> dict[str, float]:
     """CPU seconds of a training by what it does. ``units`` are the pieces, and what ``calibrate`` found."""
     config = config_of([*SAME, *overrides])
     network = network_of(config, len(config.data.classes or range(10)))
@@ -330,12 +330,12 @@ def calibrate(home: Home, pieces: dict[str, Any]) -> dict[str, Any]:
     """What the program adds to the pieces: its start, an epoch, a step, a panel."""
     units = dict(pieces)
     start, more = (home.cpu_seconds(overrides) for overrides in (START, MORE_EPOCHS))
-    known = sum(foretold(START, units).values()), sum(foretold(MORE_EPOCHS, units).values())
+    known = sum(predicted(START, units).values()), sum(predicted(MORE_EPOCHS, units).values())
     units["epoch"] = max(0.0, (more - start - known[1] + known[0]) / 6)
     units["start"] = start - known[0] - units["epoch"]
     rows, rest = [], []
     for overrides in TRAININGS:
-        parts, took = foretold(overrides, units), home.cpu_seconds(overrides)
+        parts, took = predicted(overrides, units), home.cpu_seconds(overrides)
         config = config_of(overrides)
         rows.append([amounts_of(config, network_of(config, 10)).steps, parts["network"]])
         rest.append(took - sum(parts.values()) + parts["network"])
@@ -346,7 +346,7 @@ def calibrate(home: Home, pieces: dict[str, Any]) -> dict[str, Any]:
         network = network_of(config, 10)
         amounts = amounts_of(config, network)
         rows.append([amounts.panels, amounts.watched * work_of(network).cells])
-        rest.append(home.cpu_seconds(overrides) - sum(foretold(overrides, units).values()))
+        rest.append(home.cpu_seconds(overrides) - sum(predicted(overrides, units).values()))
     units["picture"] = fit(rows, rest)
     return units
 
@@ -356,8 +356,8 @@ def mean_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: np.mean([found[name] for found in rounds], axis=0).tolist() for name in rounds[0]}
 
 
-def beside(foretold: float, measured: float) -> dict[str, float]:
-    return {"foretold": round(foretold, 1), "measured": round(measured, 1), "ratio": round(foretold / measured, 3)}
+def beside(predicted: float, measured: float) -> dict[str, float]:
+    return {"predicted": round(predicted, 1), "measured": round(measured, 1), "ratio": round(predicted / measured, 3)}
 
 
 def main() -> None:
@@ -377,8 +377,8 @@ def main() -> None:
                 rounds.append(measured_pieces())
             loads.append(os.getloadavg()[0])
     units = constants | mean_of(rounds)
-    before = {name: foretold(overrides, constants) for name, overrides in jobs.items()}
-    parts = {name: foretold(overrides, units) for name, overrides in jobs.items()}
+    before = {name: predicted(overrides, constants) for name, overrides in jobs.items()}
+    parts = {name: predicted(overrides, units) for name, overrides in jobs.items()}
     found = {
         name: beside(sum(parts[name].values()), took[name])
         | {"by the first pieces alone": round(sum(before[name].values()) / took[name], 3)}
@@ -387,7 +387,7 @@ def main() -> None:
     }
     answer = {
         "jobs": found,
-        "total": beside(sum(job["foretold"] for job in found.values()), sum(took.values())),
+        "total": beside(sum(job["predicted"] for job in found.values()), sum(took.values())),
         "within 15 %": all(abs(job["ratio"] - 1) <= 0.15 for job in found.values()),
         "peak_gflops": [round(each["peak"] / 1e9, 1) for each in rounds],
         "load": [round(load, 1) for load in loads],

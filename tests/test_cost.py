@@ -105,7 +105,7 @@ def test_more_epochs_cost_what_the_further_ones_take(cost, tmp_path):
     units |= {"canvas": 0.0, "crop_pixel": 0.0, "start": 5.0, "step_of_program": 0.01, "epoch": 1.0}
     overrides = ["callbacks=none", f"data.cache={tmp_path}"]
 
-    one, three = (cost.foretold([*overrides, f"trainer.max_epochs={count}"], units) for count in (1, 3))
+    one, three = (cost.predicted([*overrides, f"trainer.max_epochs={count}"], units) for count in (1, 3))
 
     assert one["steps of the program"] == pytest.approx(187 * 0.01) and one["start"] == three["start"] == 5.0
     assert three["network"] == pytest.approx(3 * one["network"]) and one["network"] > 0
