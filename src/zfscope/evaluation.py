@@ -23,7 +23,7 @@ from zfscope.networks.finite import check_finite, check_result
 from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import CanvasKind, centre_crop, ten_crops
-from zfscope.networks.ranks import shared
+from zfscope.networks.ranks import end_passes, shared
 from zfscope.schema import listed
 
 VALUES = 2**24  # averages of subsets are held at a time: 128 MB
@@ -266,6 +266,7 @@ def _predict(
                 own[kind].append(value)
         labels.append(label)
         positions.append(position)
+    end_passes()
     order, labels = torch.cat(positions).argsort(), torch.cat(labels)
     return [Predictions({kind: torch.cat(own[kind])[order] for kind in kinds}, labels[order]) for own in parts]
 

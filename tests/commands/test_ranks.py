@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, on_two_ranks, quick_first
 from zfscope.networks import ranks
-from zfscope.networks.checkpoints import read_checkpoint
+from zfscope.networks.checkpoints import load_network, read_checkpoint, run_config, save_network
 
 ON_CPUS = ("trainer.accelerator=cpu", "trainer.strategy=ddp")
 
@@ -170,15 +170,25 @@ QUESTIONS = {
 }
 
 
+def another_like(run, folder):
+    """A run folder whose network has other weights than that of ``run``."""
+    network = load_network(run)
+    network.fc8.linear.weight.data.mul_(1.5)
+    save_network(network, run_config(run), folder / "checkpoints/best.ckpt")
+    return folder
+
+
 @pytest.mark.parametrize("name", quick_first(QUESTIONS, 1))
 def test_processes_that_share_an_analysis_write_the_files_of_one(tmp_path, trained_run, name):
-    source = trained_run if name != "ensemble" else f"[{trained_run},{trained_run}/last]"
+    source = trained_run if name != "ensemble" else f"[{trained_run},{another_like(trained_run, tmp_path / 'other')}]"
     words = [f"analysis={name}", f"checkpoint={source}", *QUESTIONS[name]]
 
     for count in (1, 2):
-        answer = asked(tmp_path, *words, f"hydra.run.dir={count}", ranks=count)
+        answer = asked(tmp_path, *words, f"data.cache=cache{count}", f"hydra.run.dir={count}", ranks=count)
         assert answer.returncode == 0, answer.stderr
 
+    caches = [sorted(path.name for path in (tmp_path / f"cache{count}").rglob("*")) for count in (1, 2)]
+    assert caches[0] == caches[1]
     first, second = ({path.relative_to(tmp_path / run) for path in (tmp_path / run).rglob("*.*")} for run in "12")
     assert first == second
     for path in first:
@@ -214,16 +224,13 @@ class Reads:
 
 
 def shared_on(rank):
-    ranks._State.active = True
-    own = [list(part) for part in ranks.own_batches(7, 2)["batch_sampler"]]
-    loader, found = Reads(own), []
-    try:
+    with ranks.ending_together():
+        own = [list(part) for part in ranks.own_batches(7, 2)["batch_sampler"]]
+        loader = Reads(own)
         found = list(ranks.shared(loader, lambda batch: [10 * index for index in batch]))
-        ended = False
-    except ranks.PassEnded:
         ended = True
-    finally:
-        ranks._State.active = False
+        ranks.end_passes()
+        ended = False
     return loader.given, found, ended
 
 
@@ -231,5 +238,5 @@ def test_each_process_reads_its_own_batches_and_the_first_has_all_in_order(tmp_p
     (first, found, first_ended), (second, nothing, second_ended) = on_two_ranks(tmp_path, shared_on)
 
     assert (first, second) == ([[0, 1], [4, 5]], [[2, 3], [6]])
-    assert found == [[0, 10], [20, 30], [40, 50], [60]] and not nothing
+    assert found == [[0, 10], [20, 30], [40, 50], [60]] and nothing == []
     assert (first_ended, second_ended) == (False, True)

@@ -23,7 +23,7 @@ from zfscope.deconvnet.switches import KeptSwitches
 from zfscope.images import as_rgb, contrast_limits, to_tiles
 from zfscope.networks.hooked import TimmNetwork
 from zfscope.networks.network import Network, Trace, evaluating, watching
-from zfscope.networks.ranks import end_pass
+from zfscope.networks.ranks import end_passes, learn_unread, tell_all
 from zfscope.schema import listed
 
 OUTSIDE = 127  # grey of a patch where its box overhangs the image, and of an empty place
@@ -227,11 +227,15 @@ def top_images(
                     hook.compete(network.trace(inputs, top=max(layers, key=network.layers.index)), kept)
     finally:
         hook.close()
-    if hook.top is None:
+    learn_unread(batches)
+    tops = [top for top in tell_all(hook.top and hook.top.cpu()) if top is not None]  # of processes that had a batch
+    end_passes()
+    if not tops:
         raise NoFeatureMaps(network, layers)
-    tables = hook.top.compute()
-    end_pass(batches)
-    return {layer: TopTable(*(part.clone().cpu() for part in table)) for layer, table in tables.items()}
+    for other in tops[1:]:
+        tops[0].merge_state(other)
+    tables = tops[0].own_tables()
+    return {layer: TopTable(*(part.clone() for part in table)) for layer, table in tables.items()}
 
 
 def layers_to_watch(network: Network, layers: Sequence[str] | None) -> tuple[str, ...]:

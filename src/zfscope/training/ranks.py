@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from subprocess import Popen
 from threading import Event, Thread
@@ -22,9 +21,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import DistError
 from torch.multiprocessing import ProcessExitedException
 
+from zfscope.networks.ranks import MEANWHILE
 from zfscope.stops import SIGNALS, MachineFault, starting_processes
 
-MEANWHILE = timedelta(hours=12)  # how long ranks wait for the first one, which draws pictures and evaluates
 POLL = 0.5  # seconds between two looks at the others
 GRACE = 4.0  # seconds in which a rank whose others are gone should notice by itself
 LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|socket", re.IGNORECASE)
