@@ -163,10 +163,14 @@ def asked(folder, *arguments, ranks=1):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=own, timeout=300)
 
 
+ON_FOLDS = ["analysis.batch_size=2", "analysis.folds=2", "analysis.random_weights=true"]
 QUESTIONS = {
     "evaluate": ["analysis.batch_size=2"],
     "projections": ["analysis.batch_size=2", "analysis.top=3"],
     "ensemble": ["analysis.batch_size=2"],
+    "transfer": [*ON_FOLDS, "analysis.images_per_class=[4]", "analysis.scratch_steps=2", "analysis.scratch_folds=1"],
+    "probes": [*ON_FOLDS, "analysis.images_per_class=4"],
+    "embedding": ["analysis.batch_size=2", "analysis.images=12", "analysis.neighbours=2", "analysis.draws=2"],
 }
 
 

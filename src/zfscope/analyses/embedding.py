@@ -35,6 +35,7 @@ from zfscope.figures.embedding import mean_and_error
 from zfscope.invariance import low_and_high
 from zfscope.networks.finite import check_finite
 from zfscope.networks.network import Network
+from zfscope.networks.ranks import by_first, end_passes, is_first, own_batches, shared
 from zfscope.networks.threads import ProductsInOneThread
 from zfscope.protocols.features import BLOCK, PIXELS, FeatureTable, write_tables
 
@@ -65,12 +66,12 @@ def analyse(question: Question) -> Result:
     labels = images.labels[indices]
 
     scratch = question.folder / ".embedding.0.tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     try:
         shares, pixels, map_tables = neighbours_by_layer(question, images, indices, draws, layers, map_layer, scratch)
         products = inner_products(joined(map_tables), len(indices))
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(scratch, ignore_errors=True)
     if not tells_apart(products):
         raise ValueError(f"layer {map_layer!r} gives the same features for all images; name another: analysis.layer=…")
     if len(indices) > 500:  # neither can be counted while it runs
@@ -121,19 +122,28 @@ def draw_images(question: Question, images: ImageSet) -> tuple[np.ndarray, Tenso
     columns = count // max(1, int(np.sqrt(count)))
     side = int(np.clip(WIDTH // columns, *TILES))
     order = random_order(len(images), options.seed).tolist()
-    loader = Loader(Subset(question.inputs(images), order), options.batch_size, num_workers=question.data.num_workers)
-    indices, tiles, left = [], [], count
+    examples, tile_of = question.inputs(images), {}
+
+    def tiles(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[list[int], np.ndarray]:
+        inputs, _, numbers = batch
+        pictures = as_pictures(network, inputs).float()
+        pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True).clamp(0, 255)
+        return numbers.tolist(), pictures.round().to(torch.uint8).numpy()
+
+    indices: list[int] = []
     with counting("Reading", count) as step:
-        for inputs, _, numbers in loader:
-            pictures = as_pictures(network, inputs[:left]).float()
-            pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True).clamp(0, 255)
-            tiles.append(pictures.round().to(torch.uint8))
-            indices += numbers[:left].tolist()
-            step(len(pictures))
-            left -= len(pictures)
-            if not left:
-                break
-    return np.array(indices), torch.cat(tiles)
+        while order and len(indices) < count:  # again for images that take the place of those that cannot be read
+            wanted = count - len(indices)
+            drawn, order = order[:wanted], order[wanted:]
+            own = own_batches(len(drawn), options.batch_size)
+            loader = Loader(Subset(examples, drawn), **own, num_workers=question.data.num_workers)
+            for numbers, pictures in shared(loader, tiles, loader):
+                tile_of.update(zip(numbers, pictures, strict=True))
+                step(len(numbers))
+            known = by_first(lambda: set(tile_of))
+            indices += [index for index in drawn if index in known]
+    found = [tile_of[index] for index in indices] if is_first() else []
+    return np.array(indices), torch.from_numpy(np.array(found))
 
 
 def draws_of(question: Question, count: int) -> int:
@@ -187,6 +197,8 @@ def neighbours_by_layer(
                 trained = way == "network"
                 model = network if trained else random_network(question, number)
                 found = tables(model, [*layers, map_layer, PIXELS] if trained else layers, number, way)
+                if not is_first():
+                    continue
                 for row, layer in enumerate(layers):
                     shares[way][row, number] = share(found[layer], labels)
                 if trained:
@@ -196,6 +208,7 @@ def neighbours_by_layer(
                     if table not in map_tables:
                         table.path.unlink()
                 step()
+    end_passes()
     return shares, pixels, map_tables
 
 

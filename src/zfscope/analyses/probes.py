@@ -12,6 +12,7 @@ from zfscope.analyses.question import Question, Result, over_folds, percent
 from zfscope.console import counting
 from zfscope.figures import probes_figure
 from zfscope.networks.network import Network
+from zfscope.networks.ranks import end_passes
 from zfscope.protocols.features import feature_tables, standardised
 from zfscope.protocols.linear_classifiers import choose_c, fit_softmax, fit_svm, mean_class_accuracy
 from zfscope.protocols.transfer import Target, draw_fold, labels_of, used_by
@@ -46,6 +47,7 @@ def analyse(question: Question) -> Result:
         way: feature_tables(model, data, target.images.subset(used), layers, options.batch_size, question.device)
         for way, model in networks.items()
     }
+    end_passes()
     scores = {name + way: np.zeros((len(layers), len(folds))) for way in networks for name in options.classifiers}
     with counting("Linear classifiers", sum(map(np.size, scores.values()))) as count:
         for way, (row, layer) in product(networks, enumerate(layers)):

@@ -22,13 +22,14 @@ from zfscope.analyses.spec import Analysis
 from zfscope.console import progress
 from zfscope.data.datamodule import Examples, ImageData, open_data
 from zfscope.data.imageset import ImageSet
-from zfscope.data.quarantine import check_images, collecting
+from zfscope.data.quarantine import check_images, collecting, quarantines
 from zfscope.data.reading import UnreadableImage
 from zfscope.data.splits import Splits
 from zfscope.deconvnet.winners import random_order
 from zfscope.files import WholeFile
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing
+from zfscope.networks.ranks import by_first
 from zfscope.report.public import RANDOM
 
 Metric = dict[str, Any]
@@ -95,11 +96,21 @@ class Question:
         return ImageData(open_data(config), config, preprocessing)
 
     def checked_splits(self, data: ImageData | None = None) -> Splits:
-        """All parts of the data; what cannot be read is known and left out: folds are drawn from the others."""
+        """All parts of the data; what cannot be read is known and left out: folds are drawn from the others.
+
+        Of processes that share passes the first one looks, and tells the others.
+        """
         data = data or self.data
+        parts = quarantines(data.splits)
+
+        def unreadable() -> dict[str, dict[bytes, str]]:
+            check_images(data.splits, data.config.cache, data.config.resize, data.num_workers)
+            return {part: quarantine.causes for part, quarantine in parts.items()}
+
         if data.config.check:
             with collecting(data.splits):
-                check_images(data.splits, data.config.cache, data.config.resize, data.num_workers)
+                for part, causes in by_first(unreadable).items():
+                    parts[part].causes.update(causes)
         return data.splits
 
     def inputs(

@@ -34,7 +34,8 @@ from zfscope.runs import environment, is_below, replacing_results, write_results
 from zfscope.schema import about, check, leaves, printable
 from zfscope.secrets import is_from_environment, masked
 
-SHARED = ("evaluate", "ensemble", "projections")  # analyses whose pass over the images processes may share
+# Analyses whose passes over the images processes may share.
+SHARED = ("evaluate", "ensemble", "projections", "transfer", "probes", "embedding")
 # What makes a data set another one than its name says.
 SUBSET_KEYS = ("dataset", "target", "classes", "cells", "exclude", "clutter")
 
@@ -47,7 +48,7 @@ def analyze(config: AnalyzeConfig, folder: Path, overrides: Sequence[str] = ()) 
     if (processes := started_by_torchrun()) > 1 and config.analysis.name not in SHARED:
         raise ValueError(
             f"analysis={config.analysis.name} runs in one process, and torchrun started {processes}; start it with "
-            f"python alone ({', '.join(SHARED)} share their pass over the images)"
+            f"python alone ({', '.join(SHARED)} share their passes over the images)"
         )
     with sharing_passes():
         _analyze(config, folder, overrides)

@@ -24,10 +24,10 @@ from zfscope.data.transforms import TrainTransform
 from zfscope.evaluation import predict
 from zfscope.figures import transfer_figure
 from zfscope.invariance import low_and_high
-from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import CanvasKind
 from zfscope.networks.public import is_zoo_name
-from zfscope.protocols.features import feature_tables, standardised
+from zfscope.networks.ranks import end_passes
+from zfscope.protocols.features import FeatureTable, feature_tables, standardised
 from zfscope.protocols.linear_classifiers import choose_c, fit_softmax, mean_class_accuracy
 from zfscope.protocols.transfer import (
     LEAST_STEPS,
@@ -121,18 +121,23 @@ def analyse(question: Question) -> Result:
 def ways_of(question: Question, target: Target, layer: str, folds: Sequence[Fold]) -> dict[str, Way]:
     """The ways of learning that are compared; what training from scratch refuses comes before any feature is made."""
     scratch = {"scratch": from_scratch(question, target)} if question.recipe is not None else {}
-    ways = {"pretrained": frozen(question, question.network, target, layer, folds)}
-    if question.options.random_weights:
-        random = fresh_network(question.checkpoint, question.run, question.network, question.options.seed)
-        ways["random_weights"] = frozen(question, random, target, layer, folds)
+    networks, options = {"pretrained": question.network}, question.options
+    if options.random_weights:
+        random = fresh_network(question.checkpoint, question.run, question.network, options.seed)
+        networks["random_weights"] = random
+    images, data, device = target.images.subset(used_by(folds)), question.data, question.device
+    tables = {
+        name: feature_tables(network, data, images, [layer], options.batch_size, device)[layer]
+        for name, network in networks.items()
+    }
+    end_passes()
+    ways = {name: frozen(question, target, layer, table, folds) for name, table in tables.items()}
     return ways | scratch
 
 
-def frozen(question: Question, network: Network, target: Target, layer: str, folds: Sequence[Fold]) -> Way:
+def frozen(question: Question, target: Target, layer: str, table: FeatureTable, folds: Sequence[Fold]) -> Way:
     """A new softmax on the frozen features of one layer; its C is chosen within a fold's training images."""
-    used = used_by(folds)
-    images, batch_size, classes = target.images.subset(used), question.options.batch_size, len(target.images.classes)
-    table = feature_tables(network, question.data, images, [layer], batch_size, question.device)[layer]
+    used, image_size, classes = used_by(folds), question.network.image_size, len(target.images.classes)
     read = standardised(table, len(folds[-1].train), MEMORY)
 
     def learn(fold: Fold, labels: np.ndarray) -> Tensor:
@@ -144,8 +149,8 @@ def frozen(question: Question, network: Network, target: Target, layer: str, fol
     about = {
         "network": source if is_zoo_name(source) else question.run["model"].get("name"),
         "layer": layer,
-        "parameters": count_parameters_of(architecture(source, question.run), classes, network.image_size),
-        "image_size": network.image_size,
+        "parameters": count_parameters_of(architecture(source, question.run), classes, image_size),
+        "image_size": image_size,
         "optimiser": "logistic regression",
     }
     return Way(learn, about)

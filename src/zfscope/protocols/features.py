@@ -24,6 +24,7 @@ from zfscope.data.datamodule import ImageData
 from zfscope.data.imageset import ImageSet
 from zfscope.files import check_writable, checksum, replacing, write_text
 from zfscope.networks.network import Network, evaluating
+from zfscope.networks.ranks import by_first, is_first, shared
 from zfscope.protocols.linear_classifiers import gram_features, standardise, standardise_gram
 from zfscope.schema import listed, printable
 
@@ -79,12 +80,15 @@ def extract(
     Batches are network inputs ``(n, 3, H, W)``, labels, and positions that count up from 0; ``images`` is a
     digest of these images in this order; ``cache`` a folder for files of 4 bytes a feature. A feature is a value
     of a layer's feature map. Refused are an unknown layer and features that do not fit on the disk.
+
+    Of processes that share passes the first one has the cache, and says which features are missing; the others get None
+    for the tables that were written.
     """
     for layer in layers:
         network.check_layer(layer)
     known, cache = fingerprint(network), Path(cache)
     targets = {layer: cache / f"features_{known[:12]}_{images[:12]}_{layer.replace('/', '_')}.f32" for layer in layers}
-    tables = {layer: _known(path) for layer, path in targets.items()}
+    tables = by_first(lambda: {layer: _known(path) for layer, path in targets.items()})
     missing = [layer for layer, table in tables.items() if table is None]
     if missing:
         tables |= write_tables(network.to(device), batches, {layer: targets[layer] for layer in missing}, device)
@@ -96,7 +100,7 @@ def feature_tables(
 ) -> dict[str, FeatureTable]:
     """The features of these images at some layers, centre crops, from the cache where they are known."""
     batches = data.centre_crops(images, batch_size)
-    digest = contents_digest(images, data.config.cache)
+    digest = by_first(lambda: contents_digest(images, data.config.cache))
     return extract(network, batches, layers, digest, data.config.cache, device)
 
 
@@ -160,16 +164,21 @@ def write_tables(
 ) -> dict[str, FeatureTable]:
     """Compute and write beside the targets, then rename; the number of images and features stands beside each.
 
-    Targets are files by layer, or by ``PIXELS``, all in the folder that ``key`` names in messages.
+    Targets are files by layer, or by ``PIXELS``, all in the folder that ``key`` names in messages. Processes may share
+    the pass: the first one writes and returns the tables, the others return none.
     """
     count, seen = len(batches.dataset), 0  # a DataLoader's
     files, widths = {}, {}
+
+    def rows(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        inputs, _, positions = batch
+        trace = network.trace(inputs.to(device, memory_format=torch.channels_last))
+        maps = {PIXELS: trace.images, **trace.maps}
+        return positions.numpy(), {layer: _rows(layer, maps.get(layer), len(inputs)) for layer in targets}
+
     with ExitStack() as written, evaluating(network):
-        for inputs, _, positions in progress(batches, f"Features of {listed(targets)}"):
+        for positions, values in shared(progress(batches, f"Features of {listed(targets)}"), rows, batches):
             seen += len(positions)
-            trace = network.trace(inputs.to(device, memory_format=torch.channels_last))
-            maps = {PIXELS: trace.images, **trace.maps}
-            values = {layer: _rows(layer, maps.get(layer), len(inputs)) for layer in targets}
             if not files:
                 widths = {layer: part.shape[1] for layer, part in values.items()}
                 _check_room(next(iter(targets.values())).parent, 4 * count * sum(widths.values()), key)
@@ -181,6 +190,8 @@ def write_tables(
                     block = np.ascontiguousarray(part[:, first : first + BLOCK])
                     files[layer].seek(4 * (count * first + int(positions[0]) * block.shape[1]))
                     files[layer].write(block)
+        if not is_first():
+            return {}
         if seen < count:
             raise ValueError(f"{count - seen} of {count} images cannot be read and have no features; leave them out")
     for layer, path in targets.items():
