@@ -33,9 +33,9 @@ QUESTIONS = {
 
 @pytest.fixture
 def images(trained_run, tmp_path):
-    """The images of ``trained_run``; of the 12 to validate one cannot be read, the sixth of a random order."""
+    """The images of ``trained_run``; of the 12 to validate one cannot be read, the third of a random order."""
     images = shutil.copytree(trained_run.parent / "images", tmp_path / "images")
-    broken = sorted(images.glob("val/*/*.jpg"))[random_order(12, 0)[5]]
+    broken = sorted(images.glob("val/*/*.jpg"))[random_order(12, 0)[2]]
     broken.write_bytes(b"no image")
     return images
 
@@ -102,18 +102,23 @@ def test_features_that_the_first_process_has_in_its_cache_are_made_by_none(tmp_p
     assert first == one and read_by_first == [] and nothing == [[], []]
 
 
-def strongest_on(run, rank):
-    network = load_network(run)
-    images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+def strongest(run, batches):
+    """The top images of conv1 in these of three batches of two images."""
+    images = torch.randn(3, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    given = [(images[number], torch.zeros(2), 2 * number + torch.arange(2)) for number in batches]
+    return tuple(top_images(load_network(run), given, ["conv1"], 3)["conv1"])
+
+
+def strongest_on(run, shares, rank):
     with ranks.ending_together():
-        batches = [(images, torch.zeros(4), torch.arange(4))] if rank == 0 else []
-        return {layer: tuple(table) for layer, table in top_images(network, batches, ["conv1"], 2).items()}
+        return strongest(run, shares[rank])
 
 
-def test_a_process_has_part_in_a_pass_that_has_no_batch_for_it(tmp_path, trained_run):
-    first, second = on_two_ranks(tmp_path, partial(strongest_on, trained_run))
+@pytest.mark.parametrize("shares", [((0, 2), (1,)), ((0, 1, 2), ())], ids=["each has some", "one has none"])
+def test_the_first_process_has_the_strongest_activations_of_all(tmp_path, trained_run, shares):
+    first, second = on_two_ranks(tmp_path, partial(strongest_on, trained_run, shares))
 
-    assert len(first["conv1"][0]) == 8 and second is None
+    assert all(map(torch.equal, first, strongest(trained_run, (0, 1, 2)))) and second is None
 
 
 def failing_on(folder, config, failing, error, rank):
