@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,21 @@ def test_processes_that_share_an_analysis_write_the_files_of_one(tmp_path, train
             assert one.read_bytes() == other.read_bytes()
     one, other = (json.loads((tmp_path / run / "results.json").read_text())["metrics"] for run in "12")
     assert one == other and one
+
+
+@pytest.mark.slow
+def test_images_that_another_process_cannot_read_end_all_in_one_line(tmp_path, trained_run):
+    images = shutil.copytree(trained_run.parent / "images", tmp_path / "images")
+    for name in "69":  # the second batch, and one more than may be left out
+        (images / f"val/cat/{name}.jpg").write_bytes(b"no image")
+    words = ["analysis=evaluate", f"checkpoint={trained_run}", *QUESTIONS["evaluate"], "analysis.part=val"]
+
+    answer = asked(tmp_path, *words, f"data.root={images}", "hydra.run.dir=run", ranks=2)
+
+    told = [line for line in answer.stderr.splitlines() if line.startswith("analyze.py: ")]
+    assert len(told) == 1 and "analyze.py: 2 of the 12 validation images cannot be read, and at most 1 may" in told[0]
+    assert "exitcode  : 2 " in answer.stderr and "src/zfscope" not in answer.stderr
+    assert not (tmp_path / "run/results.json").exists()
 
 
 def test_an_analysis_that_no_processes_can_share_is_refused(command, trained_run, monkeypatch):
