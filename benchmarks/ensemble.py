@@ -1,6 +1,7 @@
 """An ensemble of six against its members' network time, and against six evaluations; JPEG files of 400 x 300 px.
 
     python benchmarks/ensemble.py [--images 512] [--rounds 3] [--threads 1] [--workers 1] [--resize 128] [--crop 112]
+        [--views ten one]
 
 Six zfnet_mini of ten classes, each with weights of its own. "alike": all have one preprocessing, as members with one
 training set do; "own": each has another mean, so that none shares its views. Network time is that of the forward passes
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--resize", type=int, default=128)
     parser.add_argument("--crop", type=int, default=112)
+    parser.add_argument("--views", nargs="+", choices=("ten", "one"), default=["ten", "one"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_memory()
@@ -113,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = photographs(Path(folder), options.images)
         sets = {kind: members(options.resize, options.crop, kind == "alike") for kind in ("alike", "own")}
-        for crops in (True, False):
+        for crops in (views == "ten" for views in options.views):
             for kind, networks in sets.items():
                 loading = networks, images, crops, options.workers
                 ways: dict[str, Callable[[], np.ndarray]] = {

@@ -280,3 +280,15 @@ def test_scale_that_is_not_three_positive_numbers_is_refused(scale):
 def test_crop_outside_the_canvas_is_refused(crop):
     with pytest.raises(ValueError, match=f"crop must lie between 1 and resize=40, but it is {crop}"):
         Preprocessing(40, crop, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+
+
+@pytest.mark.parametrize("prepare", [per_channel(), per_pixel()], ids=["mean by channel", "mean by pixel"])
+@pytest.mark.parametrize("side", [32, 40], ids=["middles", "canvases"])
+def test_a_batch_is_normalised_to_the_same_bits_however_it_lies_in_memory(prepare, side):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8))
+    last = centre_crop(pixels.permute(0, 3, 1, 2), side)
+
+    found = prepare.normalise(last)
+
+    assert torch.equal(found, torch.stack([prepare.normalise(image.contiguous()) for image in last]))
+    assert found.is_contiguous(memory_format=torch.channels_last)

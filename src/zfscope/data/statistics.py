@@ -88,21 +88,21 @@ def _measure(
     """The statistics of these images, and the positions in ``indices`` of those that could be read."""
     canvases = Examples(images.subset(indices), as_tensor, kind)
     loader = Loader(canvases, batch_size=32, num_workers=num_workers)
+    # Sums of grey levels and of their products are whole numbers, so that these are exact in any order.
     total = torch.zeros(3, kind.side, kind.side, dtype=torch.float64)
-    squares = torch.zeros(3, kind.side, kind.side, dtype=torch.float64)
     products = torch.zeros(3, 3, dtype=torch.float64)
     read = []
     for batch, _, positions in progress(loader, "Mean image of the training set"):
         read.append(positions.numpy())
-        values = batch.double()
+        values = batch.float()  # in single precision whole numbers are exact up to 2**24
         total += values.sum(0)
-        squares += (values**2).sum(0)
-        colours = values.transpose(0, 1).flatten(1) / 255
-        products += colours @ colours.T
+        colours = values.permute(0, 2, 3, 1).reshape(-1, 3).double()
+        products += colours.T @ colours
     read = np.concatenate([np.empty(0, int), *read])
     count = max(1, len(read))
     mean = total / count
-    variance = (squares / count - mean**2).clamp(min=0).mean()
-    colour_mean = mean.flatten(1).mean(1) / 255
-    covariance = products / (count * kind.side**2) - torch.outer(colour_mean, colour_mean)
+    products /= count * kind.side**2
+    variance = (products.trace() / 3 - (mean**2).mean()).clamp(min=0)
+    colour_mean = mean.flatten(1).mean(1)
+    covariance = (products - torch.outer(colour_mean, colour_mean)) / 255**2
     return Statistics(mean.float(), float(variance.sqrt()), covariance.float()), read
