@@ -62,7 +62,7 @@ def run(name: str) -> dict[str, Any]:
         check=True,
     )
     found = json.loads(done.stdout[done.stdout.index("{") :])
-    return {"command": command, "seconds": round(time.monotonic() - since), **found}
+    return {**found, "command": command, "took_s": round(time.monotonic() - since)}
 
 
 def figures(found: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
@@ -142,6 +142,8 @@ def draw(growth: Mapping[str, Any]) -> None:
             axis.loglog(law["x"], [scale * x ** law["exponent"] for x in law["x"]], color="tab:blue")
         axis.set(title=what, xlabel=along, ylabel="seconds")
         axis.set_xticks(law["x"], [f"{x:g}" for x in law["x"]])
+        ends = min(law["seconds"]), max(law["seconds"])
+        axis.set_yticks(ends, [f"{seconds:.2g}" for seconds in ends])
         axis.minorticks_off()
         axis.title.set_fontsize(8)
     figure.savefig(PLOT, dpi=110)
