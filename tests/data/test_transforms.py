@@ -125,6 +125,22 @@ def test_colour_jitter_shifts_all_pixels_along_the_principal_directions():
     assert float(along.std()) == pytest.approx(0.1 * 0.04 * 255, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    "scale", [[1.0, 1.0, 1.0], [0.25, 0.25, 0.25], [0.5, 1.0, 0.25]], ids=["none", "one", "by channel"]
+)
+def test_a_shift_of_colours_is_added_to_the_levels_before_they_are_scaled(scale):
+    mean, directions = torch.full((3, 16, 16), 100.0), np.diag([30.0, 20.0, 10.0]).astype(np.float32)
+    scale = torch.tensor(scale).view(3, 1, 1)
+    augment = AugmentConfig(flip=False, pca_colour=0.1)
+    unscaled = TrainTransform(Preprocessing(16, 16, mean, torch.ones(3, 1, 1)), augment, 0, directions)
+    scaled = TrainTransform(Preprocessing(16, 16, mean, scale), augment, 0, directions)
+
+    for epoch in range(3):
+        levels = unscaled(picture(16), epoch, 5)
+        assert float((levels - levels.round()).abs().max()) > 1e-3  # shifted, each channel by its own part of a level
+        torch.testing.assert_close(scaled(picture(16), epoch, 5), levels * scale, rtol=1e-6, atol=1e-5)
+
+
 def test_timms_recipe_follows_from_seed_epoch_and_index_too():
     augment = AugmentConfig(policy="timm", auto_augment="rand-m9-mstd0.5", brightness=0.4, erase=0.25)
     transform = TrainTransform(preprocessing(32, 24), augment, seed=0)

@@ -44,6 +44,9 @@ class TrainTransform:
         self.mean = preprocessing.mean.expand(3, self.resize, self.resize).contiguous()
         self.mirrored_mean = self.mean.flip(2)
         self.scale = None if bool((preprocessing.scale == 1).all()) else preprocessing.scale
+        # Where all channels have one scale, it and a shift of colours take one pass.
+        is_one = self.scale is not None and bool((self.scale == self.scale[0]).all())
+        self._factor = float(self.scale[0]) if is_one and augment.pca_colour else None
         self._draws_more = bool(augment.rotate90 or augment.pca_colour or augment.erase)
         try:
             self.timm = self._timm_transform() if augment.policy == "timm" else None
@@ -86,10 +89,14 @@ class TrainTransform:
         mean = self.mirrored_mean if is_mirrored else self.mean
         view.copy_(pixels.double() * (1 + augment.brightness * (2 * light - 1)) if augment.brightness else pixels)
         if augment.pca_colour:
-            shift = self.colour_directions @ (augment.pca_colour * colour).astype(np.float32)
-            view += torch.from_numpy(shift).view(3, 1, 1)
+            size = augment.pca_colour * (self._factor or 1.0)
+            shift = torch.from_numpy(self.colour_directions @ (size * colour).astype(np.float32)).view(3, 1, 1)
+            if self._factor is None:
+                view += shift
         view -= mean[:, top : top + side, left : left + side]
-        if self.scale is not None:
+        if self._factor is not None:
+            torch.add(shift, view, alpha=self._factor, out=view)
+        elif self.scale is not None:
             view *= self.scale
         if augment.flip_vertical and flip_vertical < 0.5:
             view.copy_(view.flip(1))
