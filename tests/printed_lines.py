@@ -68,7 +68,7 @@ NOT_RUN = {
     "python benchmarks/refusals.py --rounds 3": MINUTES,
     "python benchmarks/sameness.py FOLDER zoo/squeezenet1_1 zoo/efficientnet_lite0": MINUTES,
     "python benchmarks/projections.py": MINUTES,
-    "python benchmarks/sweep.py --seconds 20": MINUTES,
+    "python benchmarks/sweep.py": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/linear_classifiers.py --c 0.1": MINUTES,
     "python benchmarks/step.py --losses": MINUTES,
     "python benchmarks/watching.py": MINUTES,
