@@ -62,7 +62,7 @@ def run(name: str) -> dict[str, Any]:
         check=True,
     )
     found = json.loads(done.stdout[done.stdout.index("{") :])
-    return {**found, "command": command, "took_s": round(time.monotonic() - since)}
+    return {**found, "command": command, "took_s": round(time.monotonic() - since), "commit": commit()}
 
 
 def figures(found: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
@@ -93,24 +93,34 @@ def machine() -> dict[str, Any]:
     """Where it was measured, and with what."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     return {
         "processor": model or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
-        "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def commit() -> str:
+    """What is measured."""
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    return told.stdout.strip()
 
 
 def tables(report: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     about = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    measured: dict[str, list[str]] = {}
+    for name, found in report["benchmarks"].items():
+        measured.setdefault(found.get("commit", "unknown"), []).append(name)
+    commits = "; ".join(f"{commit} ({', '.join(names)})" for commit, names in measured.items())
     lines = [
         BEGIN,
         "",
         f"{about[0].upper()}{about[1:]}.",
+        "",
+        f"Measured at the commits {commits}.",
         "",
         "| benchmark | times the peer's speed | range |",
         "|---|---|---|",

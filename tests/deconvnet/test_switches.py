@@ -43,7 +43,7 @@ def test_winners_are_those_of_a_pass_of_their_own_and_images_that_are_kept_do_no
     one = KeptSwitches(network, 1e9)
     top_images(network, batches(), LAYERS[chain], 2, one)
     winning = {int(index) for table in alone.values() for index in table.indices.flatten()} - {-1}
-    size = sum(part.nbytes for part in one._kept[min(winning)].values())
+    size = sum(switches[0].numel() for switches in network.trace(read([0])).switches.values())  # a byte each
     kept = KeptSwitches(network, share * size * len(winning))
     runs, first = [], network.conv1.conv
 
@@ -53,7 +53,9 @@ def test_winners_are_those_of_a_pass_of_their_own_and_images_that_are_kept_do_no
     found = list(project_winners(network, tables, all_maps(tables), read, kept=kept, **ways))
     hook.remove()
 
-    assert set(one._kept) == winning, "an image that lost its places goes, one that has them stays"
+    assert {image for image in range(COUNT) if image in one} == winning, (
+        "an image that lost its places goes, one that has them stays"
+    )
     held = [image for image in winning if image in kept]
     assert share == 1 or len(held) <= share * len(winning)
     assert (share == 0) == (not held) and len(runs) == len(winning) - len(held)
@@ -64,6 +66,18 @@ def test_winners_are_those_of_a_pass_of_their_own_and_images_that_are_kept_do_no
     for place, parts in picture_by_place(found).items():
         for part, other in zip(parts, expected[place], strict=True):
             torch.testing.assert_close(part, other, rtol=1e-12, atol=1e-12)
+
+
+def test_where_there_is_no_room_nothing_is_packed(monkeypatch):
+    packed = []
+    monkeypatch.setattr(
+        "zfscope.deconvnet.switches.packed_switches", lambda *given: packed.append(1) or packed_switches(*given)
+    )
+
+    top_images(chain(), batches(), LAYERS[chain], 2, KeptSwitches(chain(), 0))
+    assert not packed
+    top_images(chain(), batches(), LAYERS[chain], 2, KeptSwitches(chain(), 1e9))
+    assert packed
 
 
 def picture_by_place(several):

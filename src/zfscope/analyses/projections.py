@@ -69,7 +69,8 @@ def analyse(question: Question) -> Result:
         layers = check_projectable(network, options.layers, image, options.unpooling, options.rule)
     except ValueError as error:
         raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error
-    kept = KeptSwitches(network, options.memory_gb * 1e9) if isinstance(network, ConvNet) else None
+    by_switches = isinstance(network, ConvNet) and options.rule in ("auto", "deconvnet")
+    kept = KeptSwitches(network, options.memory_gb * 1e9) if by_switches else None
     tables = top_images(network, question.data.centre_crops(images, options.batch_size), layers, options.top, kept)
     maps = {layer: _rows(table, options.maps, options.seed) for layer, table in tables.items()}
     shown = {layer: TopTable(*(part.cpu()[maps[layer]] for part in table)) for layer, table in tables.items()}

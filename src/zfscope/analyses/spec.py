@@ -61,7 +61,7 @@ class ProjectionsAnalysis(SampledOptions):
     unpooling: Literal["sum", "overwrite"] = "sum"
     rule: Rule = "auto"
     controls: Annotated[int, Field(ge=0)] = 64
-    memory_gb: Annotated[float, Field(ge=0)] = 2.0
+    memory_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     batch_size: Count = 16
 
 

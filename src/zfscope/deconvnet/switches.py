@@ -28,15 +28,16 @@ class KeptSwitches:
         winners = set(winning.tolist())
         for image in self._kept.keys() - winners:
             del self._kept[image]
+        size = sum(self._bytes_each(layer, switches) for layer, switches in trace.switches.items())
         rows = [row for row, image in enumerate(images.tolist()) if image in winners and image not in self._kept]
-        if not rows or not trace.switches:
+        rows = rows[: max(0, int(self._room // size) - len(self._kept))] if size else []
+        if not rows:
             return
         packed = {
             layer: packed_switches(switches[rows], self._pool(layer), trace.widths[layer]).cpu()
             for layer, switches in trace.switches.items()
         }
-        size = sum(part[0].numel() * part.element_size() for part in packed.values())
-        for number, row in enumerate(rows[: max(0, int(self._room / size) - len(self._kept))]):
+        for number, row in enumerate(rows):
             # Copies, or one image that stays would hold the memory of all.
             self._kept[int(images[row])] = {layer: part[number].clone() for layer, part in packed.items()}
 
@@ -49,6 +50,9 @@ class KeptSwitches:
             trace.switches[layer] = unpacked_switches(packed.to(inputs.device), self._pool(layer), trace.widths[layer])
         return trace
 
+    def _bytes_each(self, layer: str, switches: Tensor) -> int:
+        return switches[0].numel() * _type_of(self._pool(layer)).itemsize
+
     def _pool(self, layer: str) -> PoolConfig:
         return self._network.spec[layer].pool
 
@@ -60,7 +64,7 @@ def packed_switches(switches: Tensor, pool: PoolConfig, width: int) -> Tensor:
     places = within.clone()
     for row in range(1, pool.kernel_size):  # rows are counted by comparing, many times faster than dividing
         places.add_(within >= row * width, alpha=pool.kernel_size - width)
-    return places.to(torch.uint8) if pool.kernel_size**2 <= 2**8 else places
+    return places.to(_type_of(pool))
 
 
 def unpacked_switches(places: Tensor, pool: PoolConfig, width: int) -> Tensor:
@@ -69,6 +73,11 @@ def unpacked_switches(places: Tensor, pool: PoolConfig, width: int) -> Tensor:
     for row in range(1, pool.kernel_size):
         switches.add_(places >= row * pool.kernel_size, alpha=width - pool.kernel_size)
     return switches.permute(0, 3, 1, 2)
+
+
+def _type_of(pool: PoolConfig) -> torch.dtype:
+    """What holds a place in a window."""
+    return torch.uint8 if pool.kernel_size**2 <= 2**8 else torch.int32
 
 
 def _corners(windows: Tensor, pool: PoolConfig, width: int) -> Tensor:
