@@ -74,6 +74,8 @@ def start_run(folder: Path, mode: str, about: Mapping[str, Any], uploads: bool) 
     _find_folders(folder)
     logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
     settings = {"init_timeout": INIT_SECONDS, "login_timeout": INIT_SECONDS, "silent": True}
+    # Pictures are hard links to those of the run folder: once on the disk, whole where either folder is moved.
+    settings |= {"allow_media_symlink": True, "symlink": False}
     # ``create_new``: a run that another job of this process left open must not swallow this one's metrics.
     options = {**about, "dir": str(folder), "resume": "allow", "reinit": "create_new"}
     cause = out_of_reach() if mode == "online" else None

@@ -150,6 +150,12 @@ def warned():
         yield caught
 
 
+@pytest.fixture(autouse=True)
+def lossless(monkeypatch):
+    """All pictures are PNG files, which can be compared to the bit; tests of the choice set it anew."""
+    monkeypatch.setattr("zfscope.callbacks.panel.FLAT", 0.0)
+
+
 def panels(folder):
     """The pictures of a run folder, as paths below ``figures``."""
     return sorted(str(path.relative_to(folder / "figures")) for path in (folder / "figures").rglob("*.png"))

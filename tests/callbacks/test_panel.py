@@ -1,12 +1,13 @@
 """Where a picture goes: a file of the run folder always, and each logger that takes images."""
 
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.callbacks.conftest import trainer_of
 from zfscope.callbacks import show
-from zfscope.callbacks.panel import LARGE
+from zfscope.callbacks.panel import is_flat
 
 
 def picture(value=0, size=(6, 4)):
@@ -63,20 +64,40 @@ def test_tensorboard_gets_the_picture(tmp_path):
     assert events.Images("filter_images/conv1")[0].width == 6
 
 
-def test_wandb_gets_the_written_file_and_of_a_large_picture_a_jpeg(tmp_path, images_of_wandb):
+def photograph(side=64):
+    """Grain in all colours, as projections and photographs have it; above it a title's strip."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    pixels[:8] = 255
+    return Image.fromarray(pixels)
+
+
+def test_a_photograph_is_a_jpeg_and_a_drawing_an_exact_png(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    drawing = picture(5, (64, 48))
+    ImageDraw.Draw(drawing).text((2, 2), "conv1, epoch 1")
+
+    drawn, taken = (show(trainer_of(tmp_path), key, image) for key, image in (("a", drawing), ("b", photograph())))
+
+    assert (drawn.name, taken.name) == ("epoch_001.png", "epoch_001.jpg")
+    assert Image.open(drawn).tobytes() == drawing.tobytes() and not is_flat(photograph())
+    assert Image.open(taken).size == (64, 64) and Image.open(taken).format == "JPEG"
+
+
+def test_of_two_kinds_of_picture_one_file_is_left(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    for image, name in ((picture(), "epoch_001.png"), (photograph(), "epoch_001.jpg"), (picture(), "epoch_001.png")):
+        show(trainer_of(tmp_path), "panel", image)
+
+        assert [entry.name for entry in (tmp_path / "figures/panel").iterdir()] == [name]
+
+
+def test_wandb_gets_the_written_file(tmp_path, images_of_wandb):
     logger = Recording()
-    trainer = trainer_of(tmp_path, logger=logger)
 
-    path = show(trainer, "panel", picture(size=(LARGE // 512, 512)))
-    small = logger.sent.pop()["panel"]
-    large = picture(size=(LARGE // 512, 513))
-    show(trainer, "panel", picture())
-    show(trainer, "panel", large)
+    path = show(trainer_of(tmp_path, logger=logger), "panel", picture())
 
-    _, (large_image,) = (metrics["panel"] for metrics in logger.sent)
-    assert small == [(str(path), {"caption": "epoch 1"})]
-    assert large_image[0] is large and large_image[1]["file_type"] == "jpg"
-    assert [metrics["epoch"] for metrics in logger.sent] == [0, 0]  # as Lightning counts beside every metric
+    assert [metrics["panel"] for metrics in logger.sent] == [[(str(path), {"caption": "epoch 1"})]]
+    assert [metrics["epoch"] for metrics in logger.sent] == [0]  # as Lightning counts beside every metric
 
 
 def test_loggers_that_take_no_images_are_passed_over(tmp_path, recwarn):

@@ -126,6 +126,7 @@ def test_what_the_phantom_cannot_be_asked_is_refused_before_it_is_drawn(
     command, trained_run, tmp_path, monkeypatch, record_property
 ):
     monkeypatch.setattr(phantom, "_draw_into", lambda *work: pytest.fail("drawn"))
+    monkeypatch.setattr(phantom, "check_writable", lambda *_, **__: None)  # this machine's disk may be nearly full
     own = [f"checkpoint={trained_run}", "device=cpu", "logger=none", "data=phantom", "data.cache=cache"]
     classes, layer = r"3 classes|classes", r"no layer 'conv9'"
     asked = {

@@ -288,7 +288,7 @@ def test_threads_read_what_is_stored_and_processes_what_is_not(home):
     assert readers(cached, num_workers="auto") == {"threads": 1}
     assert readers(cached, num_workers=3) == {"threads": 3}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert len(next(iter(ImageData(cached, config(home), preprocessing).canvases(cached.val, 5)))[0]) == 5
 
 

@@ -21,7 +21,7 @@ from zfscope.data.splits import Splits
 @pytest.fixture(autouse=True)
 def no_warning_unless_expected():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         yield
 
 

@@ -180,7 +180,7 @@ def test_a_damaged_note_of_what_was_decoded_costs_one_line_and_a_decoding(home, 
 
     assert len(names) == 240
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         checked(home)
 
 

@@ -112,7 +112,7 @@ def test_damaged_statistics_are_measured_anew_with_one_line(tmp_path, damage):
     with pytest.warns(UserWarning, match=r"statistics_\w+\.pt is damaged; the mean image is measured anew") as told:
         again = statistics_of(data, CanvasKind(16), tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         later = statistics_of(data, CanvasKind(16), tmp_path)
 
     assert len(told) == 1

@@ -224,7 +224,7 @@ def test_few_others_make_no_copy_of_what_is_not(count, tmp_path):
     second = files(tmp_path / "second", photographs(count + 1, seed=1))
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         found = find_overlap(first, second)
 
     assert counted(found) == set()

@@ -66,8 +66,8 @@ def ask_server(url: str, seconds: float = ASK_SECONDS) -> None:
         request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "zfscope"})
         try:
             urllib.request.urlopen(request, timeout=seconds).close()
-        except urllib.error.HTTPError:  # some servers know no HEAD, or send elsewhere
-            pass
+        except urllib.error.HTTPError as answer:  # some servers know no HEAD, or send elsewhere
+            answer.close()
         except Exception as error:
             errors.append(error)
 

@@ -40,7 +40,7 @@ def names(images):
 @pytest.fixture(autouse=True)
 def no_warning_unless_expected():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         yield
 
 
