@@ -1,5 +1,6 @@
 """What a person reads while it runs: the network before training, how far long work is, results, a sweep's jobs."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from zfscope.secrets import masked
 
+IN_CLONE = re.compile(r"(?:\bpython )?\b(train|analyze)\.py\b")
 Item = TypeVar("Item")
 
 
@@ -28,6 +30,12 @@ class MaskingConsole(Console):
 
 
 console = MaskingConsole()
+
+
+def as_typed(text: str) -> str:
+    """A message that names ``python train.py`` or ``train.py``, as ``zfscope train`` where that was typed."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return IN_CLONE.sub(r"zfscope \1", text) if spec is not None and spec.name.startswith("zfscope.") else text
 
 
 def print_anywhere() -> None:

@@ -35,7 +35,7 @@ from zfscope.commands.flags import check_flags, is_hydras_own, is_other_rank, re
 from zfscope.commands.lines import one_line, refusals, tell_traceback, thread_line, warning_line
 from zfscope.commands.resumption import overrides_of, own_config
 from zfscope.commands.sweeps import is_left, outcomes, run_left
-from zfscope.console import console, print_anywhere, sweep_table
+from zfscope.console import as_typed, console, print_anywhere, sweep_table
 from zfscope.files import FULL, cannot_write
 from zfscope.networks.devices import peak_memory
 from zfscope.runs import (
@@ -106,7 +106,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
             console.print(sweep_table(outcomes(plan.folder, plan.sweep_jobs(plan.folder), {}, is_running=True)))
         way_on = _way_on(plan, folder) if isinstance(error, stops.MachineFault) else None
         more = f"; what was saved is whole: {way_on}" if way_on else ""
-        print(f"{name}.py: {one_line(error)}{more}", file=sys.stderr)
+        print(as_typed(f"{name}.py: {one_line(error)}{more}"), file=sys.stderr)
         sys.exit(2)  # the error is held until the end: torch waits 5 s for each worker of a loader that failed
     except Exception as error:
         tell_traceback(error)
@@ -127,7 +127,7 @@ def run_command(name: str, main: Callable[[], Any]) -> int:
     left = _what_is_left(name, plan, folder)
     if stopped.signal in slurm.signals():
         left = f"{slurm.requeue()}; {left}"
-    print(f"{name}.py: stopped by {stopped}; {left}", file=sys.stderr)
+    print(as_typed(f"{name}.py: stopped by {stopped}; {left}"), file=sys.stderr)
     return stopped.exit_code
 
 
@@ -210,7 +210,7 @@ def _run_job(name: str, values: DictConfig) -> float:
 
 def _again(name: str, folder: Path) -> str:
     """The command that runs what is left of a sweep."""
-    return shlex.join(["python", f"{name}.py", f"resume={folder}"])
+    return as_typed(shlex.join(["python", f"{name}.py", f"resume={folder}"]))
 
 
 def _what_is_left(name: str, plan: Plan | None, folder: Path | None) -> str:

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import DistError
 from torch.multiprocessing import ProcessExitedException
 
+from zfscope.console import as_typed
 from zfscope.networks.ranks import MEANWHILE
 from zfscope.stops import SIGNALS, MachineFault, starting_processes
 
@@ -81,12 +82,8 @@ def _watch(others: Sequence[Popen], over: Event, folder: Path) -> None:
     while not over.wait(POLL):
         if (told := _first_ended(others)) and not over.wait(GRACE):
             last = (folder / "checkpoints" / "last.ckpt").is_file()
-            print(
-                f"train.py: {told}"
-                + (f"; what was saved is whole: go on with python train.py resume={folder}" if last else ""),
-                file=sys.stderr,
-                flush=True,
-            )
+            way_on = f"; what was saved is whole: go on with python train.py resume={folder}" if last else ""
+            print(as_typed(f"train.py: {told}{way_on}"), file=sys.stderr, flush=True)
             _kill(others)
             os._exit(2)
 
