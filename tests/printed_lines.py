@@ -77,6 +77,7 @@ NOT_RUN = {
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
     "pip install -e '.[imagenet]'": "downloads; a test here looks for the extra",
     "pip install -e '.[zoo]'": "downloads; a test here looks for the extra",
+    "pip install .": "tests/test_package.py builds the package and types its commands",
     "source .venv/bin/activate": "a shell's own",
     "wandb sync …": "sends a run to W&B: needs an account",
     "wandb sweep sweep.yaml": "needs an account; a test here composes what its agent types",

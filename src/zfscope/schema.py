@@ -9,11 +9,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from zfscope.secrets import with_texts
+
+_HERE = Path(__file__).resolve()
+# The configs of an installed package, else those beside train.py.
+CONF = str(next(folder for folder in (_HERE.parent / "conf", _HERE.parents[2] / "conf") if folder.is_dir()))
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -4,7 +4,7 @@
 runs them.
 """
 
-from zfscope.commands.configs import CONF
 from zfscope.commands.jobs import run_command, run_job
+from zfscope.schema import CONF
 
 __all__ = ["CONF", "run_command", "run_job"]

@@ -26,13 +26,13 @@ from zfscope.analyses.spec import AnalyzeConfig
 from zfscope.commands.environment import only_typed, read, seen
 from zfscope.commands.folders import Job
 from zfscope.commands.guard import check_composed, check_place
-from zfscope.commands.overrides import CONF, PATHS, groups_of, is_hydras, parse, quoted, read_typed
+from zfscope.commands.overrides import PATHS, groups_of, is_hydras, parse, quoted, read_typed
 from zfscope.commands.resumption import Resumption, difference, read_resumption, read_sweep
 from zfscope.commands.slurm import check_launcher, with_resumption
 from zfscope.files import check_writable
 from zfscope.networks.spec import ModelConfig
 from zfscope.runs import is_below
-from zfscope.schema import check, flatten, nearest
+from zfscope.schema import CONF, check, flatten, nearest
 from zfscope.training.spec import TRAINER_KEYWORDS, TrainConfig
 
 SCHEMAS = {"train": TrainConfig, "analyze": AnalyzeConfig}

@@ -17,7 +17,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.resolvers import oc
 
-from zfscope.commands.overrides import CONF, parse
+from zfscope.commands.overrides import parse
+from zfscope.schema import CONF
 from zfscope.secrets import forget, hide
 
 NOTHING = "_nothing_"  # no default was given; None is one

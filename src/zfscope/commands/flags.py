@@ -10,8 +10,7 @@ from hydra._internal.utils import get_args_parser
 
 from zfscope.commands.configs import SCHEMAS
 from zfscope.commands.nesting import check_brackets, check_yaml
-from zfscope.commands.overrides import CONF
-from zfscope.schema import nearest
+from zfscope.schema import CONF, nearest
 
 # Other ranks of one run, by who started them (torchrun and Lightning, srun, jsrun), share its folder.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")

@@ -15,9 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from zfscope.commands.overrides import CONF
 from zfscope.runs import is_below
-from zfscope.schema import flatten, leaves
+from zfscope.schema import CONF, flatten, leaves
 from zfscope.secrets import is_from_environment
 
 # Hydra calls what its own groups name: its own classes alone.

@@ -14,12 +14,9 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException, OverrideParseException
 
 from zfscope.commands.nesting import check_brackets
-from zfscope.schema import nearest, takes_text
+from zfscope.schema import CONF, nearest, takes_text
 from zfscope.training.spec import TRAINER_KEYWORDS
 
-_HERE = Path(__file__).resolve()
-# Of an installed package, else the folder beside train.py.
-CONF = str(next(folder for folder in (_HERE.parents[1] / "conf", _HERE.parents[3] / "conf") if folder.is_dir()))
 # A command's experiments are those in its folder: analyze.py has a second search path (hydra.searchpath in its config).
 EXPERIMENTS = {"train": Path(CONF, "experiment"), "analyze": Path(CONF, "analyze", "experiment")}
 # Overrides that were spelt otherwise once, and what to write now.

@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from zfscope.commands.guard import check_interpolations, check_stored
 from zfscope.commands.lines import one_line
 from zfscope.commands.nesting import check_yaml
-from zfscope.commands.overrides import CONF, is_group, is_hydras, parse, quoted
+from zfscope.commands.overrides import is_group, is_hydras, parse, quoted
 from zfscope.runs import RECORD, is_below, kind_of_run, read_overrides, why_no_training
-from zfscope.schema import flatten, leaves
+from zfscope.schema import CONF, flatten, leaves
 from zfscope.secrets import is_from_environment
 from zfscope.training.spec import FIXED_KEYS
 
