@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -20,7 +21,8 @@ class Diagnostics(Callback):
     """Dead maps of each layer and spatial frequencies of the first filters, logged at each validation epoch.
 
     ``diagnostics/<layer>/dead_maps`` and ``…/near_dead_maps`` count over the validation pass that runs anyway (of
-    several loaders the first). ``diagnostics/<first conv layer>/low_frequency_energy``, ``middle_…``, ``high_…`` and
+    several loaders the first), and ``diagnostics/dead_share`` is the share 0-1 of dead maps among all of these layers.
+    ``diagnostics/<first conv layer>/low_frequency_energy``, ``middle_…``, ``high_…`` and
     ``energy_beyond_stride`` are shares 0-1, the median over its filters. See ``zfscope.diagnostics``.
 
     Args:
@@ -72,10 +74,14 @@ class Diagnostics(Callback):
         if self._watch is None:
             return
         values: dict[str, Tensor] = {}
+        dead: list[Tensor] = []
         for layer, metric in self._watch.ranges.items():
             ranges = metric.compute()  # meets the other ranks
-            values[f"{layer}/dead_maps"] = dead_maps(ranges).sum()
+            dead.append(dead_maps(ranges))
+            values[f"{layer}/dead_maps"] = dead[-1].sum()
             values[f"{layer}/near_dead_maps"] = near_dead_maps(ranges).sum()
+        if dead:
+            values["dead_share"] = torch.cat(dead).double().mean()
         first = first_filters(self._network)
         if not self._told:
             self._told = True

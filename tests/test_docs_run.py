@@ -252,7 +252,9 @@ def test_what_is_installed_is_every_package_of_the_tree():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
     folders = [path.parent.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("__init__.py")]
-    assert sorted(packages) == sorted(["zfscope.callbacks", "zfscope.conf", *(".".join(folder.parts) for folder in folders)])
+    assert sorted(packages) == sorted(
+        ["zfscope.callbacks", "zfscope.conf", *(".".join(folder.parts) for folder in folders)]
+    )
 
 
 def test_what_the_agent_of_the_sweep_types_composes_and_is_valid():

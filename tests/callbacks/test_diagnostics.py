@@ -46,7 +46,7 @@ class Disturbing(Callback):
 
 def brute_force(network, images):
     """What is logged, from the whole maps of all images at once and from a plain loop."""
-    expected = {}
+    expected, dead = {}, []
     layers = ["conv1", "conv2", "fc3"] if isinstance(network, ConvNet) else ["2", "4"]
     hooked = network if isinstance(network, ConvNet) else HookedNetwork(network, layers)
     with torch.no_grad():
@@ -55,8 +55,10 @@ def brute_force(network, images):
             spans = maps.amax(1) - maps.amin(1)
             living = maps.amax(1) > 0
             nearly = living & (spans < 0.01 * spans[living].median())
+            dead += (~living).tolist()
             expected[f"{layer}/dead_maps"] = int((~living).sum())
             expected[f"{layer}/near_dead_maps"] = int(nearly.sum())
+    expected["dead_share"] = sum(dead) / len(dead)
     name, conv = ("conv1", network.conv1.conv) if isinstance(network, ConvNet) else ("0", network[0])
     shares = filter_frequencies(conv.weight, conv.stride)
     for band in ("low", "middle", "high"):

@@ -224,6 +224,7 @@ def test_the_last_results_are_in_the_csv_file(command, tiny, tmp_path):
     assert final["final/val/top1_error"] == pytest.approx(
         results(tmp_path / "run")["metrics"]["val/top1_error"]["value"]
     )
+    assert final["final/parameters"] == results(tmp_path / "run")["conditions"]["parameters"]
     assert any("val/loss" in row for row in rows)
 
 

@@ -188,6 +188,7 @@ def train(
             console.print(f"saved in {folder}", markup=False, highlight=False, soft_wrap=True)
             for logger_of_run in trainer.loggers:
                 final = {f"final/{name}": metric["value"] for name, metric in metrics.items()}
+                final["final/parameters"] = conditions["parameters"]
                 logger_of_run.log_metrics(final, step=trainer.global_step)
                 logger_of_run.save()
     return float(best.best_model_score) if best.best_model_score is not None else float("nan")
