@@ -37,8 +37,8 @@ class AnalysisOptions(Strict):
 class SampledOptions(AnalysisOptions):
     """Options of an analysis that draws images, maps or masks at random."""
 
-    batch_size: Count = 32
-    seed: Seed = 0
+    batch_size: Count = 32  # images that go forward together
+    seed: Seed = 0  # of what is drawn at random
 
 
 class EvaluateAnalysis(AnalysisOptions):
@@ -46,8 +46,8 @@ class EvaluateAnalysis(AnalysisOptions):
 
     name: Literal["evaluate"] = "evaluate"
     part: Part | None = None
-    ten_crops: bool = True
-    batch_size: Count = 64
+    ten_crops: bool = True  # also the mean over four corners, the centre and their mirror images
+    batch_size: Count = 64  # images that go forward together
 
 
 class ProjectionsAnalysis(SampledOptions):
@@ -57,20 +57,20 @@ class ProjectionsAnalysis(SampledOptions):
     part: Part = "val"
     layers: tuple[str, ...] | None = None
     maps: Count | None = None
-    top: Count = 9
+    top: Count = 9  # strongest activations of each map
     unpooling: Literal["sum", "overwrite"] = "sum"
     rule: Rule = "auto"
     controls: Annotated[int, Field(ge=0)] = 64
     memory_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
-    batch_size: Count = 16
+    batch_size: Count = 16  # images that go forward together
 
 
 class EvolutionAnalysis(SampledOptions):
     """``analysis=evolution``: how projections change over the epochs that a run kept."""
 
     name: Literal["evolution"] = "evolution"
-    part: Part = "train"
-    layers: tuple[str, ...] | None = None
+    part: Part = "train"  # whose images are looked through
+    layers: tuple[str, ...] | None = None  # null: all that have maps
     maps: Count = 6
     rule: Rule = "auto"
     images: Count = 1000
@@ -142,9 +142,9 @@ class EmbeddingAnalysis(SampledOptions):
     images: Annotated[int, Field(ge=2, le=10_000)] = 2500
     layer: str | None = None
     layers: SomeLayers = None
-    neighbours: Count = 10
+    neighbours: Count = 10  # nearest ones that are counted
     draws: Count = 5
-    batch_size: Count = 64
+    batch_size: Count = 64  # images that go forward together
 
 
 class EnsembleAnalysis(AnalysisOptions):
@@ -152,10 +152,10 @@ class EnsembleAnalysis(AnalysisOptions):
 
     name: Literal["ensemble"] = "ensemble"
     part: Part | None = None
-    ten_crops: bool = True
+    ten_crops: bool = True  # also the mean over four corners, the centre and their mirror images
     members: Count | None = None
     partial: bool = False
-    batch_size: Count = 64
+    batch_size: Count = 64  # images that go forward together
 
 
 class TransferAnalysis(SampledOptions):
@@ -164,16 +164,16 @@ class TransferAnalysis(SampledOptions):
     name: Literal["transfer"] = "transfer"
     images_per_class: tuple[Count, ...] | None = None
     test_images: Count | None = 50
-    folds: Count = 5
+    folds: Count = 5  # random choices of training images
     layer: str | None = None
     random_weights: bool = False
-    scratch: bool = True
+    scratch: bool = True  # also train from scratch
     scratch_model: PathText | None = None
     scratch_image_size: Count | None = None
     scratch_steps: Count | None = None
     scratch_folds: Count | None = None
     shuffle_labels: bool = False
-    batch_size: Count = 64
+    batch_size: Count = 64  # images that go forward together
 
     @field_validator("images_per_class")
     @classmethod
@@ -195,14 +195,14 @@ class ProbesAnalysis(SampledOptions):
 
     name: Literal["probes"] = "probes"
     layers: SomeLayers = None
-    classifiers: tuple[Literal["svm", "softmax"], ...] = ("svm", "softmax")
+    classifiers: tuple[Literal["svm", "softmax"], ...] = ("svm", "softmax")  # which ones are trained
     images_per_class: Count | None = None
     test_images: Count | None = 50
-    folds: Count = 5
+    folds: Count = 5  # random choices of training images
     random_weights: bool = False
     shuffle_labels: bool = False
     memory_gb: Positive = 2.0
-    batch_size: Count = 64
+    batch_size: Count = 64  # images that go forward together
 
     @field_validator("classifiers")
     @classmethod
@@ -216,13 +216,13 @@ class OverlapAnalysis(AnalysisOptions):
     """``analysis=overlap``: images of one set that also stand in another one (Sec. 5.2)."""
 
     name: Literal["overlap"] = "overlap"
-    other: dict[str, Any]
+    other: dict[str, Any]  # the second data set, as data@analysis.other=NAME says
     parts: tuple[Part, ...] = ("train",)
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
     mirrored: bool = False
     shown: Annotated[int, Field(ge=0)] = 12
-    memory_gb: Positive = 1.0
+    memory_gb: Positive = 1.0  # for filtered thumbnails
 
 
 class CacheAnalysis(AnalysisOptions):
@@ -264,7 +264,7 @@ class AnalyzeConfig(Strict):
     checkpoint: PathText | tuple[PathText, ...] | None = None
     weights_file: PathText | None = None
     device: DeviceName = "auto"
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = {}  # another data set than that of the training, or single values of it
     logger: LoggerConfig = LoggerConfig()
     image: PathText | None = None
     analysis: Analysis

@@ -13,15 +13,15 @@ TORCHVISION = ("MNIST", "SVHN", "CelebA", "CIFAR10", "CIFAR100", "Flowers102", "
 class AugmentConfig(Strict):
     """What is done to a training image: ``standard`` (crop, flips, jitter) or timm's recipe."""
 
-    policy: Literal["standard", "timm"] = "standard"
-    flip: bool = True
-    flip_vertical: bool = False
-    rotate90: bool = False
-    scale: tuple[Positive, Positive] | None = None
-    brightness: Share = 0.0
-    erase: Share = 0.0
-    pca_colour: NotNegative = 0.0
-    auto_augment: str | None = None
+    policy: Literal["standard", "timm"] = "standard"  # timm: crops, jitter and auto_augment of its recipes
+    flip: bool = True  # mirror half of the images
+    flip_vertical: bool = False  # turn half of the images upside down
+    rotate90: bool = False  # turn by a random multiple of 90 degrees
+    scale: tuple[Positive, Positive] | None = None  # smallest and largest share of the area in a view; null: one size
+    brightness: Share = 0.0  # times a random factor of 1 ± this
+    erase: Share = 0.0  # probability that a rectangle becomes grey
+    pca_colour: NotNegative = 0.0  # deviation of a shift along the principal colours; 0.1 in AlexNet
+    auto_augment: str | None = None  # of policy=timm, such as rand-m7-mstd0.5-inc1
 
     @model_validator(mode="after")
     def _policy_knows(self) -> Self:
@@ -42,7 +42,7 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """Where the images are and how they become a batch."""
 
-    name: Literal[
+    name: Literal[  # which data set (docs/data.md)
         *(
             "phantom",
             "elpv",
@@ -55,24 +55,24 @@ class DataConfig(Strict):
             "torchvision",
         )
     ]
-    dataset: Literal[TORCHVISION] | None = None
+    dataset: Literal[TORCHVISION] | None = None  # of data=torchvision
     target: Text | None = None
-    root: PathText | None = None
-    cache: PathText = "data_cache"
-    resize: Count = 256
-    crop: Count = 224
-    resizer: Literal["pil", "torch"] = "pil"
-    batch_size: Count = 128
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    download: bool = False
-    clutter: bool = False
+    root: PathText | None = None  # folder of the data set
+    cache: PathText = "data_cache"  # folder for what is made once: drawn images, means, decoded images
+    resize: Count = 256  # side of the square canvas, pixels
+    crop: Count = 224  # side of the network's input, pixels
+    resizer: Literal["pil", "torch"] = "pil"  # torch is four times as fast, equal to within one grey level
+    batch_size: Count = 128  # images of a step, over all ranks and accumulated batches
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # processes that decode; auto: by the cores
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the training images, where no other are there
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of all images, where a set has no test part
+    split_seed: Annotated[int, Field(ge=0)] = 0  # of these random parts
+    download: bool = False  # fetch what is missing into root
+    clutter: bool = False  # of Caltech: with the class of background images
     classes: tuple[Text, ...] | None = None
     cells: Literal["mono", "poly"] | None = None
     exclude: PathText | None = None
-    mean_images: Count | None = None
+    mean_images: Count | None = None  # training images that the mean image is of; null: all
     check: bool = True
     cache_images: bool = False
     augment: AugmentConfig = AugmentConfig()

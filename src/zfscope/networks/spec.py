@@ -23,37 +23,37 @@ def check_weights_file(file: str | None, key: str, source: Any) -> None:
 class PoolConfig(Strict):
     """Max pooling; ceil mode as in cuda-convnet (paper, Fig. 3: 110 -> 55 -> 26 -> 13)."""
 
-    kernel_size: Count = 3
-    stride: Count = 2
-    ceil_mode: bool = True
+    kernel_size: Count = 3  # side of a window, map cells
+    stride: Count = 2  # step of the windows
+    ceil_mode: bool = True  # a last window may overhang the map
 
 
 class ConvLayer(Strict):
     """conv -> ReLU -> [pool] -> [contrast norm]; the norm may stand before the pool (AlexNet)."""
 
-    maps: Count
-    kernel_size: Count
-    stride: Count = 1
-    padding: Annotated[int, Field(ge=0)] = 0
-    groups: Count = 1
-    pool: PoolConfig | None = None
-    norm: Literal["after_pool", "before_pool"] | None = None
+    maps: Count  # number of feature maps
+    kernel_size: Count  # side of a filter
+    stride: Count = 1  # step of the filters
+    padding: Annotated[int, Field(ge=0)] = 0  # zeros around the map below
+    groups: Count = 1  # parts that the maps are divided into; a filter sees its own part
+    pool: PoolConfig | None = None  # max pooling; null: none
+    norm: Literal["after_pool", "before_pool"] | None = None  # where the contrast normalisation stands; null: none
 
 
 class DenseLayer(Strict):
     """Fully connected -> ReLU -> dropout; the last one has neither, and its units are the classes."""
 
-    units: Count | None = None
-    dropout: Share = 0.0
+    units: Count | None = None  # null in the last layer: the number of classes
+    dropout: Share = 0.0  # probability
 
 
 class ContrastConfig(Strict):
     """Constants of the contrast normalisation; ``alpha`` is averaged over ``size``, as PyTorch does."""
 
-    size: Count = 5
-    alpha: NotNegative = 1e-4
-    beta: Positive = 0.75
-    k: Positive = 2.0
+    size: Count = 5  # adjacent maps in a window
+    alpha: NotNegative = 1e-4  # weight of their mean square
+    beta: Positive = 0.75  # exponent
+    k: Positive = 2.0  # constant that is added
 
 
 class InitConfig(Strict):
@@ -62,29 +62,29 @@ class InitConfig(Strict):
     ``first`` scales the first layer's initial weights, which stay visible in its filters as noise.
     """
 
-    scheme: Literal["normal", "he"] = "he"
-    std: Positive = 0.01
-    first: Positive = 1.0
+    scheme: Literal["normal", "he"] = "he"  # normal: N(0, std²), the paper's; he: N(0, 2 / fan in)
+    std: Positive = 0.01  # of scheme=normal
+    first: Positive = 1.0  # factor of the first layer's weights
 
 
 class ModelConfig(Strict):
     """The network: either the paper's named layers, or a model of torchvision or timm by name."""
 
-    source: Literal["convnet", "torchvision", "timm"] = "convnet"
-    name: str
-    conv1: ConvLayer | None = None
-    conv2: ConvLayer | None = None
-    conv3: ConvLayer | None = None
-    conv4: ConvLayer | None = None
-    conv5: ConvLayer | None = None
-    fc6: DenseLayer | None = None
-    fc7: DenseLayer | None = None
-    fc8: DenseLayer | None = None
+    source: Literal["convnet", "torchvision", "timm"] = "convnet"  # the layers below, or whose model name is
+    name: str  # of timm's or torchvision's model; of a convnet a word for people
+    conv1: ConvLayer | None = None  # null removes the layer
+    conv2: ConvLayer | None = None  # null removes the layer
+    conv3: ConvLayer | None = None  # null removes the layer
+    conv4: ConvLayer | None = None  # null removes the layer
+    conv5: ConvLayer | None = None  # null removes the layer
+    fc6: DenseLayer | None = None  # null removes the layer
+    fc7: DenseLayer | None = None  # null removes the layer
+    fc8: DenseLayer | None = None  # gives the classes' logits
     contrast: ContrastConfig = ContrastConfig()
     init: InitConfig = InitConfig()
     input_scale: Positive | Literal["unit"] = "unit"
     filter_rms: Positive | None = None
-    layers: tuple[str, ...] | None = None
+    layers: tuple[str, ...] | None = None  # of timm and torchvision: submodules to look into; null: its stages
 
     @model_validator(mode="after")
     def _has_layers(self) -> Self:

@@ -18,14 +18,14 @@ from zfscope.schema import Count, NotNegative, PathText, Positive, Share, Strict
 class EMAConfig(Strict):
     """Exponential moving average of the weights, which validation and checkpoints then use."""
 
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999  # of the running average of the weights, per step
 
 
 class MixupConfig(Strict):
     """timm's mixup and cutmix; 0 switches one off."""
 
-    mixup: NotNegative = 0.2
-    cutmix: NotNegative = 0.0
+    mixup: NotNegative = 0.2  # alpha of the share that pairs of images are blended by; 0: none
+    cutmix: NotNegative = 0.0  # alpha of the share of the area that is pasted from another image; 0: none
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -37,42 +37,42 @@ class MixupConfig(Strict):
 class PlateauConfig(Strict):
     """Divide the rate when validation error stops improving (paper, Sec. 3, by hand; here automatic)."""
 
-    name: Literal["plateau"] = "plateau"
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    patience: Annotated[int, Field(ge=0)] = 5
-    min_lr: NotNegative = 0.0
+    name: Literal["plateau"] = "plateau"  # the rate falls when the monitored error stands still
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # what the rate is multiplied by
+    patience: Annotated[int, Field(ge=0)] = 5  # epochs without a better error before it falls
+    min_lr: NotNegative = 0.0  # the rate falls no further
 
 
 class CosineConfig(Strict):
     """Cosine decay to ``final`` times the rate, after a linear warm-up."""
 
-    name: Literal["cosine"] = "cosine"
-    warmup_epochs: NotNegative = 0.0
-    final: NotNegative = 0.0
+    name: Literal["cosine"] = "cosine"  # the rate falls along half a cosine
+    warmup_epochs: NotNegative = 0.0  # in which the rate rises from near 0; may be a fraction
+    final: NotNegative = 0.0  # rate at the end, as a share of the first
 
 
 class ConstantConfig(Strict):
     """The same rate throughout."""
 
-    name: Literal["constant"] = "constant"
+    name: Literal["constant"] = "constant"  # the same rate throughout
 
 
 class OptimConfig(Strict):
     """Optimiser, schedule and loss."""
 
-    epochs: Count = 70
-    name: Literal["sgd", "adamw", "muon"] = "sgd"
-    lr: Positive = 0.01
-    momentum: Share = 0.9
-    nesterov: bool = False
-    weight_decay: NotNegative = 5e-4
+    epochs: Count = 70  # what trainer.max_epochs takes
+    name: Literal["sgd", "adamw", "muon"] = "sgd"  # the optimiser
+    lr: Positive = 0.01  # learning rate
+    momentum: Share = 0.9  # of sgd and muon
+    nesterov: bool = False  # Nesterov's momentum
+    weight_decay: NotNegative = 5e-4  # per step; of sgd added to the gradient, else taken off the weights
     schedule: Annotated[PlateauConfig | CosineConfig | ConstantConfig, Field(discriminator="name")] = PlateauConfig()
-    label_smoothing: Share = 0.0
+    label_smoothing: Share = 0.0  # share of the target that all classes share
     revive: NotNegative = 0.0
-    ema: EMAConfig | None = None
-    mixup: MixupConfig | None = None
-    channels_last: bool = True
-    compile: bool = False
+    ema: EMAConfig | None = None  # a running average of the weights; null: none
+    mixup: MixupConfig | None = None  # images that are mixed from two; null: none
+    channels_last: bool = True  # memory layout of the network: faster, the same up to rounding
+    compile: bool = False  # torch.compile; slow to start
 
 
 # Keywords of lightning.Trainer; held here so that a typo is refused before Lightning is imported.
@@ -102,17 +102,17 @@ class TrainerConfig(BaseModel):
 
     accelerator: str | None = None
     devices: int | str | tuple[int, ...] | None = None
-    num_nodes: Count = 1
-    strategy: str | None = None
-    max_epochs: Annotated[int, Field(ge=-1)] | None = None
-    max_steps: Annotated[int, Field(ge=-1)] = -1
-    max_time: str | dict[str, int] | None = None
-    profiler: str | None = None
+    num_nodes: Count = 1  # machines
+    strategy: str | None = None  # Lightning's, such as ddp; null or auto: its choice
+    max_epochs: Annotated[int, Field(ge=-1)] | None = None  # -1: no end
+    max_steps: Annotated[int, Field(ge=-1)] = -1  # updates of the weights; -1: as many as max_epochs has
+    max_time: str | dict[str, int] | None = None  # days:hours:minutes:seconds
+    profiler: str | None = None  # simple or advanced
     precision: str | int | None = None
     accumulate_grad_batches: Count = 1
-    gradient_clip_val: NotNegative | None = None
-    log_every_n_steps: Count = 50
-    check_val_every_n_epoch: Count | None = 1
+    gradient_clip_val: NotNegative | None = None  # largest norm of the gradient
+    log_every_n_steps: Count = 50  # how often train/loss is logged
+    check_val_every_n_epoch: Count | None = 1  # a validation every so many epochs
 
     @field_validator("max_time", mode="before")
     @classmethod
@@ -136,11 +136,11 @@ class TrainerConfig(BaseModel):
 class LoggerConfig(Strict):
     """Where curves and pictures go besides the run folder."""
 
-    name: Literal["wandb", "csv", "tensorboard", "none"] = "wandb"
+    name: Literal["wandb", "csv", "tensorboard", "none"] = "wandb"  # where metrics and pictures go
     mode: Literal["offline", "online", "disabled"] | None = None
     project: Text | None = None
     entity: Text | None = None
-    log_model: bool = False
+    log_model: bool = False  # checkpoints as artifacts of W&B; needs an online run
 
     @model_validator(mode="after")
     def _takes_the_environments_values(self) -> Self:
@@ -173,9 +173,9 @@ class CheckpointsConfig(Strict):
 class EvaluateConfig(Strict):
     """The error of the best (or the last) checkpoint after training."""
 
-    enabled: bool = True
-    ten_crops: bool = True
-    checkpoint: Literal["best", "last"] = "best"
+    enabled: bool = True  # at the end of training
+    ten_crops: bool = True  # also the mean over four corners, the centre and their mirror images
+    checkpoint: Literal["best", "last"] = "best"  # which one is evaluated
 
 
 # Spelling out what `_target_` may name keeps a config file from running foreign code.
@@ -218,11 +218,11 @@ REFUSED_CALLBACKS = {
 class TrainConfig(Strict):
     """All that ``train.py`` reads."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of weights, order and views of images
     device: DeviceName = "auto"
     name: Text | None = None
     group: Text | None = None
-    tags: tuple[Text, ...] = ()
+    tags: tuple[Text, ...] = ()  # of the run in W&B
     resume: PathText | None = None
     weights: PathText | None = None
     weights_file: PathText | None = None
@@ -234,7 +234,7 @@ class TrainConfig(Strict):
     trainer: TrainerConfig
     logger: LoggerConfig
     checkpoints: CheckpointsConfig = CheckpointsConfig()
-    callbacks: dict[str, dict[str, Any] | None] = {}
+    callbacks: dict[str, dict[str, Any] | None] = {}  # classes and arguments; callbacks.NAME=null leaves one out
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @classmethod
