@@ -27,10 +27,10 @@ Choice = Literal["auto", "deconvnet", "guided", "gradient"]
 _MAX_POOLS = ("MaxPool2DWithIndices", "MaxPool2D", "MkldnnMaxPool2D", "AdaptiveMaxPool2D", "FractionalMaxPool2D")
 _AVERAGES = ("AvgPool2D", "AdaptiveAvgPool2D", "MkldnnAdaptiveAvgPool2D", "Mean")
 _BELOW: Final = "below"  # no max pool between the layer and the image
-_Found = Literal["deconvnet", "guided", "below"]
+_LayerRule = Literal["deconvnet", "guided", "below"]
 
 # What was found of a network's layers.
-_found: weakref.WeakKeyDictionary[Network, dict[str, _Found]] = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary[Network, dict[str, _LayerRule]] = weakref.WeakKeyDictionary()
 
 
 def rule_for(network: Network, layer: str, images: Tensor, rule: Choice = "auto", unpooling: Unpooling = "sum") -> Rule:
@@ -64,7 +64,7 @@ def check_choice(rule: str) -> None:
         raise ValueError(f"no rule {rule!r}; the rules are {', '.join(get_args(Choice))}")
 
 
-def _look(network: Network, layer: str, images: Tensor) -> _Found:
+def _look(network: Network, layer: str, images: Tensor) -> _LayerRule:
     if isinstance(network, ConvNet):
         return _of_chain(network, layer)
     known = _found.setdefault(network, {})
@@ -73,7 +73,7 @@ def _look(network: Network, layer: str, images: Tensor) -> _Found:
     return known[layer]
 
 
-def _of_chain(network: ConvNet, layer: str) -> _Found:
+def _of_chain(network: ConvNet, layer: str) -> _LayerRule:
     reduced = False
     for name in reversed(network.layers[: network.layers.index(layer) + 1]):
         spec = network.spec[name]
@@ -106,7 +106,7 @@ def _graph(network: Network, layer: str | None, images: Tensor) -> list[Node | N
     return [part.grad_fn for part in tree_leaves(output) if isinstance(part, Tensor)]
 
 
-def _of_graph(*nodes: Node | None) -> _Found:
+def _of_graph(*nodes: Node | None) -> _LayerRule:
     """Walks down: first without passing what reduces maps but a max pool, then everywhere."""
     waiting, seen = list(nodes), set[Node]()
     reducing: list[Node] = []

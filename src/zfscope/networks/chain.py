@@ -33,7 +33,7 @@ class ConvNet(Network):
     """
 
     has_switches = True
-    num_classes: int
+    num_classes: int  # of a chain both numbers are known
     image_size: int
 
     def __init__(
