@@ -11,7 +11,7 @@ help:
 	@echo "make transfer   set up, then public networks and ours on solar cells and Fashion-MNIST, with a ledger (about 40 minutes)"
 	@echo "make cache data=imagenet root=DIR   set up, then decode a data set once, for data.cache_images=true (check=true: compare all of it)"
 	@echo "make bench      every benchmark beside its peer, into benchmarks/results.json and docs/benchmarks.md (about 40 minutes on quiet cores)"
-	@echo "make test       set up, then ruff and the tests"
+	@echo "make test       set up, then ruff, mypy and the tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make test-slurm sweeps on a Slurm that is started for it on this machine (root; apt-get install slurm-wlm munge); not part of the others"
 	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
@@ -73,8 +73,9 @@ mutants: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy --no-error-summary
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis data_cache build *.egg-info src/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis data_cache build *.egg-info src/*.egg-info
 
 include paper.mk

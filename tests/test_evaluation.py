@@ -113,6 +113,19 @@ def test_the_centre_crop_is_the_same_with_ten_crops_and_without():
     assert torch.equal(both.probabilities["centre"], one.probabilities["centre"])
 
 
+def test_a_network_that_lacks_its_image_size_or_preprocessing_is_refused():
+    member, examples = network(), images()
+    dataset = Examples(examples, member.preprocessing.normalised_canvas, CanvasKind(20))
+    canvases = Canvases(examples, [member.preprocessing.canvas_kind])
+    sizeless, bare = network(), network()
+    sizeless.image_size, bare.preprocessing = None, None
+
+    with pytest.raises(ValueError, match="does not say how large its input is; set its image_size, in pixels"):
+        predict(sizeless, DataLoader(dataset, 4))
+    with pytest.raises(ValueError, match="has no preprocessing yet"):
+        predict_members([bare], DataLoader(canvases, 4))
+
+
 def test_predictions_come_in_the_order_of_the_data_set_whatever_the_loaders():
     member, examples = network(), images()
     dataset = Examples(examples, member.preprocessing.normalised_canvas, CanvasKind(20))

@@ -4,7 +4,13 @@ Source: https://arxiv.org/abs/1311.2901
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zfscope.networks.build import build_network
+    from zfscope.networks.chain import ConvNet
+    from zfscope.networks.checkpoints import load_network
+    from zfscope.networks.fields import receptive_field
 
 # Loaded at first use, so that the command line can refuse a typo before torch is imported.
 _HOMES = {

@@ -109,7 +109,7 @@ class TopActivations(Metric):
         if ((indices < 0) | (indices >= IMAGES)).any():
             raise ValueError(f"indices must be from 0 to 2**40 - 1, but go from {indices.min()} to {indices.max()}")
 
-    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> torch.nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
         # Module.to(float16) would round values and image indices: the state follows to a device, never to a dtype.
         def move(tensor: Tensor) -> Tensor:
             device = fn(torch.empty(0, device=tensor.device)).device
@@ -117,7 +117,7 @@ class TopActivations(Metric):
 
         return super()._apply(move, exclude_state)
 
-    def _wrap_compute(self, compute: Callable) -> Callable:
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., dict[str, TopTable]]:
         # torchmetrics squeezes every tensor of one element; the table of one map with k = 1 keeps its shape.
         wrapped = super()._wrap_compute(compute)
 

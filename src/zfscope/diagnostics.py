@@ -30,6 +30,7 @@ class MapRanges(Metric):
     """
 
     full_state_update = False
+    extremes: Tensor
 
     def __init__(self, maps: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -60,7 +61,7 @@ def near_dead_maps(ranges: Tensor) -> Tensor:
     always about 0, and for one that is always about the same, as of a filter of zeros under a bias. A map that responds
     to one class in a thousand is not nearly dead. ``ranges`` as from ``MapRanges``; the measure is ours.
     """
-    largest, smallest = ranges.clamp_min(0)
+    largest, smallest = ranges.clamp_min(0).unbind()
     spans = largest - smallest
     living = largest > 0
     return living & (spans < NEAR_DEAD * spans[living].nanmedian()) if living.any() else living

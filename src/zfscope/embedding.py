@@ -94,7 +94,8 @@ def embed(components: np.ndarray) -> np.ndarray:
     perplexity = min(PERPLEXITY, (count - 1) / 3)
     with threadpool_limits(1):
         tsne = TSNE(perplexity=perplexity, init=start, random_state=0, n_jobs=1)
-        return tsne.fit_transform(components.astype(np.float32))
+        places: np.ndarray = tsne.fit_transform(components.astype(np.float32))
+    return places
 
 
 def grid_of(places: np.ndarray) -> np.ndarray:
@@ -111,4 +112,5 @@ def grid_of(places: np.ndarray) -> np.ndarray:
     scaled = (places - low) / np.where(high > low, high - low, 1)
     across, up = (np.arange(columns) + 0.5) / columns, 1 - (np.arange(rows) + 0.5) / rows
     cost = (scaled[:, 0] - np.tile(across, rows)[:, None]) ** 2 + (scaled[:, 1] - np.repeat(up, columns)[:, None]) ** 2
-    return linear_sum_assignment(cost)[1].reshape(rows, columns)
+    images: np.ndarray = linear_sum_assignment(cost)[1]
+    return images.reshape(rows, columns)

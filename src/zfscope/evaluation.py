@@ -93,7 +93,7 @@ def predict_members(
 
     def prepared(canvases: Mapping[CanvasKind, Tensor]) -> Iterable[tuple[Tensor, list[int]]]:
         for group in groups:
-            preprocessing = networks[group[0]].preprocessing
+            preprocessing = networks[group[0]].checked_preprocessing()
             levels = canvases[preprocessing.canvas_kind].to(device).permute(0, 3, 1, 2)
             yield preprocessing.normalise(levels if crops else centre_crop(levels, preprocessing.crop)), group
 
@@ -114,7 +114,8 @@ def subsets(count: int, size: int, most: int = 1000, seed: int = 0) -> list[tupl
     """All choices of ``size`` out of ``count`` members; a seeded sample of ``most`` where there are more of them."""
     if math.comb(count, size) <= most:
         return list(itertools.combinations(range(count), size))
-    random, samples = np.random.default_rng((seed, size)), set()
+    random = np.random.default_rng((seed, size))
+    samples: set[tuple[int, ...]] = set()
     while len(samples) < most:
         samples.add(tuple(sorted(random.choice(count, size, replace=False).tolist())))
     return sorted(samples)
@@ -240,16 +241,17 @@ def _predict(
     """``prepared`` normalises a batch's canvases, and says of each result which networks see it."""
     for network in networks:
         check_finite(network)
-    networks = [network.to(device).eval() for network in networks]
+    networks, sides = [network.to(device).eval() for network in networks], [_side(network) for network in networks]
     kinds = ("centre", "ten_crops") if crops else ("centre",)
     parts: list[dict[str, list[Tensor]]] = [{kind: [] for kind in kinds} for _ in networks]
-    labels, positions = [], []
+    labels: list[Tensor] = []
+    positions: list[Tensor] = []
 
     def outcome(given: tuple[Any, Tensor, Tensor]) -> tuple[list[list[Tensor]], Tensor, Tensor]:
         batch, label, position = given
         found: list[list[Tensor]] = [[] for _ in networks]
         for canvases, numbers in prepared(batch):
-            side = networks[numbers[0]].image_size
+            side = sides[numbers[0]]
             views = ten_crops(canvases, side) if crops else [centre_crop(canvases, side)]
             # Channels last: half a CPU's time.
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
@@ -267,18 +269,24 @@ def _predict(
         labels.append(label)
         positions.append(position)
     end_passes()
-    order, labels = torch.cat(positions).argsort(), torch.cat(labels)
-    return [Predictions({kind: torch.cat(own[kind])[order] for kind in kinds}, labels[order]) for own in parts]
+    order, classes = torch.cat(positions).argsort(), torch.cat(labels)
+    return [Predictions({kind: torch.cat(own[kind])[order] for kind in kinds}, classes[order]) for own in parts]
 
 
 def _mean(probabilities: Sequence[Tensor]) -> Tensor:
     """The average; summed in float64, so that equal tensors give exactly themselves."""
-    return (sum(member.double() for member in probabilities) / len(probabilities)).float()
+    return (sum((member.double() for member in probabilities), torch.zeros(())) / len(probabilities)).float()
+
+
+def _side(network: Network) -> int:
+    if network.image_size is None:
+        raise ValueError("this network does not say how large its input is; set its image_size, in pixels")
+    return network.image_size
 
 
 def _same_inputs(one: Network, other: Network) -> bool:
     """Whether two networks make the same crops of an image."""
-    states = one.preprocessing, other.preprocessing
+    states = one.checked_preprocessing(), other.checked_preprocessing()
     if one.image_size != other.image_size or states[0].canvas_kind != states[1].canvas_kind:
         return False
     return all(torch.equal(*(getattr(state, name) for state in states)) for name in ("mean", "scale"))

@@ -5,12 +5,11 @@ Source: Zeiler & Fergus (2014), Fig. 4.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from zfscope.activations import TopActivations
+from zfscope.activations import TopActivations, TopTable
 from zfscope.deconvnet.choice import Choice
 from zfscope.deconvnet.winners import OUTSIDE, project_winners, random_subset
 from zfscope.networks.network import Network, evaluating
@@ -48,7 +47,7 @@ class Evolution:
         """Which maps have something to show at which epoch, ``(M, E)``."""
         return (self.values > 0) & (self.indices >= 0)
 
-    def before(self, epoch: int) -> Self:
+    def before(self, epoch: int) -> "Evolution":
         """The part of it before an epoch."""
         columns = [column for column, epoch_shown in enumerate(self.epochs) if epoch_shown < epoch]
         parts = {name: part[:, columns] for name, part in vars(self).items() if name not in ("maps", "epochs")}
@@ -95,13 +94,15 @@ def observe(
             top = TopActivations({layer: len(subset) for layer, subset in chosen.items()}, k=1, sync_on_compute=False)
         top.update({layer: output[:, chosen[layer].to(output.device)] for layer, output in outputs.items()}, batch)
 
-    tables = top.compute()
+    tables: dict[str, TopTable] = {} if top is None else top.compute()
     tiles: dict[str, Tensor] = {}
     scales = {layer: torch.zeros(len(subset)) for layer, subset in chosen.items()}
     boxes = {layer: torch.zeros(len(subset), 4, dtype=torch.int64) for layer, subset in chosen.items()}
     living = {layer: table for layer, table in tables.items() if (table.values > 0).any()}
-    ways = {"batch_size": batch_size, "rule": rule}
-    for winners in project_winners(network, living, chosen, read_inputs, **ways) if living else ():
+    projected = (
+        project_winners(network, living, chosen, read_inputs, batch_size=batch_size, rule=rule) if living else ()
+    )
+    for winners in projected:
         layer, rows = winners.layer, winners.rows
         shown, limits = winners.tiles()
         blank = torch.full((len(chosen[layer]), *shown.shape[1:]), OUTSIDE, dtype=torch.uint8)
@@ -114,7 +115,9 @@ def observe(
             [epoch],
             tiles.get(layer, torch.full((len(chosen[layer]), 3, 1, 1), OUTSIDE, dtype=torch.uint8))[:, None],
             scales[layer][:, None],
-            *tables[layer],
+            tables[layer].values,
+            tables[layer].indices,
+            tables[layer].positions,
             boxes[layer][:, None],
         )
         for layer in chosen

@@ -116,7 +116,8 @@ def default_amounts(kind: str, side: int) -> Tensor:
     """
     if kind == "translation":
         farthest = 60 / 224 * side
-        return torch.linspace(-farthest, farthest, 25, dtype=torch.float64).round().unique()
+        pixels: Tensor = torch.linspace(-farthest, farthest, 25, dtype=torch.float64).round().unique()
+        return pixels
     if kind == "scale":
         return torch.linspace(1, 1.8, 17, dtype=torch.float64)
     if kind == "rotation":
@@ -167,7 +168,7 @@ def compare(
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     probability, classes_of = [], labels.cpu().split(batch_size) if labels is not None else itertools.repeat(None)
 
-    def look(pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def look(pictures: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         # Original and moved images in one layout and in batches of one size: equal pixels give equal bits.
         trace = network.trace(network.as_input(pictures).contiguous(memory_format=torch.channels_last))
         return {layer: _features(layer, trace.maps[layer], len(pictures)) for layer in layers}, trace.logits
@@ -182,7 +183,7 @@ def compare(
                 for layer in layers:
                     columns[layer].append((after[layer] - before[layer]).norm(dim=1).cpu())
                 if classes is not None:
-                    right.append(_probability(logits.cpu(), classes))
+                    right.append(_probability(logits, classes))
                 count()
             for layer in layers:
                 originals[layer].append(before[layer].cpu())
@@ -225,7 +226,10 @@ def _features(layer: str, maps: Tensor, count: int) -> Tensor:
     return maps.flatten(1).float() if maps.dtype in (torch.float16, torch.bfloat16) else maps.flatten(1)
 
 
-def _probability(logits: Tensor, labels: Tensor) -> Tensor:
+def _probability(logits: Tensor | None, labels: Tensor) -> Tensor:
+    if logits is None:
+        raise ValueError("labels need a network that gives logits (N, classes); give none")
+    logits = logits.cpu()
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise ValueError(
             f"labels lie between {labels.min()} and {labels.max()}, the network's between 0 and {logits.shape[1] - 1}"

@@ -9,39 +9,39 @@ Source: Zeiler & Fergus (2014), Fig. 3; the mini networks are ours.
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 
 from zfscope.networks.build import build_network
-from zfscope.networks.chain import ConvNet
+from zfscope.networks.network import Network
 from zfscope.schema import CONF
 
 SIDES = dict.fromkeys(("zfnet", "zfnet_wide", "alexnet"), 224)  # of inputs, pixels
 SIDES |= dict.fromkeys(("zfnet_mini", "zfnet_mini_wide", "alexnet_mini"), 112)
 
 
-def _described(name: str) -> Any:
+def _described(name: str) -> DictConfig:
     """A file of ``conf/model``, on top of those that its ``defaults`` name."""
-    own = OmegaConf.load(f"{CONF}/model/{name}.yaml")
+    own = DictConfig(OmegaConf.load(f"{CONF}/model/{name}.yaml"))
     parents = [parent for parent in own.pop("defaults", []) if parent != "_self_"]
-    return OmegaConf.merge(*(_described(parent) for parent in parents), own)
+    return DictConfig(OmegaConf.merge(*(_described(parent) for parent in parents), own))
 
 
-def _entry(name: str) -> Callable[..., ConvNet]:
+def _entry(name: str) -> Callable[..., Network]:
     def create(
         pretrained: bool = False, num_classes: int = 1000, img_size: int = SIDES[name], in_chans: int = 3, **timms: Any
-    ) -> ConvNet:
+    ) -> Network:
         if pretrained:
             raise ValueError(f"{name} has no pretrained weights in timm; zfscope.load_network('zoo/zfnet') has some")
         if in_chans != 3:
             raise ValueError(f"{name} takes images of 3 channels, but in_chans={in_chans}")
         if further := sorted(timms.keys() - {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}):
             raise TypeError(f"{name} takes num_classes and img_size, not {', '.join(further)}")
-        model = OmegaConf.to_container(_described(name))
+        model = _described(name)
         network = build_network(model, num_classes, img_size)
         deviations = (1 / 255,) * 3 if model["input_scale"] == 1.0 else IMAGENET_DEFAULT_STD
-        network.default_cfg = network.pretrained_cfg = {
+        network.default_cfg = network.pretrained_cfg = {  # type: ignore[assignment]  # torch knows tensors and modules
             "architecture": name,
             "num_classes": num_classes,
             "input_size": (3, img_size, img_size),

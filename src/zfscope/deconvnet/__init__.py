@@ -1,6 +1,9 @@
 """Activations projected down to pixels. Source: Zeiler & Fergus (2014), Sec. 2.1."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zfscope.deconvnet.projection import project
 
 __all__ = ["project"]
 

@@ -9,10 +9,11 @@ Sources: Zeiler & Fergus (2014), Sec. 2.1; Springenberg et al. (2015), "Striving
 """
 
 import weakref
-from typing import Any, Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from zfscope.deconvnet.chain import Unpooling
@@ -25,10 +26,11 @@ Choice = Literal["auto", "deconvnet", "guided", "gradient"]
 
 _MAX_POOLS = ("MaxPool2DWithIndices", "MaxPool2D", "MkldnnMaxPool2D", "AdaptiveMaxPool2D", "FractionalMaxPool2D")
 _AVERAGES = ("AvgPool2D", "AdaptiveAvgPool2D", "MkldnnAdaptiveAvgPool2D", "Mean")
-_BELOW = "below"  # no max pool between the layer and the image
+_BELOW: Final = "below"  # no max pool between the layer and the image
+_LayerRule = Literal["deconvnet", "guided", "below"]
 
-# What was found of a network's layers: "deconvnet", "guided" or "below".
-_found: weakref.WeakKeyDictionary[Network, dict[str, str]] = weakref.WeakKeyDictionary()
+# What was found of a network's layers.
+_found: weakref.WeakKeyDictionary[Network, dict[str, _LayerRule]] = weakref.WeakKeyDictionary()
 
 
 def rule_for(network: Network, layer: str, images: Tensor, rule: Choice = "auto", unpooling: Unpooling = "sum") -> Rule:
@@ -62,7 +64,7 @@ def check_choice(rule: str) -> None:
         raise ValueError(f"no rule {rule!r}; the rules are {', '.join(get_args(Choice))}")
 
 
-def _look(network: Network, layer: str, images: Tensor) -> str:
+def _look(network: Network, layer: str, images: Tensor) -> _LayerRule:
     if isinstance(network, ConvNet):
         return _of_chain(network, layer)
     known = _found.setdefault(network, {})
@@ -71,7 +73,7 @@ def _look(network: Network, layer: str, images: Tensor) -> str:
     return known[layer]
 
 
-def _of_chain(network: ConvNet, layer: str) -> str:
+def _of_chain(network: ConvNet, layer: str) -> _LayerRule:
     reduced = False
     for name in reversed(network.layers[: network.layers.index(layer) + 1]):
         spec = network.spec[name]
@@ -96,7 +98,7 @@ def _has_max_pool(network: Network, images: Tensor) -> bool:
     return known[""] != _BELOW
 
 
-def _graph(network: Network, layer: str | None, images: Tensor) -> list[Any]:
+def _graph(network: Network, layer: str | None, images: Tensor) -> list[Node | None]:
     """The last operations that made a layer's output, or the network's; without those that are not of the image."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network), uncompiled():
         leaf = network.as_input(images.clone() if images.is_inference() else images.detach()).requires_grad_()
@@ -104,9 +106,10 @@ def _graph(network: Network, layer: str | None, images: Tensor) -> list[Any]:
     return [part.grad_fn for part in tree_leaves(output) if isinstance(part, Tensor)]
 
 
-def _of_graph(*nodes: Any) -> str:
+def _of_graph(*nodes: Node | None) -> _LayerRule:
     """Walks down: first without passing what reduces maps but a max pool, then everywhere."""
-    waiting, seen, reducing = list(nodes), set(), []
+    waiting, seen = list(nodes), set[Node]()
+    reducing: list[Node] = []
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -119,22 +122,21 @@ def _of_graph(*nodes: Any) -> str:
             reducing.append(node)
         else:
             waiting += [below for below, _ in node.next_functions]
-    waiting = reducing
-    while waiting:
-        node = waiting.pop()
+    while reducing:
+        node = reducing.pop()
         if _kind(node) in _MAX_POOLS:
             return "guided"
         below = [below for below, _ in node.next_functions if below is not None and below not in seen]
         seen.update(below)
-        waiting += below
+        reducing += below
     return _BELOW
 
 
-def _kind(node: Any) -> str:
+def _kind(node: Node) -> str:
     return node.name().removeprefix("torch::autograd::").partition("Backward")[0]
 
 
-def _reduces(node: Any, kind: str) -> bool:
+def _reduces(node: Node, kind: str) -> bool:
     if kind in ("Convolution", "ConvolutionOverrideable", "SlowConv2D", "CudnnConvolution"):
         return any(stride > 1 for stride in getattr(node, "_saved_stride", ()))
     return kind in _AVERAGES

@@ -4,6 +4,7 @@ Source: Zeiler & Fergus (2014), Sec. 2.1 and Fig. 1.
 """
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,42 @@ from zfscope.networks.hooked import as_network
 from zfscope.networks.network import Network, evaluating
 
 
+@overload
+def project(
+    network: nn.Module,
+    images: Tensor,
+    layer: str,
+    maps: Tensor | Sequence[int],
+    positions: Tensor | None = None,
+    *,
+    unpooling: Unpooling = "sum",
+    rule: Choice = "auto",
+    crop: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def project(
+    network: nn.Module,
+    images: Tensor,
+    layer: str,
+    maps: Tensor | Sequence[int],
+    positions: Tensor | None = None,
+    *,
+    unpooling: Unpooling = "sum",
+    rule: Choice = "auto",
+    crop: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def project(
+    network: nn.Module,
+    images: Tensor,
+    layer: str,
+    maps: Tensor | Sequence[int],
+    positions: Tensor | None = None,
+    *,
+    unpooling: Unpooling = "sum",
+    rule: Choice = "auto",
+    crop: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def project(
     network: nn.Module,
     images: Tensor,
@@ -68,7 +105,7 @@ def project(
     check_finite(network, images)
     deconvnet = deconvnet_of(network, images, layer, unpooling=unpooling, rule=rule)
     projections = deconvnet.project(layer, maps, positions, crop=crop)
-    check_result(projections[0] if crop else projections, network, "the projections")
+    check_result(projections[0] if isinstance(projections, tuple) else projections, network, "the projections")
     return projections
 
 

@@ -54,16 +54,20 @@ def torchvision_chain(name: str) -> dict[str, ConvLayer | DenseLayer]:
         if isinstance(module, nn.Conv2d):
             number += 1
             layer = f"conv{number}" if name == "alexnet" else f"conv{block}_{number}"
-            chain[layer] = ConvLayer(
-                maps=module.out_channels,
-                kernel_size=module.kernel_size[0],
-                stride=module.stride[0],
-                padding=module.padding[0],
-                groups=module.groups,
+            chain[layer] = ConvLayer.model_validate(
+                {
+                    "maps": module.out_channels,
+                    "kernel_size": module.kernel_size[0],
+                    "stride": module.stride[0],
+                    "padding": module.padding[0],
+                    "groups": module.groups,
+                }
             )
         elif isinstance(module, nn.MaxPool2d):
             layer = list(chain)[-1]
-            pool = PoolConfig(kernel_size=module.kernel_size, stride=module.stride, ceil_mode=module.ceil_mode)
+            pool = PoolConfig.model_validate(
+                {"kernel_size": module.kernel_size, "stride": module.stride, "ceil_mode": module.ceil_mode}
+            )
             chain[layer] = chain[layer].model_copy(update={"pool": pool})
             if name != "alexnet":
                 block, number = block + 1, 0

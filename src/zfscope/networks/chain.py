@@ -33,6 +33,8 @@ class ConvNet(Network):
     """
 
     has_switches = True
+    num_classes: int  # of a chain both numbers are known
+    image_size: int
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class ConvNet(Network):
     def map_module(self, layer: str) -> nn.Module:
         """The pool of a layer that has one, else its ReLU; of the last layer its filtering."""
         self.check_layer(layer)
-        parts = dict(getattr(self, layer).named_children())
+        parts = dict(self.get_submodule(layer).named_children())
         return next(parts[part] for part in ("pool", "relu", "linear") if part in parts)
 
     def run_up_to(self, images: Tensor, layers: Sequence[str]) -> None:
@@ -116,7 +118,7 @@ class ConvNet(Network):
 
     def summary(self) -> list[tuple[str, ...]]:
         """A row for each layer: name, filters, map sizes, receptive field / stride, parameters."""
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for name, spec in self.spec.items():
             filters, sizes, fields = str(getattr(spec, "units", "") or self.num_classes), "", ""
             if isinstance(spec, ConvLayer):
@@ -149,7 +151,8 @@ class ConvNet(Network):
             fan_in = module.weight[0].numel()
             std = init.std if init.scheme == "normal" else math.sqrt(2.0 / fan_in)
             nn.init.normal_(module.weight, 0.0, std * (init.first if number == 0 else 1.0))
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def trace(self, images: Tensor, top: str | None = None) -> Trace:
         """Run the images ``(N, 3, H, W)`` up to the layer ``top``; record feature maps, switches and logits."""

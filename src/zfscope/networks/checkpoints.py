@@ -27,7 +27,8 @@ from zfscope.schema import leaves, plain, shown
 
 FORMAT = 1
 # What a checkpoint holds, and of which kind; each may be missing.
-_KINDS = {("epoch",): int, ("global_step",): int, ("loops",): dict, ("progress",): dict, ("state_dict",): dict}
+_KINDS: dict[tuple[str, ...], type] = {("epoch",): int, ("global_step",): int, ("loops",): dict, ("progress",): dict}
+_KINDS |= {("state_dict",): dict}
 _KINDS |= {("loops", "fit_loop"): dict, ("loops", "fit_loop", "epoch_loop.batch_progress"): dict}
 _KINDS |= {("zfscope", key): dict for key in ("config", "contents", "identity", "model", "preprocessing")}
 _KINDS |= {("zfscope", "config", key): dict for key in ("data", "model", "optim", "trainer")}
@@ -140,7 +141,7 @@ def run_progress(source: str | Path, weights_file: str | Path | None = None) -> 
         # Results of an earlier end stay while a run goes on; a best epoch may lie before such an end.
         later = _zfscope(read_checkpoint(last)).get("identity")
         finished = _digest_of(conditions.get("identity")) == _digest_of(later)
-    epochs = conditions.get("epochs") if finished else epoch
+    epochs = conditions.get("epochs") if conditions is not None and finished else epoch
     return {**progress, "finished": finished, **({} if epochs is None else {"epochs": epochs})}
 
 
@@ -303,7 +304,7 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, sync=True) as file:
-        torch.save(dict(content), file)
+        torch.save(dict(content), file)  # type: ignore[arg-type]  # torch writes to all that has write() and flush()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

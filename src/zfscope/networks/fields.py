@@ -51,14 +51,14 @@ def probe_field(network: Network, layer: str, image_size: int | tuple[int, int, 
         if maps.ndim == 2:
             return whole
         known: dict[tuple[int, bool], int] = {}
-        fields = [
+        rows, columns = (
             _probe_axis(lambda images: run_to(network, images, layer), clean, axis, maps.shape[axis], known)
             for axis in (2, 3)
-        ]
-    if None in fields or fields[0].stride != fields[1].stride:
+        )
+    if rows is None or columns is None or rows.stride != columns.stride:
         return whole
-    start, end = min(field.offset for field in fields), max(field.offset + field.size for field in fields)
-    return ReceptiveField(end - start, fields[0].stride, start)
+    start, end = min(rows.offset, columns.offset), max(rows.offset + rows.size, columns.offset + columns.size)
+    return ReceptiveField(end - start, rows.stride, start)
 
 
 def _probe_axis(

@@ -89,11 +89,17 @@ class Network(nn.Module):
 
     def preprocess(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """The input ``(3, crop, crop)`` for one image: PIL, uint8 array (H, W, 3) or uint8 tensor (3, H, W)."""
-        return self._preprocessing()(image)
+        return self.checked_preprocessing()(image)
 
     def unpreprocess(self, inputs: Tensor) -> Tensor:
         """Inputs ``(…, 3, crop, crop)`` back as images, float 0-255."""
-        return self._preprocessing().unpreprocess(inputs)
+        return self.checked_preprocessing().unpreprocess(inputs)
+
+    def checked_preprocessing(self) -> Preprocessing:
+        """How its images are prepared; a network that has no preprocessing is refused."""
+        if self.preprocessing is None:
+            raise ValueError("this network has no preprocessing yet; load_network sets it from a checkpoint")
+        return self.preprocessing
 
     def as_input(self, images: Tensor) -> Tensor:
         """Images on the device and in the dtype of the weights."""
@@ -157,11 +163,6 @@ class Network(nn.Module):
 
     def _weight(self) -> Tensor:
         return next((weight for weight in self.parameters() if weight.is_floating_point()), torch.empty(0))
-
-    def _preprocessing(self) -> Preprocessing:
-        if self.preprocessing is None:
-            raise ValueError("this network has no preprocessing yet; load_network sets it from a checkpoint")
-        return self.preprocessing
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -57,18 +57,20 @@ class CanvasKind(NamedTuple):
         if mode == "squash":
             return (side, side), (0, 0)
         if mode == "border":
-            resized = tuple(max(1, round(extent / (max(size) / side))) for extent in size)
+            width, height = (max(1, round(extent / (max(size) / side))) for extent in size)
         elif mode == "center":  # torchvision's Resize cuts the long side off
-            resized = tuple(side if extent == min(size) else int(side * extent / min(size)) for extent in size)
+            width, height = (side if extent == min(size) else int(side * extent / min(size)) for extent in size)
         else:
-            resized = tuple(max(side, round(extent * (side / min(size)))) for extent in size)
+            width, height = (max(side, round(extent * (side / min(size)))) for extent in size)
         if mode == "square":
-            return resized, tuple(-((extent - side) // 2) for extent in resized)
+            return (width, height), (-((width - side) // 2), -((height - side) // 2))
         # Where the input lies on the canvas, and the image in the input, each as timm rounds it.
         margin = round((side - crop) / 2)
-        return resized, tuple(
-            margin + ((crop - extent) // 2 if extent < crop else -round((extent - crop) / 2)) for extent in resized
+        left, top = (
+            margin + ((crop - extent) // 2 if extent < crop else -round((extent - crop) / 2))
+            for extent in (width, height)
         )
+        return (width, height), (left, top)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Preprocessing:
         whole = canvas.shape[-1] == self.resize or self.mean.shape[-1] == 1
         mean = self.mean if whole else centre_crop(self.mean, self.crop)
         levels = canvas.to(torch.float32, copy=True)
-        parts = mean.to(canvas.device), self.scale.to(canvas.device)
+        parts = [mean.to(canvas.device), self.scale.to(canvas.device)]
         if levels.ndim == 4 and levels.stride(1) == 1:  # channels last: ten times as fast where all lie alike
             parts = [part.expand(levels.shape[1:]).permute(1, 2, 0).contiguous().permute(2, 0, 1) for part in parts]
         return levels.sub_(parts[0]).mul_(parts[1])
@@ -160,9 +162,8 @@ class Preprocessing:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The inverse of ``state``."""
-        sides = int(state["resize"]), int(state["crop"])
         ways = {name: str(state[name]) for name in ("interpolation", "crop_mode", "resizer") if name in state}
-        return cls(*sides, state["mean"].float(), state["scale"].float(), **ways)
+        return cls(int(state["resize"]), int(state["crop"]), state["mean"].float(), state["scale"].float(), **ways)
 
 
 def as_pixels(image: Image.Image | np.ndarray | Tensor) -> np.ndarray:
@@ -187,13 +188,14 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
 
 def _by_torch(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
-    resized = F.resize(pixels, [size[1], size[0]], InterpolationMode(interpolation), antialias=True)
+    resized: Tensor = F.resize(pixels, [size[1], size[0]], InterpolationMode(interpolation), antialias=True)
     return resized.permute(1, 2, 0).numpy()
 
 
 def centre_crop(images: Tensor, side: int) -> Tensor:
     """The middle ``side x side`` of images ``(…, H, W)``, as torchvision's CenterCrop takes it."""
-    return F.center_crop(images, [side, side])
+    middle: Tensor = F.center_crop(images, [side, side])
+    return middle
 
 
 def ten_crops(canvases: Tensor, side: int) -> list[Tensor]:

@@ -1,6 +1,9 @@
 """Occlusion maps. Source: Zeiler & Fergus (2014), Sec. 4.2, Fig. 7."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zfscope.occlusion.maps import Occlusion, occlude
 
 __all__ = ["Occlusion", "occlude"]
 

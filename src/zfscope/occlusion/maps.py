@@ -73,8 +73,8 @@ def occlude(
 
     Source: Zeiler & Fergus (2014), Sec. 4.2 and Fig. 7. The paper says neither size nor step nor grey value.
     """
-    unnamed = layer is None or isinstance(layer, _Default)
-    network = as_network(network, None if unnamed else [layer])
+    named = [] if layer is None or isinstance(layer, _Default) else [layer]
+    network = as_network(network, named or None)
     network.check_head()
     _check_square(image, size, stride)
     image = network.as_input(image)
@@ -87,9 +87,12 @@ def occlude(
     with evaluating(network):
         if layer is None or layer not in network.layers:
             layer = top_layer(network, network.trace(image[None]))
-        chain = isinstance(network, ConvNet) and isinstance(network.spec[network.layers[0]], ConvLayer)
-        passes = WindowedPasses(network, image, fill, size, layer) if chain else None
-        if passes is None or passes.share(starts) > FULL_PASS_SHARE:
+        passes: WindowedPasses | FullPasses | None = None
+        if isinstance(network, ConvNet) and isinstance(network.spec[network.layers[0]], ConvLayer):
+            passes = WindowedPasses(network, image, fill, size, layer)
+            if passes.share(starts) > FULL_PASS_SHARE:
+                passes = None
+        if passes is None:
             passes = FullPasses(network, image, fill, size, layer)
         feature_map = passes.watch(target, feature_map)
         parts = []
@@ -99,7 +102,8 @@ def occlude(
             parts.append([part.cpu() for part in (where, probability, logits.argmax(1), activation)])
     where, *values = (torch.cat(batches) for batches in zip(*parts, strict=True))
     check_result(torch.stack([values[0], values[2].to(values[0])]), network, "the occlusion maps")
-    return Occlusion(*(value[where.argsort()].view(shape) for value in values), feature_map)
+    probability, label, activation = (value[where.argsort()].view(shape) for value in values)
+    return Occlusion(probability, label, activation, feature_map)
 
 
 def top_layer(network: Network, trace: Trace) -> str:
