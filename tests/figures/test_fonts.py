@@ -218,7 +218,7 @@ def test_without_fonts_one_warning_for_all_labels_names_the_extra_and_a_characte
         everything()
         everything()
 
-    (warning,) = told
+    (warning,) = [each for each in told if each.category is UserWarning]
     assert "pip install -e '.[fonts]'" in str(warning.message) and "U+732B" in str(warning.message)
     assert "'猫'" in str(warning.message)
 
