@@ -75,6 +75,7 @@ NOT_RUN = {
     "OMP_NUM_THREADS=1 python benchmarks/cost.py": MINUTES,
     "OMP_NUM_THREADS=1 python benchmarks/cost.py --sweep benchmarks/cost_sweep_2.yaml": MINUTES,
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
+    "pip install -e '.[fonts]'": "downloads; a test here looks for the extra",
     "pip install -e '.[imagenet]'": "downloads; a test here looks for the extra",
     "pip install -e '.[zoo]'": "downloads; a test here looks for the extra",
     "pip install .": "tests/test_package.py builds the package and types its commands",

@@ -245,7 +245,7 @@ def test_the_extras_that_are_printed_are_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     printed = {name for line in OTHERS for name in re.findall(r"^pip install -e '\.\[(\w+)\]'", line)}
-    assert printed == {"elpv", "imagenet", "zoo"} and printed <= extras.keys()
+    assert printed == {"elpv", "fonts", "imagenet", "zoo"} and printed <= extras.keys()
 
 
 def test_what_is_installed_is_every_package_of_the_tree():

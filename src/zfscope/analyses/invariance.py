@@ -13,9 +13,9 @@ from zfscope.analyses.question import Metric, Question, Result, at_most, some_in
 from zfscope.deconvnet.winners import as_pictures
 from zfscope.evaluation import check_classes
 from zfscope.figures import invariance_figure
+from zfscope.figures.fonts import one_line
 from zfscope.invariance import KINDS, Invariance, compare, default_amounts, low_and_high, moved
 from zfscope.networks.public import is_zoo_name
-from zfscope.schema import printable
 
 NEAR = 20  # degrees: rotations within which a photograph still looks upright
 
@@ -81,7 +81,7 @@ def analyse(question: Question) -> Result:
         arrays |= {f"{curve.kind}/{layer}{way}": curve.distances[layer].numpy() for curve in curves_of[way]}
         arrays[f"another/{layer}{way}"] = np.array(curves_of[way][0].another[layer])
         arrays[f"norms/{layer}{way}"] = curves_of[way][0].norms[layer].numpy()
-    names = [printable(images.classes[labels[number]]) for number in shown.tolist()]
+    names = [one_line(images.classes[labels[number]]) for number in shown.tolist()]
     title = f"{question.title}: {len(indices):,} images of {question.part}"
     figure = invariance_figure(curves, tiles, shown, names, title=title)
     metrics = {}

@@ -24,6 +24,7 @@ from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.deconvnet.winners import OUTSIDE, as_pictures, project_winners, top_images
 from zfscope.evaluation import check_classes
 from zfscope.figures import occlusion_panel
+from zfscope.figures.fonts import one_line
 from zfscope.networks.network import Network
 from zfscope.networks.preprocessing import Preprocessing, centre_crop
 from zfscope.occlusion.positions import hidden, spans
@@ -96,7 +97,7 @@ def analyse(question: Question) -> Result:
     figures = {}
     for (name, index, image), tile, other in zip(shown, tiles, others, strict=True):
         inputs, label, _ = examples[index]
-        true = f", {printable(images.classes[int(label)])}" if images is pool and label.ndim == 0 else ""
+        true = f", {one_line(images.classes[int(label)])}" if images is pool and label.ndim == 0 else ""
         picture = as_pictures(network, inputs[None])[0]
         title = images.key(index) + true if images is pool else printable(Path(own).name)
         if tile is not None:

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from zfscope.schema import printable
+from zfscope.figures.fonts import LabelFont, add_fallback_fonts, columns, one_line
 
 RED, GREY = "#b00020", "#606060"  # what is wrong or has changed; notes
 EMPTY, EDGE = 244, 208  # greys of a place with nothing to show and of lines around tiles; far from that of a 0
@@ -26,7 +26,7 @@ def canvas(
     where the room begins.
     """
     scale = min(2.5, max(1.0, width / 1600))  # large sheets are looked at from further away
-    heading, small = ImageFont.load_default(14 * scale), ImageFont.load_default(12 * scale)
+    heading, small = LabelFont(14 * scale), LabelFont(12 * scale)
     end = margin + small.getlength(legend)
     right = end + small.getlength(mark) + 8 * scale if mark else end
     top = round(44 * scale)
@@ -41,18 +41,18 @@ def canvas(
     return figure, draw, top
 
 
-def draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: ImageFont.FreeTypeFont) -> None:
+def draw_dead(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: LabelFont) -> None:
     """Fill a box (left, top, right, bottom; all inside) that has nothing to show, and say why."""
     draw.rectangle(box, (EMPTY,) * 3, (EDGE,) * 3)
     draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), "dead", RED, font, anchor="mm")
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, *, end: bool = False) -> str:
+def shortened(text: str, font: LabelFont, width: float, *, end: bool = False) -> str:
     """As much of a text as fits into a width: its beginning, or its end (of a path, which tells images apart).
 
     Line breaks and undecodable bytes of a name, which no font can draw, are escaped, as in `clipped`.
     """
-    text = printable(text)
+    text = one_line(text)
     if font.getlength(text) <= width:
         return text
     while len(text) > 1 and font.getlength(text + "…") > width:
@@ -61,18 +61,22 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, *, end: boo
 
 
 def clipped(text: str, most: int, *, end: bool = False) -> str:
-    """A text of at most so many characters, escaped: its beginning, or its end."""
-    text = printable(text)
-    if len(text) <= most:
+    """A text of at most so many characters, escaped: its beginning, or its end. Wide characters count twice."""
+    text = one_line(text)
+    if columns(text) <= most:
         return text
-    return f"…{text[1 - most :]}" if end else f"{text[: most - 1]}…"
+    while len(text) > 1 and columns(text) >= most:
+        text = text[1:] if end else text[:-1]
+    return f"…{text}" if end else f"{text}…"
 
 
 def entitle(figure: Figure, title: str, size: float = 12) -> None:
     """Write a title above a figure, in as many lines as it needs; a long path is broken."""
     most = int(figure.get_figwidth() * 72 / (0.56 * size))  # characters, of 0.56 times their height on average
-    lines = textwrap.wrap(printable(title), most, break_on_hyphens=False)
-    figure.suptitle("\n".join(lines), fontsize=size, parse_math=False)
+    # To textwrap, which counts characters, a wide one is two.
+    padded = "".join(c + "\0" * (columns(c) - 1) for c in one_line(title))
+    lines = textwrap.wrap(padded, most, break_on_hyphens=False)
+    figure.suptitle("\n".join(lines).replace("\0", ""), fontsize=size, parse_math=False)
 
 
 def open_axes(axes: Axes) -> None:
@@ -87,6 +91,7 @@ def short(value: float) -> str:
 
 def drawn(figure: Figure) -> Image.Image:
     """A matplotlib figure as a picture."""
+    add_fallback_fonts(figure)
     agg = FigureCanvasAgg(figure)
     agg.draw()
     return Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3].copy())

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from zfscope.figures.canvas import EDGE, RED, canvas, clipped, drawn
+from zfscope.figures.fonts import LabelFont
 from zfscope.images import enlarge, grid, to_pil
 
 GAP, MARGIN, LINE = 6, 24, 26  # pixels around tiles, around all, of a line of text
@@ -42,7 +43,7 @@ def correspondence_sheet(
     legend = f"{len(pictures)} images as the network sees them: {described}"
     width = max(tiles.width, chart.width) + 2 * MARGIN
     figure, draw, top = canvas(width, LINE + tiles.height + chart.height + MARGIN, title, legend, margin=MARGIN)
-    font = ImageFont.load_default(15)
+    font = LabelFont(15)
     pitch = (tiles.width - GAP) / len(names)
     for column, name in enumerate(names):
         draw.text((MARGIN + GAP + (column + 0.5) * pitch - GAP / 2, top + LINE - 8), name, "black", font, anchor="ms")

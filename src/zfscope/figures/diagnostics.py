@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageFont
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.diagnostics import NOISE, Diagnosis, dead_maps, near_dead_maps
 from zfscope.figures.canvas import DASHED, RED, canvas, drawn, open_axes, shortened
+from zfscope.figures.fonts import LabelFont
 from zfscope.images import enlarge, grid, to_pil, to_tiles
 
 WIDTH, ROOM, LINE, GAP = 660, 28, 24, 3  # pixels: a network's column, around it, a heading, between tiles
@@ -37,7 +38,7 @@ def diagnostics_sheet(networks: Sequence[Diagnosis]) -> Image.Image:
     title = "Diagnostics"
     legend = "filters: one scale for all of a network (grey is 0); projections: each on its own scale"
     figure, draw, top = canvas(*size, title, legend, margin=ROOM)
-    name, heading = ImageFont.load_default(16), ImageFont.load_default(13)
+    name, heading = LabelFont(16), LabelFont(13)
     for column, (diagnosis, parts) in enumerate(zip(networks, columns, strict=True)):
         x, y = ROOM + column * (WIDTH + ROOM), top
         draw.text((x, y + LINE - 8), diagnosis.name, "black", name, anchor="ls")

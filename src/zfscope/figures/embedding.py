@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from zfscope.figures.canvas import GREY, canvas, clipped, drawn, entitle, open_axes
+from zfscope.figures.fonts import LabelFont
 from zfscope.images import grid, to_pil
 
 # Apart for the colour-blind too: Okabe and Ito's, with Tol's for the last ones; the shape differs as well.
@@ -103,7 +104,7 @@ def embedding_grid(
     picture = to_pil(grid(framed, columns, pad=1))
     legend = "each cell shows an image that lies near it on the map; the colour of its frame is its class"
     scale = min(2.5, max(1.0, picture.width / 1600))
-    font = ImageFont.load_default(14 * scale)
+    font = LabelFont(14 * scale)
     widths = [math.ceil(font.getlength(style.name) + 40 * scale) for style in styles]
     line, room = round(24 * scale), max(picture.width, *widths)
     corners, left, top = [], 0, 0
@@ -121,7 +122,7 @@ def embedding_grid(
 
 
 def _draw_class(
-    draw: ImageDraw.ImageDraw, style: ClassStyle, left: int, top: int, font: ImageFont.FreeTypeFont, scale: float
+    draw: ImageDraw.ImageDraw, style: ClassStyle, left: int, top: int, font: LabelFont, scale: float
 ) -> None:
     """A square of a class's colour and its name."""
     side = round(14 * scale)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.figures.canvas import EDGE, GREY, canvas, clipped, short, shortened
+from zfscope.figures.fonts import LabelFont, one_line
 from zfscope.images import grid, to_pil
 from zfscope.occlusion.positions import spans
 from zfscope.occlusion.sensitivity import Sensitivity
-from zfscope.schema import printable
 
 RAMP = (255 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3]).astype(np.float32)
 # The target class is green wherever it is seen; Okabe & Ito's colours, told apart by colour-blind eyes too.
@@ -50,7 +50,7 @@ def occlusion_panel(
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise ValueError(f"image must be uint8 (3, H, W), but came as {image.dtype} {tuple(image.shape)}")
-    heading, small = ImageFont.load_default(13), ImageFont.load_default(12)
+    heading, small = LabelFont(13), LabelFont(12)
     picture = np.asarray(to_pil(_shown(image)))
     height, width = picture.shape[:2]
     cells = [
@@ -179,7 +179,7 @@ def _legend(
 
 
 def _name(classes: Sequence[str] | None, number: int) -> str:
-    return printable(str(classes[number])) if classes is not None and number < len(classes) else f"class {number}"
+    return one_line(str(classes[number])) if classes is not None and number < len(classes) else f"class {number}"
 
 
 def _rgb(colour: str) -> np.ndarray:
@@ -215,7 +215,7 @@ def _draw_scale(
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int, int],
     scale: tuple[float, float, float],
-    font: ImageFont.FreeTypeFont,
+    font: LabelFont,
 ) -> None:
     """A colour bar at ``(x, y, width)`` from the lowest to the highest value, with a mark at a third one."""
     x, y, width = place

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from zfscope.figures.canvas import EDGE, EMPTY, GREY, RED, canvas, shortened
+from zfscope.figures.fonts import LabelFont
 
 TILE, GAP, ROOM, LINE = 136, 4, 20, 17  # pixels: an image, between two of a pair, around a pair, a text line
 COLUMNS = 4
@@ -32,7 +33,7 @@ def overlap_sheet(same: Sequence[Pair], others: Sequence[Pair], title: str, lege
     heights = [2 * LINE + max(-(-len(pairs) // COLUMNS) * step[1], LINE) for _, pairs, _ in groups]
     widest = min(max(len(same), len(others), 1), COLUMNS)
     figure, draw, top = canvas(widest * step[0] + ROOM, sum(heights) + ROOM // 2, title, legend, margin=ROOM)
-    heading, small = ImageFont.load_default(14), ImageFont.load_default(11)
+    heading, small = LabelFont(14), LabelFont(11)
     for (text, pairs, colour), height in zip(groups, heights, strict=True):
         draw.text((ROOM, top + LINE + 6), text, colour, heading, anchor="ls")
         if not pairs:
@@ -45,7 +46,7 @@ def overlap_sheet(same: Sequence[Pair], others: Sequence[Pair], title: str, lege
 
 
 def _draw_pair(
-    figure: Image.Image, draw: ImageDraw.ImageDraw, pair: Pair, place: tuple[int, int], font: ImageFont.FreeTypeFont
+    figure: Image.Image, draw: ImageDraw.ImageDraw, pair: Pair, place: tuple[int, int], font: LabelFont
 ) -> None:
     left, top = place
     for side, image in enumerate(pair.images):

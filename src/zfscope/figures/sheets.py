@@ -3,12 +3,13 @@
 import math
 
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from zfscope.evolution import jumps
 from zfscope.figures.canvas import EDGE, EMPTY, GREY, RED, canvas, draw_dead, short
+from zfscope.figures.fonts import LabelFont
 from zfscope.images import cross_out, enlarge, grid, to_pil, to_tiles
 from zfscope.networks.layers import filter_rms
 
@@ -42,7 +43,7 @@ def filter_sheet(weight: Tensor, title: str = "") -> Image.Image:
     legend = f"one scale: black {-limit:.3g}, white {limit:.3g}; below: RMS, red if dead"
     figure, draw, top = canvas(sheet.width, sheet.height - below, title, legend, margin=right)
     figure.paste(sheet.crop((0, below, *sheet.size)), (0, top))  # the sheet begins with an empty strip
-    small = ImageFont.load_default(11)
+    small = LabelFont(11)
     for index, value in enumerate(rms.tolist()):
         row, column = divmod(index, columns)
         dead = value < DEAD_SHARE * median or value == 0
@@ -95,7 +96,7 @@ def projection_sheet(
     down = math.ceil(winners / across)
     large = width >= 72
     gap, middle, room = (2, 8, 28) if large else (1, 5, 18)  # around tiles, between the two halves, between blocks
-    above, font = (26, ImageFont.load_default(16)) if large else (20, ImageFont.load_default(13))
+    above, font = (26, LabelFont(16)) if large else (20, LabelFont(13))
     names = [f"map {number}" for number in maps.tolist()]
     notes = [f"max {short(value)}" if value > 0 else "" for value in strongest]
     labels = max(font.getlength(name + "  " + note) for name, note in zip(names, notes, strict=True))
@@ -151,7 +152,7 @@ def evolution_sheet(
     height, width = _shown_size(height, width, _tile_side(max(height, width), count * moments))
     large = width >= 72
     gap, room, bar = (10, 28, 4) if large else (8, 18, 4)  # between tiles, around all, width of a mark
-    font = ImageFont.load_default(16 if large else 13)
+    font = LabelFont(16 if large else 13)
     line = 26 if large else 20
     names = [f"map {number}" for number in maps.tolist()]
     headers = [f"epoch {epoch}" for epoch in epochs]
