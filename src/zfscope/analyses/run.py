@@ -284,15 +284,19 @@ def stem_of(model: Mapping[str, Any]) -> str | None:
 
 
 def save(result: Result, folder: Path) -> dict[str, Path]:
-    """Write a result's figures, arrays and files; returns the pictures by name."""
+    """Write a result's figures (plots as PDF, too), arrays and files; returns the pictures by name."""
     pictures = {}
     arrays = result.arrays
     try:
         for name, figure in result.figures.items():
             path = pictures[name] = folder / "figures" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
+            picture = figure() if callable(figure) else figure
             with replacing(path) as file:
-                (figure() if callable(figure) else figure).save(file, "png")
+                picture.save(file, "png")
+            if hasattr(picture, "figure"):
+                with replacing(path.with_suffix(".pdf")) as file:
+                    picture.save(file, "pdf")
         if isinstance(arrays, Mapping):
             write_arrays(folder / "arrays.npz", arrays)
         elif arrays is not None:

@@ -2,7 +2,10 @@
 
 import math
 import textwrap
+from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -89,9 +92,24 @@ def short(value: float) -> str:
     return f"{value:.3g}" if 0.01 <= value < 999.5 else f"{value:.0f}" if 999.5 <= value < 99999.5 else f"{value:.1e}"
 
 
-def drawn(figure: Figure) -> Image.Image:
+class Plot(Image.Image):
+    """A matplotlib figure as a picture; ``save(file, "pdf")`` writes its lines and letters, not its pixels."""
+
+    figure: Figure
+
+    def save(self, fp: Any, format: str | None = None, **options: Any) -> None:
+        """As Pillow's; as PDF with the letters of their fonts (Type 42) and no date, so that it can be compared."""
+        if (format or Path(getattr(fp, "name", fp)).suffix[1:]).lower() != "pdf":
+            return super().save(fp, format, **options)
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            self.figure.savefig(fp, format="pdf", metadata={"CreationDate": None})
+
+
+def drawn(figure: Figure) -> Plot:
     """A matplotlib figure as a picture."""
     add_fallback_fonts(figure)
     agg = FigureCanvasAgg(figure)
     agg.draw()
-    return Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3].copy())
+    picture = Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3].copy())
+    picture.__class__, picture.figure = Plot, figure
+    return picture
