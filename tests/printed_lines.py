@@ -109,6 +109,7 @@ ONE_STEP = (
     "++trainer.limit_val_batches=1",
 )
 FEW = {
+    "atlas": ["pages=2", "layers=[conv5]"],
     "correspondence": ["masks=2"],
     "diagnostics": ["images=16", "maps=2"],
     "embedding": ["images=16", "neighbours=3", "draws=2"],
