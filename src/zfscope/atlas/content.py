@@ -161,7 +161,7 @@ def _described(network: Network, layer: str, image: Tensor, shape: tuple[int, ..
 
 
 def write_images(network: Network, source: Source, found: Layers, folder: Path, more: Sequence[int]) -> dict[str, Any]:
-    """Write sheets of small images, of winners and ``more``, and what they won; returns how these sheets are laid out."""
+    """Write sheets of small images, of winners and ``more``, and what they won; returns how these are laid out."""
     chosen = sorted({*found.wins, *more})
     place = folder / "sprites" / "images"
     place.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,12 @@ def write_images(network: Network, source: Source, found: Layers, folder: Path, 
         size = tile_size(width, height, THUMB)
         write_sheet(place / f"{sheet}.webp", shrunk(pictures, size), 10, lossless=False, quality=75)
         listed += [
-            {"index": i, "name": source.name(i), "labels": list(source.labels[i]), "wins": found.wins.get(i, [])}
+            {
+                "index": i,
+                "name": printable(source.name(i)),
+                "labels": list(source.labels[i]),
+                "wins": found.wins.get(i, []),
+            }
             for i in part
         ]
     write_data(folder, "images", listed)

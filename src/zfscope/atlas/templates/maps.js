@@ -131,11 +131,12 @@
   }
 
   function card(index, layer, one) {
+    const side = innerWidth < 500 ? 64 : 72;
     const dead = !one.values.length, [label, count] = one.classes[0] || [];
     const text = label === undefined ? "" : `${className(index, label)} ${count}/${one.values.length}`;
     const said = dead ? "dead" : `strongest ${number(one.strength)}${text ? `, ${text}` : ""}`;
     return element("li", {}, element("a", { class: "map", href: `#${layer.address}/${one.map}`, "aria-label": `map ${one.map}, ${said}` },
-      element("span", { class: "pair" }, best(layer, one.map, 0, 72), best(layer, one.map, 1, 72)),
+      element("span", { class: "pair" }, best(layer, one.map, 0, side), best(layer, one.map, 1, side)),
       element("span", { class: "text" }, element("b", { text: String(one.map) }),
         element("span", { class: dead ? "bad" : "", text: dead ? "dead" : number(one.strength) })),
       index.classes.length ? element("span", { class: "class" }, bdi(text)) : null));
@@ -197,8 +198,6 @@
       previous: map > 0 ? `#${layer.address}/${map - 1}` : null,
       next: map + 1 < count ? `#${layer.address}/${map + 1}` : null,
       up: `#${layer.address}`,
-      path: [[layer.name, `#${layer.address}`], [String(map), null]],
-      layer,
     };
   }
 

@@ -1,0 +1,51 @@
+"""A small module, images with classes, and what an atlas's files hold."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from zfscope.atlas import write
+
+SIDE, CLASSES = 40, ("cat", "dog", "owl")
+
+
+def content_of(folder, name):
+    """What a data script hands to the page."""
+    text = (folder / "data" / f"{name}.js").read_text(encoding="ascii")
+    named, content = re.fullmatch(r'zfscopeAtlas\.take\("([^"]*)", ?(.*)\);\n', text).groups()
+    assert named == name
+    return json.loads(content)
+
+
+def small_module(names=("one", "two"), maps=(5, 40)):
+    """Two convolutions with a pool between; the last map of the second is dead."""
+    torch.manual_seed(0)
+    module = nn.Sequential()
+    module.add_module(names[0], nn.Conv2d(3, maps[0], 5, stride=2))
+    module.add_module("act", nn.ReLU())
+    module.add_module("pool", nn.MaxPool2d(2))
+    module.add_module(names[1], nn.Sequential(nn.Conv2d(maps[0], maps[1], 3), nn.ReLU()))
+    module.add_module("mean", nn.AdaptiveAvgPool2d(1))
+    module.add_module("flat", nn.Flatten())
+    module.add_module("head", nn.Linear(maps[1], len(CLASSES)))
+    with torch.no_grad():
+        conv = module.get_submodule(names[1])[0]
+        conv.weight[-1], conv.bias[-1] = 0, -1
+    return module
+
+
+def random_images(count=14):
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """The folder of an atlas of ``small_module`` over ``random_images``: four winners of each map, three pages."""
+    folder = tmp_path_factory.mktemp("atlas") / "atlas"
+    labels = [number % 3 for number in range(14)]
+    ways = {"labels": labels, "classes": CLASSES, "layers": ["one", "two"], "top": 4, "pages": 3}
+    assert write(small_module(), random_images(), folder, **ways) == folder / "index.html"
+    return folder
