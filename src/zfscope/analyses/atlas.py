@@ -6,19 +6,25 @@ Source: Zeiler & Fergus (2014), Fig. 2, of which it is the whole, and Fig. 7 for
 import itertools
 import secrets
 import shutil
+from collections.abc import Mapping
 
+import torch
+
+from zfscope.activations import TopTable
+from zfscope.analyses.controls import controls
 from zfscope.analyses.question import Metric, Question, Result, at_most, readable_inputs, reader
 from zfscope.atlas.content import Options
 from zfscope.atlas.public import make
 from zfscope.atlas.source import Source, over_classes
 from zfscope.data.imageset import ImageSet
+from zfscope.deconvnet.choice import rule_for
 from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
 
 
 def analyse(question: Question) -> Result:
-    """The folder ``atlas``; the number of maps and of dead maps by layer, and the bytes of the folder by kind."""
+    """The folder ``atlas``; dead maps and controls by layer, as of ``analysis=projections``, and bytes by kind."""
     options, network, images = question.options, question.network, question.images
     for layer in options.layers or ():
         if layer not in network.layers_with_maps:
@@ -37,10 +43,19 @@ def analyse(question: Question) -> Result:
         memory_gb=options.memory_gb,
         seed=options.seed,
     )
+
+    def measure(tables: Mapping[str, TopTable]) -> Mapping[str, float]:
+        _, image = next(readable_inputs(examples, range(len(images))))
+        rules = {rule_for(network, layer, image[None], options.rule) for layer in tables}
+        if not options.controls or not network.has_switches or rules != {"deconvnet"}:
+            return {}
+        maps = {layer: torch.arange(len(table.values)) for layer, table in tables.items()}
+        return controls(network, tables, maps, reader(examples), options)
+
     folder = question.folder / f".atlas.{secrets.token_hex(4)}.tmp"  # a killed process's is removed by the next one
     try:
         same = is_of_these_classes(network, images)
-        atlas = make(network, source, folder, pages, ways, question.title, same)
+        atlas = make(network, source, folder, pages, ways, question.title, same, measure)
     except ValueError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error
@@ -50,6 +65,7 @@ def analyse(question: Question) -> Result:
     metrics: dict[str, Metric] = {}
     for layer, count in atlas.maps.items():
         metrics[f"{layer}/dead_maps"] = {"value": atlas.dead[layer], "unit": f"of {count}"}
+    metrics |= {name: {"value": value, "unit": "r"} for name, value in atlas.numbers.items()}
     metrics |= {f"bytes/{kind}": {"value": size, "unit": "bytes"} for kind, size in atlas.sizes.items()}
     sizes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in atlas.sizes.items())
     page = question.folder / "atlas" / "index.html"

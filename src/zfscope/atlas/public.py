@@ -1,14 +1,16 @@
 """An atlas from first to last: of any module by ``write``, of a run by ``analysis=atlas``."""
 
+import math
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from zfscope.activations import TopTable
 from zfscope.atlas.content import Options, sizes_by_kind, write_classes, write_images, write_layers
 from zfscope.atlas.looks import write_looks
 from zfscope.atlas.page import write_data, write_page
@@ -23,12 +25,13 @@ INDEX = "index.html"
 
 @dataclass(frozen=True)
 class Atlas:
-    """What was written: maps and dead maps by layer, images with a page, bytes by kind."""
+    """What was written: maps and dead maps by layer, images with a page, bytes by kind, further numbers."""
 
     maps: Mapping[str, int]
     dead: Mapping[str, int]
     pages: tuple[int, ...]
     sizes: Mapping[str, int]
+    numbers: Mapping[str, float]
 
 
 def write(
@@ -104,18 +107,19 @@ def make(
     options: Options,
     title: str,
     same_classes: bool,
-    numbers: Mapping[str, float] | None = None,
+    measure: Callable[[Mapping[str, TopTable]], Mapping[str, float]] | None = None,
 ) -> Atlas:
     """Write an atlas into a folder that is not there yet; the page comes last.
 
     ``pages`` are the images with a page of their own; ``same_classes`` says whether labels are the network's classes;
-    ``numbers`` are further ones by name, ``conv5/…``.
+    ``measure`` gives further numbers of the winners by name, ``conv5/…``, which the front page lists.
     """
     folder.mkdir(parents=True)
     found = write_layers(network, source, folder, options)
     thumbs = write_images(network, source, found, folder, pages)
     write_classes(source, found, folder)
     answers = write_looks(network, source, found, folder, pages, same_classes, options)
+    numbers = {} if measure is None else measure(found.tables)
     about = {"title": printable(title), "images": source.title, "top": options.top}
     content = {
         **about,
@@ -124,7 +128,7 @@ def make(
         "pages": list(pages),
         "classes": [printable(name) for name in source.classes],
         "answers": answers,
-        "numbers": dict(numbers or {}),
+        "numbers": {name: value if math.isfinite(value) else None for name, value in numbers.items()},
         "total": len(source),
         "seed": options.seed,
     }
@@ -133,4 +137,4 @@ def make(
         folder, about | {"layers": found.overview, "has_classes": bool(source.classes), "has_pages": bool(pages)}
     )
     maps = {layer: len(table.values) for layer, table in found.tables.items()}
-    return Atlas(maps, found.dead, tuple(pages), sizes_by_kind(folder))
+    return Atlas(maps, found.dead, tuple(pages), sizes_by_kind(folder), numbers)
