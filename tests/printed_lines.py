@@ -44,6 +44,7 @@ NOT_RUN = {
     ),
     "train.py resume=outputs/sweeps/SWEEP": "needs a sweep; tests/commands/test_sweeps.py repeats one",
     "make test-slurm": "needs root and Slurm; run by hand",
+    "make test-atlas": "needs Chromium and playwright; run by hand",
     "make train": "about six minutes, and an environment of 6 GB; run by hand",
     "make test": "runs these tests; CI runs it",
     "make test-all": "runs these tests",

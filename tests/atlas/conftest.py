@@ -8,6 +8,10 @@ import torch
 from torch import nn
 
 from zfscope.atlas import write
+from zfscope.atlas.content import Options
+from zfscope.atlas.public import make
+from zfscope.atlas.source import Source
+from zfscope.networks.hooked import as_network
 
 SIDE, CLASSES = 40, ("cat", "dog", "owl")
 
@@ -48,4 +52,57 @@ def written(tmp_path_factory):
     labels = [number % 3 for number in range(14)]
     ways = {"labels": labels, "classes": CLASSES, "layers": ["one", "two"], "top": 4, "pages": 3}
     assert write(small_module(), random_images(), folder, **ways) == folder / "index.html"
+    return folder
+
+
+HOSTILE = (
+    "../../outside",
+    "/etc/passwd",
+    "..\\..\\outside",
+    "C:\\con",
+    "nul",
+    ".",
+    "..",
+    "~/.ssh",
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<!--",
+    "]]>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "javascript:alert(1)",
+    "{{ 7 * 7 }}",
+    "{% include '/etc/passwd' %}",
+    "${alert(1)}",
+    "&lt;b&gt;&amp;",
+    "`);alert(1)//",
+    "\u2028\u2029",
+    "\u202eevil",
+    "שלום",
+    "🦉🦉",
+    "name\nwith\tbreaks\0",
+    "\udce9\udcff",
+    "x" * 300,
+    "%2e%2e%2f%00?#/",
+    "images",
+)
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    """An atlas whose classes, images and layers have such names."""
+    folder = tmp_path_factory.mktemp("hostile") / "inside" / "atlas"
+    layers = ('<script>"/&', "image")
+    network = as_network(small_module(layers, maps=(3, 4)), layers)
+    images = random_images(len(HOSTILE))
+    source = Source(
+        read=lambda chosen: images[list(chosen)],
+        batches=lambda size: [(images, None, torch.arange(len(images)))],
+        labels=[(number,) for number in range(len(HOSTILE))],
+        classes=HOSTILE,
+        name=lambda index: HOSTILE[index],
+        title=HOSTILE[8],
+    )
+    make(network, source, folder, range(2), Options(layers=layers, top=3), HOSTILE[13], False)
     return folder

@@ -5,67 +5,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-import torch
 
-from tests.atlas.conftest import content_of, random_images, small_module
+from tests.atlas.conftest import HOSTILE, content_of
 from tests.atlas.test_write import check_whole
-from zfscope.atlas.content import Options
 from zfscope.atlas.page import POLICY, address_of, as_script
-from zfscope.atlas.public import make
-from zfscope.atlas.source import Source
-from zfscope.networks.hooked import as_network
-
-HOSTILE = (
-    "../../outside",
-    "/etc/passwd",
-    "..\\..\\outside",
-    "C:\\con",
-    "nul",
-    ".",
-    "..",
-    "~/.ssh",
-    "<script>alert(1)</script>",
-    "</script><script>alert(1)</script>",
-    "<!--",
-    "]]>",
-    "<img src=x onerror=alert(1)>",
-    '"><svg onload=alert(1)>',
-    "' onmouseover='alert(1)",
-    "javascript:alert(1)",
-    "{{ 7 * 7 }}",
-    "{% include '/etc/passwd' %}",
-    "${alert(1)}",
-    "&lt;b&gt;&amp;",
-    "`);alert(1)//",
-    "\u2028\u2029",
-    "\u202eevil",
-    "שלום",
-    "🦉🦉",
-    "name\nwith\tbreaks\0",
-    "\udce9\udcff",
-    "x" * 300,
-    "%2e%2e%2f%00?#/",
-    "images",
-)
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """An atlas whose classes, images and layers have such names."""
-    folder = tmp_path_factory.mktemp("hostile") / "inside" / "atlas"
-    layers = ('<script>"/&', "image")
-    network = as_network(small_module(layers, maps=(3, 4)), layers)
-    images = random_images(len(HOSTILE))
-    source = Source(
-        read=lambda chosen: images[list(chosen)],
-        batches=lambda size: [(images, None, torch.arange(len(images)))],
-        labels=[(number,) for number in range(len(HOSTILE))],
-        classes=HOSTILE,
-        name=lambda index: HOSTILE[index],
-        title=HOSTILE[8],
-    )
-    make(network, source, folder, range(2), Options(layers=layers, top=3), HOSTILE[13], False)
-    return folder
 
 
 def test_nothing_is_written_outside_the_folder_and_all_file_names_are_plain(hostile):

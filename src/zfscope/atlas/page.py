@@ -16,6 +16,7 @@ import jinja2
 from zfscope.files import write_text
 
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'"
+ICON = "icon.svg"  # a browser that is told of none asks the server's root for one
 STYLES, SCRIPTS = ("atlas.css",), ("parts.js", "maps.js", "images.js", "search.js", "atlas.js")
 RESERVED = ("image", "images", "class", "classes", "index")  # what the page's own addresses begin with
 
@@ -30,9 +31,11 @@ def write_page(folder: Path, content: dict[str, Any]) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.get_template("index.html.j2").render(policy=POLICY, styles=STYLES, scripts=SCRIPTS, **content)
+    page = environment.get_template("index.html.j2").render(
+        policy=POLICY, icon=ICON, styles=STYLES, scripts=SCRIPTS, **content
+    )
     write_text(folder / "index.html", page)
-    for name in (*STYLES, *SCRIPTS):
+    for name in (ICON, *STYLES, *SCRIPTS):
         write_text(folder / name, (files("zfscope.atlas") / "templates" / name).read_text(encoding="utf-8"))
 
 

@@ -59,8 +59,10 @@
     for (const link of document.querySelectorAll(".bar nav a")) {
       const own = decoded(link.hash.slice(1)), start = decoded(address.split(/[/?]/)[0]);
       const here = own === start || (own === "images" && start === "image") || (own === "classes" && start === "class");
-      if (here) link.setAttribute("aria-current", "true");
-      else link.removeAttribute("aria-current");
+      if (here) {
+        link.setAttribute("aria-current", "true");
+        link.parentElement.scrollLeft = link.offsetLeft - link.parentElement.offsetLeft - 60;
+      } else link.removeAttribute("aria-current");
     }
     restore();
     if (!first) {
