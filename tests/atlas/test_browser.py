@@ -184,7 +184,7 @@ def test_tiles_far_below_are_not_loaded_before_they_come_near(visit):
     loaded = "tiles => tiles.filter(one => one.style.backgroundImage).length"
     before = page.locator(".map .tile").evaluate_all(loaded)
     page.locator(".map").last.scroll_into_view_if_needed()
-    page.wait_for_function(LAST)
+    page.wait_for_function(f"() => {LAST}")
 
     assert 0 < before < page.locator(".map .tile").count() == 80
     assert page.locator(".map .tile").evaluate_all(loaded) > before
