@@ -78,6 +78,7 @@ NOT_RUN = {
     "pip install -e '.[elpv]'": "downloads; a test here looks for the extra",
     "pip install -e '.[imagenet]'": "downloads; a test here looks for the extra",
     "pip install -e '.[zoo]'": "downloads; a test here looks for the extra",
+    "pip install playwright axe-playwright-python": "downloads; only make test-atlas needs them",
     "source .venv/bin/activate": "a shell's own",
     "wandb sync …": "sends a run to W&B: needs an account",
     "wandb sweep sweep.yaml": "needs an account; a test here composes what its agent types",
