@@ -25,6 +25,7 @@ LIGHT = ["zfscope", "zfscope.schema", "zfscope.console", "zfscope.runs", *sorted
 # Names that others rely on, with what must be there after them.
 NAMES = {
     "zfscope": ("ConvNet", "build_network", "load_network", "receptive_field"),
+    "zfscope.atlas": ("write",),
     "zfscope.deconvnet": ("project",),
     "zfscope.activations": ("TopActivations",),
     "zfscope.occlusion": ("occlude",),

@@ -1,6 +1,7 @@
 """``analysis=atlas`` by its command: its folder and numbers; nothing half written takes the place of an earlier one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,17 @@ def test_images_of_other_classes_are_shown_with_the_networks_own_answers(command
     assert occlusion["whole"] == max(
         share for _, share in content_of(tmp_path / "out/atlas", f"image-{index['pages'][0]}")["answers"]
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot read|.*cannot be read")
+def test_images_that_cannot_be_read_are_left_out_of_maps_and_pages(command, trained_run, tmp_path):
+    images = shutil.copytree(trained_run.parent / "images", tmp_path / "images")
+    (images / "val/cat/0.jpg").write_bytes(b"")  # the first one
+    own = [f"data.root={images}", f"data.cache={tmp_path / 'cache'}", "analysis.pages=12", "analysis.layers=[conv5]"]
+    code, _, errors = command("analyze", *LINE, f"checkpoint={trained_run}", *own)
+
+    assert code == 0, errors
+    index = content_of(tmp_path / "out/atlas", "index")
+    assert sorted(index["pages"]) == list(range(1, 12))
+    assert {one["index"] for one in content_of(tmp_path / "out/atlas", "images")} == set(range(1, 12))
+    check_whole(tmp_path / "out/atlas")

@@ -102,6 +102,7 @@ def hostile(tmp_path_factory):
         labels=[(number,) for number in range(len(HOSTILE))],
         classes=HOSTILE,
         name=lambda index: HOSTILE[index],
+        example=images[0],
         title=HOSTILE[8],
     )
     make(network, source, folder, range(2), Options(layers=layers, top=3), HOSTILE[13], False)

@@ -164,7 +164,7 @@ def test_every_file_that_the_page_names_is_there_and_no_other(written):
 def test_only_a_new_folder_or_an_earlier_atlas_is_written_to(tmp_path, written):
     (tmp_path / "notes.txt").write_text("mine")
 
-    with pytest.raises(ValueError, match="holds other files; give a new folder"):
+    with pytest.raises(ValueError, match="holds other files, or is one; give a new folder"):
         write(small_module(), random_images(), tmp_path)
 
     assert (tmp_path / "notes.txt").read_text() == "mine"

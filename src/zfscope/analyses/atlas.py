@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from zfscope.activations import TopTable
 from zfscope.analyses.controls import controls
@@ -31,8 +32,9 @@ def analyse(question: Question) -> Result:
             what = f"{layer} is dense" if layer in network.layers else f"no layer {layer!r}"
             layers = ", ".join(network.layers_with_maps)
             raise ValueError(f"analysis.layers: {what}; the layers with feature maps are {layers}")
-    source = source_of(question, images)
     examples = question.inputs(images)
+    _, example = next(readable_inputs(examples, range(len(images))))
+    source = source_of(question, images, example)
     readable = (index for index, _ in readable_inputs(examples, over_classes(source.labels, options.seed)))
     pages = list(itertools.islice(readable, at_most(options.pages, len(images), "analysis.pages")))
     ways = Options(
@@ -45,8 +47,7 @@ def analyse(question: Question) -> Result:
     )
 
     def measure(tables: Mapping[str, TopTable]) -> Mapping[str, float]:
-        _, image = next(readable_inputs(examples, range(len(images))))
-        rules = {rule_for(network, layer, image[None], options.rule) for layer in tables}
+        rules = {rule_for(network, layer, source.example[None], options.rule) for layer in tables}
         if not options.controls or not network.has_switches or rules != {"deconvnet"}:
             return {}
         maps = {layer: torch.arange(len(table.values)) for layer, table in tables.items()}
@@ -73,8 +74,8 @@ def analyse(question: Question) -> Result:
     return Result(metrics, folders={"atlas": folder}, notes=notes)
 
 
-def source_of(question: Question, images: ImageSet) -> Source:
-    """The images of a part of the data, as an atlas takes them."""
+def source_of(question: Question, images: ImageSet, example: Tensor) -> Source:
+    """The images of a part of the data, as an atlas takes them; ``example`` is one of them as the network's input."""
     several = images.labels.ndim == 2
     labels = [tuple(row.nonzero()[0].tolist()) if several else (int(row),) for row in images.labels]
     return Source(
@@ -83,6 +84,7 @@ def source_of(question: Question, images: ImageSet) -> Source:
         labels=labels,
         classes=images.classes,
         name=images.key,
+        example=example,
         title=f"{len(images):,} {question.part} images of {question.data.config.name}",
     )
 

@@ -57,7 +57,7 @@ class Layers:
 
 def write_layers(network: Network, source: Source, folder: Path, options: Options) -> Layers:
     """Find and project the winners of all maps, and write their sheets and data."""
-    image = source.read([next(iter(range(len(source))))])[0]
+    image = source.example
     layers = check_projectable(network, options.layers, image, rule=options.rule)
     by_switches = isinstance(network, ConvNet) and options.rule in ("auto", "deconvnet")
     kept = KeptSwitches(network, options.memory_gb * 1e9) if by_switches else None

@@ -71,8 +71,8 @@ def write(
     """
     network = as_network(module, layers)
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).is_file():
-        raise ValueError(f"folder={printable(folder)} holds other files; give a new folder")
+    if folder.exists() and not (folder.is_dir() and ((folder / INDEX).is_file() or not any(folder.iterdir()))):
+        raise ValueError(f"folder={printable(folder)} holds other files, or is one; give a new folder")
     if labels is not None and classes is None and network.classes is not None:
         classes = network.classes
     source = tensor_source(images, None if labels is None else list(labels), classes)

@@ -18,6 +18,7 @@ class Source:
     labels: Sequence[tuple[int, ...]]  # of each image; empty where it has none
     classes: Sequence[str]  # what the labels are called
     name: Callable[[int], str]  # of an image
+    example: Tensor  # one that can be read, (C, H, W)
     title: str  # what the images are, as "2,000 test images of phantom"
 
     def __len__(self) -> int:
@@ -48,6 +49,7 @@ def tensor_source(images: Tensor, labels: Sequence[int] | None, classes: Sequenc
         labels=[()] * len(images) if numbers is None else [(number,) for number in numbers],
         classes=names,
         name=lambda index: f"image {index}",
+        example=images[0],
         title=f"{len(images):,} images",
     )
 
