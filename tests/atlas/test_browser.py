@@ -41,6 +41,7 @@ def served(tmp_path_factory, written):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+    server.handle_error = lambda *_: None  # a page that is left closes its connections
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/some/where/index.html"
     server.shutdown()
@@ -218,15 +219,16 @@ def test_dark_or_light_is_chosen_by_a_button_and_remembered(visit):
     assert dark != light and page.evaluate(ground) == dark
 
 
-def test_hostile_names_run_nothing(browser, hostile):
-    visit = Visit(browser, Path(hostile / "index.html").as_uri())
+def test_hostile_names_run_nothing_and_fit_the_screen(browser, hostile):
+    visit = Visit(browser, Path(hostile / "index.html").as_uri(), viewport={"width": 390, "height": 800})
     visit.page.on("dialog", lambda dialog: visit.errors.append("a dialog"))
     index = content_of(hostile, "index")
     for place in ("", "#classes", "#images", *(f"#{layer['address']}" for layer in index["layers"]), "#image/1"):
-        visit.go(place)
+        assert visit.go(place).evaluate("document.documentElement.scrollWidth <= innerWidth"), place
     for number in range(len(index["classes"])):
         visit.go("#classes")
-        visit.page.locator("td a").nth(number).click()
+        visit.page.locator(".class-row h2 a").nth(number).click()
         visit.page.wait_for_function("() => document.documentElement.dataset.shown.startsWith('class/')")
         assert visit.page.locator("h1").text_content() == index["classes"][number]
+        assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), number
     visit.close()

@@ -83,7 +83,7 @@
       const looked = await load(`image-${wanted}`);
       body.push(answered(index, image, looked), covers(index, image, looked), strongest(index, image, looked));
     } else {
-      body.push(facts(aboutImage(index, image)), element("div", { class: "row" }, thumb(index, place, 128)));
+      body.push(facts(aboutImage(index, image)), element("div", { class: "row alone" }, thumb(index, place, 128)));
     }
     body.push(await won(index, image));
     return { title: `Image ${wanted}`, body, previous: at > 0 ? `#image/${order[at - 1]}` : null, next: at + 1 < order.length ? `#image/${order[at + 1]}` : null, up: "#images" };
@@ -243,15 +243,18 @@
   }
 
   async function classesPage(index) {
-    const all = await load("classes");
+    const all = await load("classes"), place = index.layers.length - 1, layer = index.layers[place];
     return {
       title: "Classes",
       body: [
         element("h1", {}, "Classes", element("small", { text: String(all.length) })),
-        element("div", { class: "scroll" }, element("table", {},
-          element("thead", {}, element("tr", {}, ["class", "images", "among the strongest of a map"].map((text, column) => element("th", { scope: "col", class: column ? "number" : null, text })))),
-          element("tbody", {}, all.map((one, label) => element("tr", {}, element("td", {}, element("a", { href: classAddress(index, label) }, bdi(one.name))),
-            element("td", { class: "number", text: one.total.toLocaleString("en") }), element("td", { class: "number", text: one.images.length.toLocaleString("en") })))))),
+        element("p", { class: "quiet" }, "Of each class the maps of ", bdi(layer.name), " that its images are most often among the strongest of."),
+        all.map((one, label) => element("section", { class: "strip class-row" },
+          element("div", {}, element("h2", {}, element("a", { href: classAddress(index, label) }, bdi(one.name))),
+            element("small", { class: "quiet", text: counted(one.total, "image") })),
+          element("div", { class: "row" }, (one.maps[place] || []).map(([map, count]) => element("a", {
+            href: `#${layer.address}/${map}`, "aria-label": `map ${map}, ${count} of its winners`, title: `map ${map}: ${count} of its winners`,
+          }, zfscopeAtlas.best(layer, map, 0, 72)))))),
       ],
       up: "#",
     };

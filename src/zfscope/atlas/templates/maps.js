@@ -74,16 +74,26 @@
     ];
   }
 
+  const CONTROLS = {
+    other_map: "another map, same image",
+    other_map_place: "the same, same place",
+    random_weights: "random weights",
+    random_weights_place: "the same, same place",
+  };
+
+  /* Numbers are called LAYER/NAME_correlation. */
   function numbers(index) {
-    const rows = Object.entries(index.numbers);
+    const of = (layer, name) => index.numbers[`${layer.name}/${name}_correlation`];
+    const names = Object.keys(CONTROLS), rows = index.layers.filter((layer) => names.some((name) => of(layer, name) !== undefined));
     if (!rows.length) return null;
+    const shown = (value) => (value === undefined || value === null ? "–" : value.toFixed(2).replace(/^-(0\.00)$/, "$1"));
     return [
       element("h2", { text: "Controls" }),
-      element("p", { class: "quiet", text: "Mean correlation of true projections with those of another map in the same image, and with those of random weights: 1 would mean that the map or its weights do not matter." }),
+      element("p", { class: "quiet", text: "Mean correlation of projections with those of something else. 1: the map, or the weights, would not matter." }),
       element("div", { class: "scroll" }, element("table", {},
-        element("thead", {}, element("tr", {}, element("th", { scope: "col", text: "layer and control" }), element("th", { scope: "col", class: "number", text: "correlation" }))),
-        element("tbody", {}, rows.map(([name, value]) => element("tr", {},
-          element("td", {}, bdi(name.replaceAll("_", " "))), element("td", { class: "number", text: value === null ? "–" : value.toFixed(2) })))))),
+        element("thead", {}, element("tr", {}, element("th", { scope: "col", text: "layer" }), names.map((name) => element("th", { scope: "col", class: "number", text: CONTROLS[name] })))),
+        element("tbody", {}, rows.map((layer) => element("tr", {}, element("th", { scope: "row" }, bdi(layer.name)),
+          names.map((name) => element("td", { class: "number", text: shown(of(layer, name)) }))))))),
     ];
   }
 
@@ -201,5 +211,5 @@
     };
   }
 
-  Object.assign(zfscopeAtlas, { front, layerPage, mapPage, winner, className });
+  Object.assign(zfscopeAtlas, { front, layerPage, mapPage, best, winner, className });
 })();
