@@ -75,10 +75,10 @@
   }
 
   const CONTROLS = {
-    other_map: "another map, same image",
-    other_map_place: "the same, same place",
+    other_map: "another map",
+    other_map_place: "another map, magnitudes",
     random_weights: "random weights",
-    random_weights_place: "the same, same place",
+    random_weights_place: "random weights, magnitudes",
   };
 
   /* Numbers are called LAYER/NAME_correlation. */
@@ -89,7 +89,7 @@
     const shown = (value) => (value === undefined || value === null ? "–" : value.toFixed(2).replace(/^-(0\.00)$/, "$1"));
     return [
       element("h2", { text: "Controls" }),
-      element("p", { class: "quiet", text: "Mean correlation of projections with those of something else. 1: the map, or the weights, would not matter." }),
+      element("p", { class: "quiet", text: "Mean correlation of a projection with that of another map from the same place of the same image, and with that of random weights. At 1 the map, or the weights, would not matter." }),
       element("div", { class: "scroll" }, element("table", {},
         element("thead", {}, element("tr", {}, element("th", { scope: "col", text: "layer" }), names.map((name) => element("th", { scope: "col", class: "number", text: CONTROLS[name] })))),
         element("tbody", {}, rows.map((layer) => element("tr", {}, element("th", { scope: "row" }, bdi(layer.name)),
