@@ -232,3 +232,19 @@ def test_hostile_names_run_nothing_and_fit_the_screen(browser, hostile):
         assert visit.page.locator("h1").text_content() == index["classes"][number]
         assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), number
     visit.close()
+
+
+def test_back_finds_a_page_where_it_was_left(visit):
+    visit.page.set_viewport_size({"width": 400, "height": 300})
+    page = visit.go("#two")
+    page.mouse.wheel(0, 900)
+    page.wait_for_function("() => scrollY > 800")
+    page.wait_for_timeout(200)
+    left = page.evaluate("scrollY")
+    page.evaluate("location.hash = '#two/30'")
+    visit.wait("#two/30")
+    assert page.evaluate("scrollY") == 0
+    page.go_back()
+    visit.wait("#two")
+
+    assert abs(page.evaluate("scrollY") - left) < 60
