@@ -3,12 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from tests.atlas.conftest import content_of
 from tests.atlas.test_write import check_whole
 from tests.conftest import type_command, write_folders
+from zfscope.analyses.atlas import source_of
+from zfscope.data.imageset import ArrayImages
 
 LINE = ("analysis=atlas", "device=cpu", "logger=none", "analysis.part=val", "hydra.run.dir=out")
 
@@ -107,3 +112,17 @@ def test_images_that_cannot_be_read_are_left_out_of_maps_and_pages(command, trai
     assert sorted(index["pages"]) == list(range(1, 12))
     assert {one["index"] for one in content_of(tmp_path / "out/atlas", "images")} == set(range(1, 12))
     check_whole(tmp_path / "out/atlas")
+
+
+def test_an_image_with_several_labels_has_all_of_them():
+    images = ArrayImages(
+        np.zeros((3, 8, 8, 3), np.uint8), np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]]), "abc", "several"
+    )
+    question = SimpleNamespace(
+        part="val", inputs=lambda _: None, data=SimpleNamespace(config=SimpleNamespace(name="voc"))
+    )
+
+    source = source_of(question, images, torch.zeros(3, 8, 8))
+
+    assert source.labels == [(0, 2), (), (1,)] and source.title == "3 val images of voc"
+    assert [source.name(number) for number in range(3)] == ["several/0", "several/1", "several/2"]
