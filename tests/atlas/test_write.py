@@ -231,3 +231,27 @@ def test_numbers_in_the_data_are_json_without_nan(written):
         text = path.read_text(encoding="ascii")
         assert "NaN" not in text and "Infinity" not in text
         json.loads(text.partition(", ")[2].removesuffix(");\n"))
+
+
+def test_small_images_are_those_of_the_list_in_its_order(written):
+    index, listed = content_of(written, "index"), content_of(written, "images")
+    pictures = as_pictures(as_network(small_module(), LAYERS), random_images())
+
+    tiles = tiles_of(written / "sprites/images/0.webp", {"tile": index["thumbs"]}, 10)
+
+    assert index["thumbs"]["width"] == index["thumbs"]["imageWidth"] == SIDE
+    for tile, one in zip(tiles, listed, strict=False):  # the last row of a sheet is filled up
+        distances = [np.abs(tile - other.permute(1, 2, 0).numpy()).mean() for other in pictures]
+        assert int(np.argmin(distances)) == one["index"]
+
+
+def test_a_network_whose_maps_are_all_dead_has_an_atlas_without_images(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    torch.nn.init.zeros_(module[0].weight)
+    torch.nn.init.constant_(module[0].bias, -1)
+
+    write(module, random_images(3), tmp_path / "atlas", layers=["1"], top=2, pages=0)
+
+    assert content_of(tmp_path / "atlas", "images") == []
+    assert content_of(tmp_path / "atlas", "index")["layers"][0]["dead"] == 4
+    check_whole(tmp_path / "atlas")

@@ -13,7 +13,7 @@ from torch import Tensor
 from zfscope.activations import TopTable
 from zfscope.atlas.page import address_of, rounded, write_data
 from zfscope.atlas.source import Source
-from zfscope.atlas.sprites import ACROSS, TileSize, WinnerTiles, shrunk, tile_size, write_sheet
+from zfscope.atlas.sprites import ACROSS, WinnerTiles, shrunk, tile_size, write_sheet
 from zfscope.console import counting
 from zfscope.deconvnet.choice import Choice, rule_for
 from zfscope.deconvnet.switches import KeptSwitches
@@ -47,7 +47,7 @@ class Layers:
     wins: dict[int, list[tuple[int, int, int]]]  # by image: layer, map, rank
     shapes: dict[str, tuple[int, ...]]  # of a layer's maps, without the number of images
     overview: list[dict[str, Any]] = field(default_factory=list)
-    kept: KeptSwitches | None = None
+    small: dict[int, np.ndarray] = field(default_factory=dict)  # by image: its tile, made when it was projected
 
     @property
     def dead(self) -> dict[str, int]:
@@ -65,17 +65,23 @@ def write_layers(network: Network, source: Source, folder: Path, options: Option
     tables = {layer: TopTable(*(part.cpu() for part in tables[layer])) for layer in layers}
     maps = {layer: torch.arange(len(table.values)) for layer, table in tables.items()}
     shapes = map_shapes(network, image, layers)
-    found = Layers(tables, {}, {}, shapes, kept=kept)
+    found = Layers(tables, {}, {}, shapes)
     for layer in tables:
         found.addresses[layer] = address_of(layer, found.addresses.values())
     tiles = {
         layer: WinnerTiles(folder / f".{number}.tiles", *table.values.shape)
         for number, (layer, table) in enumerate(tables.items())
     }
+
+    def read(indices: Sequence[int]) -> Tensor:
+        images = source.read(indices)
+        found.small |= dict(zip(indices, small_tiles(network, images), strict=True))
+        return images
+
     try:
         with counting("Projecting", sum(int((table.values > 0).sum()) for table in tables.values())) as count:
             ways = {"batch_size": options.batch_size, "rule": options.rule, "kept": kept}
-            for winners in project_winners(network, tables, maps, source.read, **ways):
+            for winners in project_winners(network, tables, maps, read, **ways):
                 tiles[winners.layer].put(winners)
                 count(len(winners.rows))
         with counting("Writing", sum(map(len, maps.values()))) as count:
@@ -165,25 +171,26 @@ def write_images(network: Network, source: Source, found: Layers, folder: Path, 
     chosen = sorted({*found.wins, *more})
     place = folder / "sprites" / "images"
     place.mkdir(parents=True, exist_ok=True)
-    listed, size = [], TileSize(THUMB, THUMB)
+    for index in {*chosen} - found.small.keys():
+        found.small[index] = small_tiles(network, source.read([index]))[0]
     for sheet, start in enumerate(range(0, len(chosen), THUMBS)):
-        part = chosen[start : start + THUMBS]
-        pictures = torch.cat([as_pictures(network, source.read([index])) for index in part])
-        height, width = pictures.shape[2:]
-        size = tile_size(width, height, THUMB)
-        write_sheet(place / f"{sheet}.webp", shrunk(pictures, size), 10, lossless=False, quality=75)
-        listed += [
-            {
-                "index": i,
-                "name": printable(source.name(i)),
-                "labels": list(source.labels[i]),
-                "wins": found.wins.get(i, []),
-            }
-            for i in part
-        ]
+        tiles = np.stack([found.small[index] for index in chosen[start : start + THUMBS]])
+        write_sheet(place / f"{sheet}.webp", tiles, 10, lossless=False, quality=75)
+    listed = [
+        {"index": index, "name": printable(source.name(index)), "labels": list(source.labels[index])}
+        | {"wins": found.wins.get(index, [])}
+        for index in chosen
+    ]
     write_data(folder, "images", listed)
+    height, width = source.example.shape[1:]
+    size = tile_size(width, height, THUMB)
     shape = {"sheet": THUMBS, "across": 10, "width": size.width, "height": size.height}
     return shape | {"imageWidth": width, "imageHeight": height}
+
+
+def small_tiles(network: Network, images: Tensor) -> np.ndarray:
+    """Network inputs ``(N, C, H, W)`` as small pictures ``(N, height, width, 3)`` uint8."""
+    return shrunk(as_pictures(network, images), tile_size(images.shape[3], images.shape[2], THUMB))
 
 
 def write_classes(source: Source, found: Layers, folder: Path, most: int = 8) -> None:
