@@ -12,6 +12,7 @@ import traceback
 import pytest
 
 import zfscope.activations
+import zfscope.atlas
 import zfscope.callbacks
 import zfscope.deconvnet
 import zfscope.occlusion
@@ -153,7 +154,7 @@ for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
             assert run_anew(case), case
 
 
-@pytest.mark.parametrize("name", ["", ".callbacks", ".deconvnet", ".figures", ".occlusion"])
+@pytest.mark.parametrize("name", ["", ".atlas", ".callbacks", ".deconvnet", ".figures", ".occlusion"])
 def test_names_that_are_loaded_at_first_use_are_listed(name):
     package = importlib.import_module(f"zfscope{name}")
 
