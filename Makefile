@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help train paper transfer cache bench test test-all test-slurm coverage mutants faults lint clean
+.PHONY: help train paper transfer cache bench test test-all test-slurm test-atlas coverage mutants faults lint clean
 
 help:
 	@echo "make train      set up, then train zfnet_mini on the phantom (about 4 minutes on 2 cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       set up, then ruff, mypy and the tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make test-slurm sweeps on a Slurm that is started for it on this machine (root; apt-get install slurm-wlm munge); not part of the others"
+	@echo "make test-atlas the atlas in a browser: pages, search, keys, links, accessibility (chromium, playwright and axe); not part of the others"
 	@echo "make faults ROW=kills   one row of docs/reliability.md's table of faults, measured again"
 	@echo "make coverage   all tests, and the lines that none of them runs (outputs/coverage)"
 	@echo "make mutants    small faults put into the science one at a time: does a test fail? (after make coverage; hours)"
@@ -48,11 +49,17 @@ test: lint
 	$(PYTEST)
 
 test-all: lint
-	$(PYTEST) -m "not slurm"
+	$(PYTEST) -m "not slurm and not atlas"
 
 # As root, with Debian's slurm-wlm and munge: starts a Slurm on the loopback device and ends it.
 test-slurm: .venv/installed-dev
 	$(BIN)/python -m pytest -m slurm tests/slurm
+
+# In Debian's Chromium; playwright and axe are not among what the other tests need.
+test-atlas: .venv/installed-dev
+	@$(BIN)/python -c "import playwright, axe_playwright_python" 2>/dev/null && test -x /usr/bin/chromium || { \
+	  echo "make: test-atlas needs: apt-get install chromium, and $(BIN)/pip install playwright axe-playwright-python"; exit 2; }
+	$(BIN)/python -m pytest -m atlas tests/atlas
 
 faults: .venv/installed-dev
 	$(BIN)/python tests/scripts/faults.py $(ROW)

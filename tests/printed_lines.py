@@ -44,6 +44,7 @@ NOT_RUN = {
     ),
     "train.py resume=outputs/sweeps/SWEEP": "needs a sweep; tests/commands/test_sweeps.py repeats one",
     "make test-slurm": "needs root and Slurm; run by hand",
+    "make test-atlas": "needs Chromium and playwright; run by hand",
     "make train": "about six minutes, and an environment of 6 GB; run by hand",
     "make test": "runs these tests; CI runs it",
     "make test-all": "runs these tests",
@@ -79,6 +80,7 @@ NOT_RUN = {
     "pip install -e '.[imagenet]'": "downloads; a test here looks for the extra",
     "pip install -e '.[zoo]'": "downloads; a test here looks for the extra",
     "pip install .": "tests/test_package.py builds the package and types its commands",
+    "pip install playwright axe-playwright-python": "downloads; only make test-atlas needs them",
     "source .venv/bin/activate": "a shell's own",
     "wandb sync …": "sends a run to W&B: needs an account",
     "wandb sweep sweep.yaml": "needs an account; a test here composes what its agent types",
@@ -111,6 +113,7 @@ ONE_STEP = (
     "++trainer.limit_val_batches=1",
 )
 FEW = {
+    "atlas": ["pages=2", "layers=[conv5]"],
     "correspondence": ["masks=2"],
     "diagnostics": ["images=16", "maps=2"],
     "embedding": ["images=16", "neighbours=3", "draws=2"],

@@ -16,7 +16,7 @@ FLOORS = (
     ("protocols",),
     ("training",),
     ("evaluation", "callbacks"),
-    ("figures",),
+    ("figures", "atlas"),
     ("report", "occlusion", "correspondence", "evolution"),
     ("data", "deconvnet", "invariance", "diagnostics", "embedding"),
     ("networks",),

@@ -80,7 +80,7 @@ def test_all_rows_members_and_analyses_are_there(commands, variables):
     analyses = {path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")}
     analyses_run = set(re.findall(r"analysis=(\w+)", " ".join(run)))
     own = {"cache", *(["overlap"] if variables is LAPTOP else [])}
-    assert analyses - analyses_run == {"evaluate", "projections", "embedding"} | own
+    assert analyses - analyses_run == {"evaluate", "projections", "embedding", "atlas"} | own
     for claim_over_seeds in ("evolution", "invariance", "occlusion", "correspondence", "transfer", "probes"):
         assert sum(f"analysis={claim_over_seeds} " in line for line in run) >= 3
 

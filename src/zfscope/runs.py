@@ -30,7 +30,7 @@ RECORD = ".hydra"  # what a run was started with
 LOCK = ".lock"
 MOST_MISSED = 20  # starts that remove a folder just before it is locked
 UNFINISHED_RESULTS, FINISHED_RESULTS = ".results.tmp", ".results.new"  # of an analysis; the latter move into its folder
-OF_RESULTS = ("figures", "arrays.npz", "quarantine.csv")  # what a result may lack that an earlier one had
+OF_RESULTS = ("figures", "atlas", "arrays.npz", "quarantine.csv")  # what a result may lack that an earlier one had
 NONE = "none "  # begins the name of an empty file there, for what the earlier result had and this one has not
 PACKAGES = ("zfscope", "torch", "torchvision", "lightning", "timm", "numpy")
 

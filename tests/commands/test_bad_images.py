@@ -151,6 +151,7 @@ def test_every_analysis_leaves_a_bad_image_out_and_lists_it(command, run_copy, t
     asked = {
         "evaluate": [],
         "projections": ["analysis.maps=2"],
+        "atlas": ["analysis.pages=12"],
         "evolution": ["analysis.maps=2"],
         "occlusion": ["analysis.images=12", "analysis.shown=1"],
         "invariance": ["analysis.images=12"],

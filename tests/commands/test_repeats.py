@@ -18,6 +18,7 @@ BOXES = "image,part,x0,y0,x1,y1\n" + "".join(
 )
 ANALYSES = {
     "projections": ("analysis.layers=[conv2,conv5]", "analysis.controls=4"),
+    "atlas": ("analysis.pages=3", "analysis.controls=4"),
     "occlusion": ("analysis.images=2", "analysis.size=8", "analysis.stride=8"),
     "invariance": ("analysis.images=4",),
     "evaluate": (),
@@ -64,7 +65,7 @@ def content(run):
     for path in sorted(run.rglob("*.npz")):
         with np.load(path) as arrays:
             found |= {f"{path.name}/{name}": hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays}
-    for path in sorted([*run.rglob("*.png"), *run.rglob("*.csv"), *run.rglob("*.txt")]):
+    for path in sorted(path for kind in ("png", "csv", "txt", "webp", "js") for path in run.rglob(f"*.{kind}")):
         found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

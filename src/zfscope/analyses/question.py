@@ -143,6 +143,7 @@ class Result:
     arrays: Mapping[str, np.ndarray] | Writable | None = None  # what ``arrays.npz`` will hold
     figures: Mapping[str, Image.Image | Callable[[], Image.Image]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # further files by name: tables and pages
+    folders: Mapping[str, Path] = field(default_factory=dict)  # written beside; when saved they move in, by name
     notes: Sequence[str] = ()  # lines to print below the numbers
     conditions: Mapping[str, Any] = field(default_factory=dict)  # under which it was found, beside the usual ones
 

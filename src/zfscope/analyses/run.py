@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -284,7 +285,7 @@ def stem_of(model: Mapping[str, Any]) -> str | None:
 
 
 def save(result: Result, folder: Path) -> dict[str, Path]:
-    """Write a result's figures (plots as PDF, too), arrays and files; returns the pictures by name."""
+    """Write a result's figures (plots as PDF, too) and arrays, move its folders in; returns the pictures by name."""
     pictures = {}
     arrays = result.arrays
     try:
@@ -305,8 +306,14 @@ def save(result: Result, folder: Path) -> dict[str, Path]:
     finally:
         if arrays is not None and not isinstance(arrays, Mapping):
             arrays.close()
-    for name, text in result.files.items():
-        write_text(folder / name, masked(text))
+    try:
+        for name, text in result.files.items():
+            write_text(folder / name, masked(text))
+        for name, written in result.folders.items():
+            written.rename(folder / name)
+    finally:
+        for written in result.folders.values():
+            shutil.rmtree(written, ignore_errors=True)
     return pictures
 
 

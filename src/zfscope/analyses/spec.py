@@ -65,6 +65,22 @@ class ProjectionsAnalysis(SampledOptions):
     batch_size: Count = 16  # images that go forward together
 
 
+class AtlasAnalysis(SampledOptions):
+    """``analysis=atlas``: all feature maps, their winners and some images as pages to walk through."""
+
+    irrelevant: ClassVar[frozenset[str]] = AnalysisOptions.irrelevant | {"pages"}
+
+    name: Literal["atlas"] = "atlas"
+    part: Part | None = None
+    layers: tuple[str, ...] | None = None
+    top: Count = 9
+    pages: Annotated[int, Field(ge=0)] = 24
+    rule: Rule = "auto"
+    controls: Annotated[int, Field(ge=0)] = 64
+    memory_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    batch_size: Count = 16
+
+
 class EvolutionAnalysis(SampledOptions):
     """``analysis=evolution``: how projections change over the epochs that a run kept."""
 
@@ -242,6 +258,7 @@ class LedgerAnalysis(AnalysisOptions):
 Analysis = Annotated[
     EvaluateAnalysis
     | ProjectionsAnalysis
+    | AtlasAnalysis
     | EvolutionAnalysis
     | OcclusionAnalysis
     | InvarianceAnalysis
