@@ -161,13 +161,16 @@ def test_every_file_that_the_page_names_is_there_and_no_other(written):
     check_whole(written)
 
 
-def test_only_a_new_folder_or_an_earlier_atlas_is_written_to(tmp_path, written):
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("names", [["notes.txt"], ["index.html"], ["index.html", "data/index.js", "notes.txt"]])
+def test_only_a_new_folder_or_an_earlier_atlas_is_written_to(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
 
     with pytest.raises(ValueError, match="holds other files, or is one; give a new folder"):
         write(small_module(), random_images(), tmp_path)
 
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert all((tmp_path / name).read_text() == "mine" for name in names)
 
 
 def test_an_atlas_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):

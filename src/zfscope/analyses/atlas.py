@@ -22,6 +22,7 @@ from zfscope.deconvnet.choice import rule_for
 from zfscope.deconvnet.rules import WAY_OUT
 from zfscope.networks.imagenet import same_classes
 from zfscope.networks.network import Network
+from zfscope.secrets import masked
 
 
 def analyse(question: Question) -> Result:
@@ -56,7 +57,7 @@ def analyse(question: Question) -> Result:
     folder = question.folder / f".atlas.{secrets.token_hex(4)}.tmp"  # a killed process's is removed by the next one
     try:
         same = is_of_these_classes(network, images)
-        atlas = make(network, source, folder, pages, ways, question.title, same, measure)
+        atlas = make(network, source, folder, pages, ways, masked(question.title), same, measure)
     except ValueError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(str(error).replace(WAY_OUT, f"{WAY_OUT}: analysis.rule=gradient")) from error

@@ -73,7 +73,7 @@ class AtlasAnalysis(SampledOptions):
     name: Literal["atlas"] = "atlas"
     part: Part | None = None
     layers: tuple[str, ...] | None = None
-    top: Count = 9
+    top: Count = 9  # strongest activations of each map
     pages: Annotated[int, Field(ge=0)] = 24
     rule: Rule = "auto"
     controls: Annotated[int, Field(ge=0)] = 64

@@ -39,6 +39,12 @@ def write_page(folder: Path, content: dict[str, Any]) -> None:
         write_text(folder / name, (files("zfscope.atlas") / "templates" / name).read_text(encoding="utf-8"))
 
 
+def is_atlas(folder: Path) -> bool:
+    """Whether a folder holds an atlas and nothing else, so that it may be replaced by another one."""
+    own = {"index.html", "data", "sprites", ICON, *STYLES, *SCRIPTS}
+    return (folder / "data" / "index.js").is_file() and {entry.name for entry in folder.iterdir()} <= own
+
+
 def write_data(folder: Path, name: str, content: Any) -> None:
     """Write ``data/NAME.js``: a call that hands ``content`` to the page."""
     path = folder / "data" / f"{name}.js"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zfscope.activations import TopTable
 from zfscope.atlas.content import Options, sizes_by_kind, write_classes, write_images, write_layers
 from zfscope.atlas.looks import write_looks
-from zfscope.atlas.page import write_data, write_page
+from zfscope.atlas.page import is_atlas, write_data, write_page
 from zfscope.atlas.source import Source, over_classes, tensor_source
 from zfscope.deconvnet.choice import Choice
 from zfscope.networks.hooked import as_network
@@ -71,7 +71,7 @@ def write(
     """
     network = as_network(module, layers)
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and ((folder / INDEX).is_file() or not any(folder.iterdir()))):
+    if folder.exists() and not (folder.is_dir() and (is_atlas(folder) or not any(folder.iterdir()))):
         raise ValueError(f"folder={printable(folder)} holds other files, or is one; give a new folder")
     if labels is not None and classes is None and network.classes is not None:
         classes = network.classes
