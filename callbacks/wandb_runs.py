@@ -147,6 +147,7 @@ def out_of_reach() -> str | None:
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler(own)] if own else []))
     error = within(ASK_SECONDS, lambda: opener.open(request, timeout=ASK_SECONDS).close())
     if isinstance(error, urllib.error.HTTPError):
+        error.close()
         if error.code in (401, 403):
             return None if key is None else f"{place.base_url} does not take the API key, HTTP {error.code}"
         return f"{place.base_url} answers HTTP {error.code}"
