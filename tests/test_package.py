@@ -36,7 +36,7 @@ def zfscope(installed, tmp_path):
 
     def call(*words):
         done = subprocess.run(
-            [sys.executable, "-m", "zfscope", *words],
+            [sys.executable, "-m", "zfscope.commands", *words],
             cwd=tmp_path,
             env=ENVIRONMENT | {"PYTHONPATH": str(installed)},
             capture_output=True,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zfscope.activations import TopTable
 from zfscope.analyses.controls import controls
-from zfscope.analyses.question import Metric, Question, Result, at_most, readable_inputs, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, have_maps, readable_inputs, reader
 from zfscope.atlas.content import Options
 from zfscope.atlas.public import make
 from zfscope.atlas.source import Source, over_classes
@@ -28,11 +28,7 @@ from zfscope.secrets import masked
 def analyse(question: Question) -> Result:
     """The folder ``atlas``; dead maps and controls by layer, as of ``analysis=projections``, and bytes by kind."""
     options, network, images = question.options, question.network, question.images
-    for layer in options.layers or ():
-        if layer not in network.layers_with_maps:
-            what = f"{layer} is dense" if layer in network.layers else f"no layer {layer!r}"
-            layers = ", ".join(network.layers_with_maps)
-            raise ValueError(f"analysis.layers: {what}; the layers with feature maps are {layers}")
+    have_maps(network, options.layers)
     examples = question.inputs(images)
     _, example = next(readable_inputs(examples, range(len(images))))
     source = source_of(question, images, example)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zfscope.activations import TopTable
 from zfscope.analyses.controls import controls
-from zfscope.analyses.question import Metric, Question, Result, at_most, readable_inputs, reader
+from zfscope.analyses.question import Metric, Question, Result, at_most, have_maps, readable_inputs, reader
 from zfscope.console import counting
 from zfscope.deconvnet.choice import rule_for, told
 from zfscope.deconvnet.rules import WAY_OUT
@@ -53,11 +53,7 @@ def analyse(question: Question) -> Result:
     and projection are grey, box and scale 0.
     """
     options, network, images = question.options, question.network, question.images
-    for layer in options.layers or ():
-        if layer not in network.layers_with_maps:
-            what = f"{layer} is dense" if layer in network.layers else f"no layer {layer!r}"
-            layers = ", ".join(network.layers_with_maps)
-            raise ValueError(f"analysis.layers: {what}; the layers with feature maps are {layers}")
+    have_maps(network, options.layers)
     layers_to_watch(network, options.layers)
     at_most(options.top, len(images), "analysis.top")
     examples = question.inputs(images)

@@ -148,6 +148,15 @@ class Result:
     conditions: Mapping[str, Any] = field(default_factory=dict)  # under which it was found, beside the usual ones
 
 
+def have_maps(network: Network, layers: Sequence[str] | None) -> None:
+    """Refuse layers that were named and have no feature maps."""
+    for layer in layers or ():
+        if layer not in network.layers_with_maps:
+            what = f"{layer} is dense" if layer in network.layers else f"no layer {layer!r}"
+            known = ", ".join(network.layers_with_maps)
+            raise ValueError(f"analysis.layers: {what}; the layers with feature maps are {known}")
+
+
 def at_most(wanted: int, count: int, key: str) -> int:
     """As many images as an option wants, or all with a warning where there are fewer."""
     if wanted > count:
